@@ -1,0 +1,1 @@
+"""seprune: prune Squeeze-and-Excitation networks by what their own gates say."""

@@ -1,0 +1,61 @@
+"""Every fault a user can meet: what is wrong and where, why, what to type next."""
+
+from __future__ import annotations
+
+
+class SepruneError(Exception):
+    """A foreseeable fault. `code` names it in docs/errors.md, `exit_status` is the process's."""
+
+    code = "bug"
+    exit_status = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "", code: str = "") -> None:
+        super().__init__(what)
+        self.what, self.why, self.fix = what, why, fix
+        self.code = code or type(self).code
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"why: {self.why}")
+        if self.fix:
+            lines.append(f"next: {self.fix}")
+        return "\n".join(lines)
+
+
+class UsageError(SepruneError):
+    """A command line or a recipe that cannot be carried out."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class InputError(SepruneError):
+    """A checkpoint, model, data set, plan or run folder that cannot be used."""
+
+    code = "input"
+    exit_status = 3
+
+
+class EnvironmentFault(SepruneError):
+    """A missing extra, no device, a full disk, out of memory at batch 1."""
+
+    code = "environment"
+    exit_status = 4
+
+
+class LockedError(SepruneError):
+    """Another process works in the same run folder."""
+
+    code = "locked"
+    exit_status = 6
+
+
+class StoppedError(SepruneError):
+    """A signal ended the run; its state is saved."""
+
+    code = "stopped"
+
+    def __init__(self, what: str, *, signum: int, fix: str = "") -> None:
+        super().__init__(what, fix=fix)
+        self.exit_status = 128 + signum

@@ -1,0 +1,330 @@
+"""One forward pass recorded at operator level: what every tensor was made of, and where.
+
+Gates, dependency groups and costs are all read off this record, so that nothing in seprune
+depends on how a user spells a layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
+
+from seprune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor among an operator's arguments: the number of its `Value`."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor of the pass. `name` is set for parameters and buffers, `node` for results."""
+
+    id: int
+    shape: tuple[int, ...]
+    kind: str  # "input" | "parameter" | "buffer" | "constant" | "result"
+    name: str = ""
+    node: int = -1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call inside the module `module` (its `call`-th call in this pass)."""
+
+    id: int
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int, ...]
+    module: str
+    call: int
+    macs: int = 0  # of the whole batch, as torch.utils.flop_counter counts them
+
+    def inputs(self) -> list[int]:
+        """Numbers of the values that the operator reads."""
+        return [a.value for a in tree_leaves((self.args, self.kwargs)) if isinstance(a, Ref)]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: the values that went in and came out."""
+
+    module: str
+    call: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    first_node: int
+    end_node: int
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """The `index`-th torch function called inside one call of a module, children included."""
+
+    module: str
+    call: int
+    index: int
+    output: int
+
+
+@dataclass
+class Trace:
+    """Everything recorded in one pass, in the order of execution."""
+
+    batch: int = 1
+    functions: list[FunctionCall] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    outputs: tuple[int, ...] = ()
+
+    def consumers(self) -> dict[int, list[int]]:
+        """For each value the nodes that read it."""
+        readers: dict[int, list[int]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs()):
+                readers.setdefault(value, []).append(node.id)
+        return readers
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """The shape of a value."""
+        return self.values[value].shape
+
+
+def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Trace:
+    """Run `model` once in eval mode without gradients and record every operator.
+
+    Args:
+        inputs: one tensor, or a tuple of positional arguments.
+        limit_seconds: a pass that takes longer is ended with an error that names the layer.
+
+    Raises:
+        InputError: the forward raises or does not end; names the layer.
+    """
+    recorder = _Recorder(model, limit_seconds)
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    with evaluating(model), recorder.hooked(), torch.no_grad():
+        for tensor in tree_leaves(arguments):
+            if isinstance(tensor, Tensor):
+                recorder.value(tensor, kind="input")
+                recorder.trace.batch = tensor.shape[0] if tensor.dim() > 3 else 1
+        try:
+            with recorder.functions, recorder:
+                outputs = model(*arguments)
+        except InputError:
+            raise
+        except Exception as error:
+            # whatever a stranger's forward raises belongs in the message, not in a traceback
+            where = recorder.where()
+            raise InputError(
+                f"the model's forward fails in layer '{where or type(model).__name__}'",
+                why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                fix="check the input shape (--input 3x224x224) and that the model takes one image",
+                code="forward",
+            ) from error
+        recorder.trace.outputs = recorder.ids(outputs)
+    return recorder.trace
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode; give each its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@dataclass
+class _Frame:
+    module: str
+    call: int
+    inputs: tuple[int, ...]
+    first_node: int
+    functions: int = 0
+
+
+class _Functions(TorchFunctionMode):
+    """Numbers the torch functions that Python code calls, as `gates.watch` will see them again."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and self.recorder.stack:
+            for frame in self.recorder.stack:
+                frame.functions += 1
+            last = self.recorder.stack[-1]
+            self.recorder.trace.functions.append(
+                FunctionCall(last.module, last.call, last.functions, self.recorder.id(result))
+            )
+        return result
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, model: nn.Module, limit_seconds: float) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.model = model
+        self.known = WeakIdKeyDictionary()
+        self.names = {id(t): (n, "parameter") for n, t in model.named_parameters()}
+        self.names |= {id(t): (n, "buffer") for n, t in model.named_buffers()}
+        self.stack: list[_Frame] = []
+        self.functions = _Functions(self)
+        self.counts: dict[str, int] = {}
+        self.limit_seconds = limit_seconds
+        self.deadline = time.monotonic() + limit_seconds
+
+    def value(self, tensor: Tensor, *, kind: str = "constant", node: int = -1) -> int:
+        name = ""
+        if kind == "constant" and id(tensor) in self.names:
+            name, kind = self.names[id(tensor)]
+        number = len(self.trace.values)
+        self.trace.values.append(Value(number, tuple(tensor.shape), kind, name, node))
+        self.known[tensor] = number
+        return number
+
+    def id(self, tensor: Tensor) -> int:
+        found = self.known.get(tensor)
+        return self.value(tensor) if found is None else int(found)
+
+    def ids(self, tree: Any) -> tuple[int, ...]:
+        return tuple(self.id(t) for t in tree_leaves(_plain(tree)) if isinstance(t, Tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.check_time()
+        with torch._C.DisableTorchFunction():
+            return self.note(func, args, kwargs or {})
+
+    def note(self, func: Any, args: Any, kwargs: Any) -> Any:
+        as_ref = lambda a: Ref(self.id(a)) if isinstance(a, Tensor) else a  # noqa: E731
+        refs, keyword_refs = tree_map(as_ref, args), tree_map(as_ref, kwargs)
+        result = func(*args, **kwargs)
+        number = len(self.trace.nodes)
+        module, call = self.frame()
+        outputs = tuple(
+            self.value(t, kind="result", node=number)
+            for t in tree_leaves(result)
+            if isinstance(t, Tensor)
+        )
+        macs = _macs(func, args, kwargs, result)
+        self.trace.nodes.append(
+            Node(number, str(func), tuple(refs), keyword_refs, outputs, module, call, macs)
+        )
+        self.write_through(args, outputs, number)
+        return result
+
+    def write_through(self, args: Any, outputs: tuple[int, ...], number: int) -> None:
+        """An in-place write into a view changes the tensor it looks into as well."""
+        if not outputs or not args or not isinstance(args[0], Tensor) or not args[0]._is_view():
+            return
+        if self.known.get(args[0]) != outputs[0] or args[0]._base is None:
+            return
+        base = args[0]._base
+        before = self.id(base)
+        after = self.value(base, kind="result", node=number + 1)
+        module, call = self.frame()
+        self.trace.nodes.append(
+            Node(
+                number + 1,
+                "seprune.write_into_view",
+                (Ref(before), Ref(outputs[0])),
+                {},
+                (after,),
+                module,
+                call,
+            )
+        )
+
+    def frame(self) -> tuple[str, int]:
+        return (self.stack[-1].module, self.stack[-1].call) if self.stack else ("", 0)
+
+    def where(self) -> str:
+        return self.frame()[0]
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            where = self.where()
+            raise InputError(
+                f"the forward pass did not end within {self.limit_seconds:g} s",
+                why=f"it was in layer '{where or type(self.model).__name__}'",
+                fix="use a smaller input (--input) or leave the model as it is",
+                code="trace-timeout",
+            )
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        try:
+            for name, module in self.model.named_modules():
+                handles.append(
+                    module.register_forward_pre_hook(self._enter(name), with_kwargs=True)
+                )
+                handles.append(module.register_forward_hook(self._leave(), always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            call = self.counts.get(name, 0)
+            self.counts[name] = call + 1
+            with torch._C.DisableTorchFunction():
+                inputs = self.ids((args, kwargs))
+            self.stack.append(_Frame(name, call, inputs, len(self.trace.nodes)))
+
+        return hook
+
+    def _leave(self) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if output is None and not self.stack:
+                return
+            if output is None:  # the forward raised: keep the stack, it names the layer
+                return
+            frame = self.stack.pop()
+            end = len(self.trace.nodes)
+            with torch._C.DisableTorchFunction():
+                outputs = self.ids(output)
+            self.trace.calls.append(
+                Call(frame.module, frame.call, frame.inputs, outputs, frame.first_node, end)
+            )
+
+        return hook
+
+
+def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    formula = flop_registry.get(func._overloadpacket)
+    return int(formula(*args, **kwargs, out_val=result)) // 2 if formula else 0
+
+
+def _plain(tree: Any) -> Any:
+    """Output classes of model zoos (dataclasses, mappings) as containers that pytree walks."""
+    if isinstance(tree, Tensor):
+        return tree
+    if isinstance(tree, dict):
+        return list(tree.values())
+    if hasattr(tree, "__dataclass_fields__"):
+        return [getattr(tree, name) for name in tree.__dataclass_fields__]
+    if isinstance(tree, (list, tuple)):
+        return [_plain(item) for item in tree]
+    return tree
