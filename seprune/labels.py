@@ -8,7 +8,7 @@ know freezes the labels that meet it, with a reason: nothing is guessed and noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -67,21 +67,24 @@ def _convolution(walker: Walker, node: Node) -> None:
         _positional(walker, node, outs)
         return
     layer = _layer(walker, node, weight)
+    into, out = ("in", "out") if layer in walker.modules else ("dim1", "dim0")
     depthwise = groups == shape[1]
+    if out == "dim0" and groups > 1:
+        if not depthwise:
+            raise ValueError("conv groups of a bare parameter")
+        _attribute(walker, node, [groups], [channels])
     if depthwise:
         made = channels.repeat_interleave(outs // groups)
     else:
         made = walker.fresh(outs)
-        walker.slot(Slot(layer, "in", channels, node.id))
+        walker.slot(Slot(layer, into, channels, node.id))
         _conv_groups(walker, layer, groups, channels, made)
-    walker.slot(Slot(layer, "out", made, node.id, produces=not depthwise))
+    walker.slot(Slot(layer, out, made, node.id, produces=not depthwise))
     _cost_of_layer(walker, node, channels, made, groups)
     walker.set(node, made.view(1, -1, *[1] * (len(shape) - 2)))
 
 
-def _cost_of_layer(
-    walker: Walker, node: Node, channels: Tensor, made: Tensor, groups: int
-) -> None:
+def _cost_of_layer(walker: Walker, node: Node, channels: Tensor, made: Tensor, groups: int) -> None:
     whole = groups > 1 and (groups == len(channels) or _whole_blocks(groups, channels, made))
     walker.cost(node, (made,) if whole else (channels, made))
 
@@ -91,9 +94,7 @@ def _whole_blocks(groups: int, channels: Tensor, made: Tensor) -> bool:
     return groups >= min(len(channels), len(made)) // groups
 
 
-def _conv_groups(
-    walker: Walker, layer: str, groups: int, channels: Tensor, made: Tensor
-) -> None:
+def _conv_groups(walker: Walker, layer: str, groups: int, channels: Tensor, made: Tensor) -> None:
     """Keep a grouped convolution valid: tie what must go together."""
     if groups == 1:
         return
@@ -137,7 +138,11 @@ def _matmul_parameter(walker: Walker, node: Node, x: int, weight: int) -> bool:
         return True
     layer = _layer(walker, node, weight, turned)
     made = walker.fresh(outs)
-    sides = ("in", "out") if layer in walker.modules else (("dim1", "dim0") if turned else ("dim0", "dim1"))
+    sides = (
+        ("in", "out")
+        if layer in walker.modules
+        else (("dim1", "dim0") if turned else ("dim0", "dim1"))
+    )
     walker.slot(Slot(layer, sides[0], channels, node.id))
     walker.slot(Slot(layer, sides[1], made, node.id, produces=True))
     walker.cost(node, (channels, made))
@@ -417,7 +422,10 @@ def _split(walker: Walker, node: Node) -> None:
     parts = [walker.result.values[v] for v in node.outputs]
     sizes = [p.shape[dim] for p in parts]
     vectors = [v for p in parts if (v := along(p, dim)) is not None]
+    whole = along(read, dim)
     named = _attribute(walker, node, sizes, vectors)
+    if not named and whole is not None and len(set(sizes)) == 1:  # a part of an attribute
+        _attribute(walker, node, [read.shape[dim]], [whole])
     if len(set(sizes)) == 1:
         for part in parts[1:]:
             walker.tie(parts[0], part, walker.place(node))
@@ -437,8 +445,10 @@ def _slice(walker: Walker, node: Node) -> None:
     end = read.shape[dim] if end is None else end
     step = walker.arg(node, 4, "step", 1)
     cuts = [c for c in (start, end) if 0 < c < read.shape[dim]]
-    named = vector is not None and step == 1 and all(
-        _attribute(walker, node, [c], [vector[:c]]) for c in cuts
+    named = (
+        vector is not None
+        and step == 1
+        and all(_attribute(walker, node, [c], [vector[:c]]) for c in cuts)
     )
     if not named:
         walker.freeze(read, f"it is sliced at fixed positions by {walker.place(node)}")
