@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from seprune.labels import Labelling
 from seprune.trace import Node, Ref, Trace
 
 VIEWS = {
@@ -28,6 +30,7 @@ OTHERS = {
     "var", "std", "linalg_vector_norm", "norm", "logsumexp", "amin", "min", "median", "bmm",
     "topk", "sort", "prod", "var_mean",
 }  # fmt: skip
+CLAMPS = {"hardtanh", "relu6", "clamp", "clamp_min", "clamp_max", "relu"}
 MIXING = {"convolution", "addmm", "mm", "linear", "bmm", "baddbmm"}
 LEARNED = MIXING | {"native_batch_norm", "native_group_norm", "native_layer_norm"}
 ACTIVATIONS = {
@@ -38,7 +41,9 @@ ACTIVATIONS = {
     "leaky_relu": "leaky_relu", "_log_softmax": "softmax", "exp": "exp", "sin": "sin",
     "_prelu_kernel": "prelu", "threshold": "relu", "log_sigmoid_forward": "logsigmoid",
 }  # fmt: skip
-PRODUCTS = {"mul", "multiply", "addcmul"}
+PRODUCTS = {"mul", "multiply", "addcmul", "bmm"}
+SUMS = {"add", "sum"}
+COPIES = {"clone", "detach", "alias", "_to_copy", "contiguous", "lift_fresh"}
 
 
 def base(node: Node) -> str:
@@ -59,9 +64,11 @@ class Excitation:
 class Flow:
     """A recorded pass with its squeezed values worked out."""
 
-    def __init__(self, trace: Trace, depends: set[int]) -> None:
+    def __init__(self, trace: Trace, labelling: Labelling) -> None:
         self.trace = trace
-        self.depends = depends
+        self.depends = labelling.depends
+        self.layers = {s.node: s.layer for s in labelling.slots if s.side != "in"}
+        self.mapped: set[int] = set()  # what depends on a map, not only on a vector, of the input
         self.squeezed: set[int] = set()
         self.squeezing: dict[int, str] = {}  # node -> kind
         for node in trace.nodes:
@@ -76,11 +83,17 @@ class Flow:
         """The node's inputs that depend on the model's input."""
         return [v for v in node.inputs() if v in self.depends]
 
+    def layer(self, node: Node) -> str:
+        """The layer or bare parameter whose weight an operator uses."""
+        return self.layers.get(node.id) or node.module
+
     def _judge(self, node: Node) -> None:
-        live = self.live(node)
-        open_ = [v for v in live if v not in self.squeezed]
+        self.mapped.update(v for v in self.live(node) if self._is_map(v))
+        live = [v for v in self.live(node) if v in self.mapped]
         if not live:
             return
+        self.mapped.update(node.outputs)
+        open_ = [v for v in live if v not in self.squeezed]
         if not open_:
             self.squeezed.update(node.outputs)
             return
@@ -88,6 +101,12 @@ class Flow:
         if kind:
             self.squeezing[node.id] = kind
             self.squeezed.update(node.outputs)
+
+    def _is_map(self, value: int) -> bool:
+        node = self.producer(value)
+        if node is None:
+            return len(self.trace.shape(value)) > 2
+        return base(node) in ("embedding", "convolution") and self.wide(value) > 1
 
     def _squeeze_kind(self, node: Node, open_: list[int]) -> str:
         before = max(self.wide(v) for v in open_)
@@ -102,7 +121,7 @@ class Flow:
             return ""
         if before > 1:
             return named or "other"
-        flattened = self.trace.shape(open_[0])[0] == self.trace.batch
+        flattened = self.wide(self.strip(open_[0])[0]) > 1
         return "other" if op in ("addmm", "mm") and flattened else ""
 
     def wide(self, value: int) -> int:
@@ -132,37 +151,54 @@ class Flow:
 
     def activation(self, value: int) -> tuple[str, int]:
         """The last nonlinearity before a value and its node (-1 without one)."""
-        scaled = False
-        while (node := self.producer(value)) is not None and node.id not in self.squeezing:
-            op = base(node)
-            if op in ACTIVATIONS:
-                return _spelled(ACTIVATIONS[op], node, scaled, self), node.id
-            if op in MIXING:
-                break
-            live = self.live(node)
+        todo, scaled, ceiling = {self.trace.values[value].node}, False, -1
+        while todo and (number := max(todo)) >= 0:
+            todo.remove(number)
+            node, op = self.trace.nodes[number], base(self.trace.nodes[number])
+            if number in self.squeezing or op in MIXING:
+                continue
+            if self._logistic(node):
+                return "sigmoid", number
             scaled = scaled or op in ("mul", "div")
-            if op == "reciprocal" or (op == "div" and live and node.inputs()[0] not in live):
-                return "sigmoid", node.id  # 1 / (1 + exp(-x))
-            if len(set(live)) != 1:
-                break
-            value = live[0]
-        return "identity", -1
+            if op in CLAMPS:
+                low, high = _bounds(node)
+                if low is None:
+                    ceiling = number
+                    todo.update(self.trace.values[v].node for v in self.live(node))
+                    continue
+                high = _bounds(self.trace.nodes[ceiling])[1] if ceiling >= 0 else high
+                return _clamp(op, low, high, scaled), number
+            if op in ACTIVATIONS:
+                return ACTIVATIONS[op], number
+            todo.update(self.trace.values[v].node for v in self.live(node))
+        return ("clamp", ceiling) if ceiling >= 0 else ("identity", -1)
+
+    def _logistic(self, node: Node) -> bool:
+        """Whether a node is the last step of 1 / (1 + exp(-x))."""
+        live = self.live(node)
+        divides = base(node) == "div" and node.inputs()[0] not in live
+        turned = base(node) == "reciprocal" or (base(node) == "pow" and node.args[1] == -1)
+        if not (divides or turned) or len(live) != 1:
+            return False
+        total = self.producer(live[0])
+        if total is None or base(total) != "add":
+            return False
+        terms = [self.producer(v) for v in self.live(total)]
+        return any(t is not None and base(t) == "exp" for t in terms)
 
     def strip(self, value: int) -> list[int]:
         """The values that are `value` up to its shape, oldest first."""
         chain = [value]
         while (node := self.producer(value)) is not None and base(node) in VIEWS:
             live = self.live(node)
-            if len(live) != 1:
+            if len(live) != 1 or node.op == "aten.view.dtype":
                 break
             value = live[0]
             chain.append(value)
         return chain[::-1]
 
-    def positions(self, chain: list[int]) -> Tensor:
-        """Element numbers of `chain[0]`, shaped and ordered as they stand in `chain[-1]`."""
-        shape = self.trace.shape(chain[0])
-        ids = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    def positions(self, chain: list[int], ids: Tensor) -> Tensor:
+        """Numbers of the elements of `chain[0]`, as those stand in `chain[-1]`."""
         for value in chain[1:]:
             node = self.producer(value)
             if node is None:
@@ -187,7 +223,7 @@ class Flow:
         if node is None:
             return []
         if base(node) in ("convolution", "addmm", "mm", "linear"):
-            return [node.module]
+            return [self.layer(node)]
         live = [v for v in self.live(node) if v not in self.squeezed]
         if base(node) == "cat" or base(node) == "stack":
             return list(dict.fromkeys(m for v in live for m in self.makers(v)))
@@ -197,23 +233,35 @@ class Flow:
 
 def _replay(node: Node, ids: Tensor, value: int) -> Tensor:
     space, name, overload = node.op.split(".")
+    if name in ("view", "_unsafe_view"):  # the numbers may not lie in memory as the tensor did
+        return ids.reshape(node.args[1])
     call = getattr(getattr(getattr(torch.ops, space), name), overload)
     arguments = tree_map(lambda a: ids if isinstance(a, Ref) else a, node.args)
     keywords = {k: v for k, v in node.kwargs.items() if k in ("dim", "dims", "start", "end")}
-    made = call(*arguments, **keywords)
-    return made[node.outputs.index(value)] if isinstance(made, (list, tuple)) else made
+    made: Any = call(*arguments, **keywords)
+    if isinstance(made, Tensor):
+        return made
+    part: Tensor = made[node.outputs.index(value)]
+    return part
 
 
-def _spelled(name: str, node: Node, scaled: bool, flow: Flow) -> str:
+def _bounds(node: Node) -> tuple[float | None, float | None]:
+    """The limits of a clamp, None where it has none; trailing defaults are not recorded."""
+    defaults = {"hardtanh": (-1.0, 1.0), "relu": (0.0, None), "relu6": (0.0, 6.0)}
+    low, high = defaults.get(base(node), (None, None))
+    given = list(node.args[1:3])
+    if base(node) == "clamp_max":
+        return None, given[0]
+    return (given[0] if given else low), (given[1] if len(given) > 1 else high)
+
+
+def _clamp(op: str, low: float | None, high: float | None, scaled: bool) -> str:
     """`relu6(x + 3) / 6` and `clamp(x / 6 + 0.5, 0, 1)` are hard sigmoids."""
-    bounds = [a for a in node.args[1:] if isinstance(a, (int, float))]
-    if name in ("hardtanh", "clamp") and bounds in ([0, 6], [0.0, 6.0]) and scaled:
+    if low == 0 and (high == 1 or (high == 6 and scaled)):
         return "hardsigmoid"
-    if name in ("hardtanh", "clamp") and bounds in ([0, 1], [0.0, 1.0]):
-        return "hardsigmoid"
-    if name == "exp":
-        return "exp"
-    return name
+    if low == 0 and high is None:
+        return "relu"
+    return ACTIVATIONS[op]
 
 
 def _over_positions(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Find every channel gate of a model by what it does, and watch the gates in every forward.
+"""Find every channel gate of a model by what it does.
 
 A channel gate depends on the input through a squeeze over positions, holds one value per sample
 and channel, and multiplies a feature map over those channels (Hu et al., arXiv:1709.01507).
@@ -13,21 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune.dataflow import LEARNED, PRODUCTS, Excitation, Flow, base, common
+from seprune.dataflow import LEARNED, SUMS, VIEWS, Excitation, Flow, base, common
 from seprune.errors import InputError
-from seprune.labels import Labelling, compact, solve, varying
+from seprune.labels import Labelling, solve, varying
+from seprune.products import Product, find_products, sampled
 from seprune.rules import label
-from seprune.trace import Call, Node, Ref, Trace, record
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a tensor shows itself to Python: a module's output, its input, or a function in it."""
-
-    module: str
-    call: int
-    kind: str  # "output" | "input" | "function"
-    index: int
+from seprune.taps import Tap, Taps
+from seprune.trace import Call, Node, Trace, record
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class Gate:
     Attributes:
         name: path of the gate's module (`layer1.0.se`), or of the block plus the operation
             (`layer1.0:sigmoid`); `[i]` for the i-th branch, `#i` for the i-th use.
-        channels: values per sample.
+        channels: values per sample; 0 where a gate that never ran takes any number.
         squeeze: `mean`, `max`, `mean+max` or another name.
         activation: `sigmoid`, `hardsigmoid`, `tanh`, `relu`, `softmax`, `identity`, ...
         placement: `residual` if the gated channels take part in a residual sum, else `inner`.
@@ -58,6 +50,7 @@ class Gate:
     features: Tap | None = None
     order: tuple[int, ...] = ()  # channel c is element order[c] of the tapped sample; () = as is
     labels: Tensor | None = None  # of the scaled channels, for `groups`
+    node: int = -1  # the product in the recorded pass, for `sources`
 
 
 def find_gates(model: nn.Module, inputs: Any) -> tuple[Gate, ...]:
@@ -76,53 +69,78 @@ def find_gates(model: nn.Module, inputs: Any) -> tuple[Gate, ...]:
 
 def gates_of(trace: Trace, labelling: Labelling, model: nn.Module) -> tuple[Gate, ...]:
     """The gates in a recorded and labelled pass, and the gate modules that it never called."""
-    finder = _Finder(trace, labelling, model)
-    found = finder.find()
-    return tuple(_numbered(found)) + tuple(_idle(trace, model))
+    return tuple(_found(trace, labelling)) + tuple(_idle(trace, model))
 
 
-def _numbered(gates: Sequence[Gate]) -> list[Gate]:
-    seen: dict[str, int] = {}
-    result = []
-    for gate in gates:
-        seen[gate.name] = seen.get(gate.name, 0) + 1
-        use = seen[gate.name]
-        result.append(gate if use == 1 else replace(gate, name=f"{gate.name}#{use}"))
-    return result
+def _found(trace: Trace, labelling: Labelling) -> list[Gate]:
+    return _named(_Finder(trace, labelling).find())
 
 
-def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
-    """Run every module that was never called on its own, and see whether it is a gate."""
-    called = {call.module for call in trace.calls}
-    tops = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name and name not in called and any(True for _ in module.children())
-    ]
-    gates: list[Gate] = []
-    for name, module in tops:
-        if any(name.startswith(g.name + ".") for g in gates):
-            continue
-        alone = _alone(module)
-        if alone is not None and alone.name in ("", ":" + alone.name[1:]):
-            gates.append(replace(alone, name=name, runs=False, scales=(), tap=None, features=None))
+def _named(found: Sequence[_Found]) -> list[Gate]:
+    """Make names unique: `[i]` for the parts of one tensor, `#i` for one more use of a gate."""
+    parts: dict[int, list[frozenset[int]]] = {}
+    for part in found:
+        known = parts.setdefault(part.root, [])
+        if part.elements not in known:
+            known.append(part.elements)
+    uses: dict[str, int] = {}
+    gates = []
+    for part in found:
+        name, known = part.gate.name, parts[part.root]
+        name = f"{name}[{known.index(part.elements)}]" if len(known) > 1 else name
+        uses[name] = uses.get(name, 0) + 1
+        gates.append(replace(part.gate, name=name if uses[name] == 1 else f"{name}#{uses[name]}"))
     return gates
 
 
-def _alone(module: nn.Module) -> Gate | None:
-    """The gate that `module` is when it is given a feature map, or None."""
+# -- modules that the forward never calls ---------------------------------------------------------
+
+
+def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
+    """The gates inside the modules that were never called, found by running those alone."""
+    called = {call.module for call in trace.calls}
+    done: list[str] = []
+    gates: list[Gate] = []
+    for name, module in model.named_modules():
+        own = (
+            type(module) in (nn.Sequential, nn.ModuleList)
+            or "torch.nn" not in type(module).__module__
+        )
+        if not name or name in called or not own or any(_inside(name, d) for d in done):
+            continue
+        alone = _alone(module)
+        if alone:
+            done.append(name)
+        for gate in alone:
+            path = name + gate.name.removeprefix("module")
+            gates.append(
+                replace(gate, name=path, runs=False, scales=(), excitation=(), labels=None,
+                        tap=None, features=None, node=-1)
+            )  # fmt: skip
+    return gates
+
+
+def _alone(module: nn.Module) -> list[Gate]:
+    """The gates of a module that is given a feature map of its own."""
     first = next((p for p in module.parameters() if p.dim() >= 2), None)
-    if first is None:
-        return None
-    probe = torch.rand(2, first.shape[1], 5, 7, dtype=first.dtype, device=first.device)
+    if first is None or not hasattr(type(module), "forward"):
+        return []
+    layer = next((m for m in module.modules() if getattr(m, "weight", None) is first), None)
+    channels = first.shape[1] * int(getattr(layer, "groups", 1))
     holder = _Scaled(module)
-    try:
-        trace = record(holder, probe)
-    except InputError:
-        return None
-    found = _Finder(trace, label(trace, holder), holder).find()
-    inside = [g for g in found if g.channels == first.shape[1]]
-    return replace(inside[0], name="", placement="inner") if len(inside) == 1 else None
+    for width in (channels, _ANY):  # ECA has one channel in its kernel and takes any number
+        probe = torch.rand(2, width, 5, 7, dtype=first.dtype, device=first.device)
+        try:
+            trace = record(holder, probe, limit_seconds=5)
+        except InputError:
+            continue
+        found = _found(trace, label(trace, holder))
+        if found:
+            return found if width == channels else [replace(g, channels=0) for g in found]
+    return []
+
+
+_ANY = 12
 
 
 class _Scaled(nn.Module):
@@ -134,144 +152,127 @@ class _Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.module(x)
-        if out.shape == x.shape:
-            return out
-        return x * out.reshape(x.shape[0], -1, 1, 1)
+        return out if out.shape == x.shape else x * out.reshape(x.shape[0], -1, 1, 1)
 
+
+# -- gates of products -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Product:
-    """A multiplication of a feature map by a squeezed tensor."""
+class _Branch:
+    """A feature map of a product, its labels, and which elements of the gate scale it."""
 
-    node: Node
-    gate: int
     features: int
-    elements: Tensor  # gate element of sample 0 at every position of sample 0 of the product
-    dims: tuple[int, ...]  # dimensions of the product along which the gate varies
+    labels: Tensor
+    elements: Tensor
+    plain: bool  # features are (B, C, *)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A gate before its name is unique: the elements it takes of the tensor `root`."""
+
+    gate: Gate
+    root: int
+    elements: frozenset[int]
 
 
 class _Finder:
-    def __init__(self, trace: Trace, labelling: Labelling, model: nn.Module) -> None:
-        self.trace, self.labelling, self.model = trace, labelling, model
-        self.flow = Flow(trace, labelling.depends)
+    def __init__(self, trace: Trace, labelling: Labelling) -> None:
+        self.trace, self.labelling = trace, labelling
+        self.flow = Flow(trace, labelling)
         self.classes = solve(labelling)
-        self.outputs: dict[int, Tap] = {}
-        self.inputs: dict[int, Tap] = {}
-        self.functions: dict[int, Tap] = {}
-        self._taps()
+        self.taps = Taps(trace)
 
-    def find(self) -> list[Gate]:
-        products = [p for node in self.trace.nodes for p in self.products(node)]
-        fused = {p.node.outputs[0] for p in products}
-        residual = self.residual_classes(fused, {p.features for p in products})
-        return [gate for p in products for gate in self.gates(p, residual)]
-
-    # -- products -----------------------------------------------------------------------------
-
-    def products(self, node: Node) -> list[_Product]:
-        if base(node) not in PRODUCTS:
-            return []
-        pair = [a.value for a in node.args if isinstance(a, Ref)][-2:]
-        if len(pair) < 2:
-            return []
-        found = []
-        for gate, features in (pair, pair[::-1]):
-            known = self.flow.depends
-            if gate not in self.flow.squeezed or features in self.flow.squeezed:
-                continue
-            if gate in known and features in known and (p := self.product(node, gate, features)):
-                found.append(p)
-        return found[:1]
-
-    def product(self, node: Node, gate: int, features: int) -> _Product | None:
-        chain = self.flow.strip(gate)
-        shape = self.trace.shape(node.outputs[0])
-        size = torch.Size(self.trace.shape(chain[0])).numel()
-        per_sample, rest = divmod(size, self.trace.batch)
-        ids = self.flow.positions(chain).expand(shape)
-        samples = ids // per_sample
-        if rest or (self.trace.batch > 1 and varying(samples) != [0]):
-            return None
-        elements = compact(ids)[:1] % per_sample
-        dims = tuple(d for d in varying(elements) if d > 0)
-        return _Product(node, gate, features, elements, dims) if self.channelwise(
-            dims, features, shape
-        ) else None
-
-    def channelwise(self, dims: tuple[int, ...], features: int, shape: tuple[int, ...]) -> bool:
-        """Whether a gate that varies along `dims` varies with the channels of the features."""
-        if not dims:
-            return False
-        labels = self.labelling.values[features].expand(shape)
-        differ = [d for d in varying(labels) if d > 0]
-        if int(labels.max()) <= 0:  # features of unknown origin: go by the usual layout
-            return dims == (1,) and len(shape) > 2
-        return bool(differ) and set(differ) <= set(dims) and dims[-1] in differ
+    def find(self) -> list[_Found]:
+        products = find_products(self.flow, self.labelling)
+        residual = self.residual_classes(products)
+        return [found for p in products for found in self.gates(p, residual)]
 
     # -- gates --------------------------------------------------------------------------------
 
-    def gates(self, product: _Product, residual: set[int]) -> list[Gate]:
-        oldest = self.flow.strip(product.gate)[0]
-        excitation = self.flow.excitation(oldest)
-        activation, at = self.flow.activation(oldest)
+    def gates(self, product: Product, residual: set[int]) -> list[_Found]:
+        excitation = self.flow.excitation(product.root)
+        activation, at = self.flow.activation(product.root)
         if not excitation.squeezes or not (excitation.learned or at >= 0):
             return []
         name = self.name(product, excitation, activation, at)
-        gates = []
-        for index, branch in enumerate(branches := self.branches(product)):
+        found = []
+        for branch in self.branches(product, at):
             classes = set(self.classes[branch.labels[branch.labels > 0]].tolist())
-            gates.append(
-                Gate(
-                    name=name if len(branches) == 1 else f"{name}[{index}]",
-                    channels=len(branch.order),
-                    squeeze=excitation.kind,
-                    activation=activation,
-                    placement="residual" if classes & residual else "inner",
-                    scales=tuple(dict.fromkeys(self.flow.makers(branch.features))),
-                    excitation=self.layers(excitation),
-                    labels=branch.labels,
-                    **self.tapped(product, branch),
-                )
+            gate = Gate(
+                name=name,
+                channels=len(branch.elements),
+                squeeze=excitation.kind,
+                activation=activation,
+                placement="residual" if classes & residual else "inner",
+                scales=tuple(dict.fromkeys(self.flow.makers(branch.features))),
+                excitation=self.layers(excitation),
+                labels=branch.labels,
+                node=product.node.id,
+                **self.tapped(product, branch),
             )
-        return gates
+            found.append(_Found(gate, product.root, frozenset(branch.elements.tolist())))
+        return found
 
     def layers(self, excitation: Excitation) -> tuple[str, ...]:
         nodes = [self.trace.nodes[n] for n in sorted(excitation.nodes)]
-        return tuple(dict.fromkeys(n.module for n in nodes if base(n) in LEARNED and n.module))
+        names = [self.flow.layer(n) for n in nodes if base(n) in LEARNED]
+        return tuple(dict.fromkeys(name for name in names if name))
 
-    def branches(self, product: _Product) -> list[_Branch]:
+    def branches(self, product: Product, at: int) -> list[_Branch]:
         """One branch, or one for each feature map that a stacked product gates."""
-        shape = self.trace.shape(product.node.outputs[0])
-        labels = self.labelling.values[product.features].expand(shape)
-        keep = [0, *product.dims]
-        for d in range(len(shape)):
-            if d not in keep:
-                labels = labels.narrow(d, 0, 1)
-        labels = labels[0].reshape([shape[d] for d in product.dims])
-        elements = product.elements[0].reshape([shape[d] for d in product.dims])
+        shape = product.labels.shape
+        one = [slice(None) if d in product.dims else 0 for d in range(len(shape))]
+        labels, elements = product.labels[tuple(one)], product.elements.expand(shape)[tuple(one)]
         made = self.flow.producer(product.features)
-        if len(product.dims) == 2 and made is not None and base(made) in ("stack", "cat"):
-            parts = made.inputs()
-            if len(parts) == len(labels):
-                return [
-                    _Branch(v, row, e, True) for v, row, e in zip(parts, labels, elements)
-                ]
-        return [_Branch(product.features, labels.reshape(-1), elements.reshape(-1), False)]
+        parts = made.inputs() if made and base(made) in ("stack", "cat") else []
+        if product.dims == (1,) and len(parts) > 1 and self.over(at) == len(parts):
+            sizes = [self.trace.shape(v)[1] for v in parts]  # a softmax over what was joined
+            rows = zip(parts, torch.split(labels, sizes), torch.split(elements, sizes))
+            return [_Branch(v, row, e, True) for v, row, e in rows]
+        if len(product.dims) == 2 and len(parts) == len(labels):
+            parts = [self.flow.strip(v)[0] for v in parts]
+            return [_Branch(v, row, e, True) for v, row, e in zip(parts, labels, elements)]
+        plain = product.dims == (1,) and self.trace.shape(product.features)[1] == len(elements)
+        return [_Branch(product.features, labels.reshape(-1), elements.reshape(-1), plain)]
 
-    def residual_classes(self, products: set[int], gated: set[int]) -> set[int]:
-        """Channel classes that a residual sum adds up (not the fusion of gated branches)."""
+    def over(self, at: int) -> int:
+        """How many values a softmax weighs against each other; 0 for other activations."""
+        node = self.trace.nodes[at]
+        if at < 0 or base(node) != "_softmax":
+            return 0
+        return self.trace.shape(node.outputs[0])[int(node.args[1])]
+
+    def residual_classes(self, products: Sequence[Product]) -> set[int]:
+        """Channel classes that a residual sum adds up: one of maps that go on to the output.
+
+        Sums of branches that were gated are fusions, and those that only a squeeze reads are
+        part of the gate.
+        """
+        gates = {p.node.id: p.gate for p in products}
+        gated = {p.node.outputs[0] for p in products}
+        features = {p.features for p in products}
+        for node in self.trace.nodes:  # a sum of gated branches is one, too
+            terms = self.flow.live(node)
+            if terms and base(node) in VIEWS | SUMS and gated.issuperset(terms):
+                gated.update(node.outputs)
+        used = set(self.trace.outputs)
+        for node in reversed(self.trace.nodes):
+            if used & set(node.outputs):
+                used.update(v for v in self.flow.live(node) if v != gates.get(node.id))
         found: set[int] = set()
         for number, labels in self.labelling.sums:
-            live = set(self.flow.live(self.trace.nodes[number])) - self.flow.squeezed
-            fusion = live <= products or (live & products and live <= products | gated)
-            if len(live) > 1 and not fusion:
+            node = self.trace.nodes[number]
+            live = set(self.flow.live(node)) - self.flow.squeezed
+            fusion = live <= gated or (live & gated and live <= gated | features)
+            if len(live) > 1 and not fusion and used & set(node.outputs):
                 found.update(self.classes[labels[labels > 0]].tolist())
         return found
 
     # -- names --------------------------------------------------------------------------------
 
-    def name(self, product: _Product, excitation: Excitation, activation: str, at: int) -> str:
+    def name(self, product: Product, excitation: Excitation, activation: str, at: int) -> str:
         nodes = [self.trace.nodes[n] for n in excitation.nodes]
         core = [n for n in nodes if base(n) in LEARNED] or [
             self.trace.nodes[s] for s in excitation.squeezes
@@ -289,14 +290,14 @@ class _Finder:
             path = parent
         return path or f":{activation}"
 
-    def foreign(self, path: str, node: Node, product: _Product) -> bool:
+    def foreign(self, path: str, node: Node, product: Product) -> bool:
         """Whether the module at `path` holds layers that do not belong to the gate."""
         call = next((c for c in self.trace.calls if _holds(c, path, node)), None)
         if call is None:
             return path == "" and self.foreign_nodes(0, len(self.trace.nodes), product)
         return self.foreign_nodes(call.first_node, call.end_node, product)
 
-    def foreign_nodes(self, first: int, end: int, product: _Product) -> bool:
+    def foreign_nodes(self, first: int, end: int, product: Product) -> bool:
         own = self.flow.ancestors(product.gate, first=first)
         own -= self.flow.ancestors(product.features, first=first)
         return any(
@@ -306,53 +307,37 @@ class _Finder:
 
     # -- taps ---------------------------------------------------------------------------------
 
-    def _taps(self) -> None:
-        for call in self.trace.calls:
-            for index, value in enumerate(call.outputs):
-                self.outputs.setdefault(value, Tap(call.module, call.call, "output", index))
-            for index, value in enumerate(call.inputs):
-                if call.module:
-                    self.inputs.setdefault(value, Tap(call.module, call.call, "input", index))
-        for call_ in self.trace.functions:
-            self.functions.setdefault(
-                call_.output, Tap(call_.module, call_.call, "function", call_.index)
-            )
-
-    def tapped(self, product: _Product, branch: _Branch) -> dict[str, Any]:
+    def tapped(self, product: Product, branch: _Branch) -> dict[str, Any]:
+        """Where the gate and, as (B, C, *), its features show themselves."""
         chain = self.flow.strip(product.gate)
-        for kind in (self.outputs, self.inputs, self.functions):
-            for start, value in enumerate(chain):
-                if value in kind:
-                    order = self.order(chain[start:], product, branch)
-                    return {"tap": kind[value], "order": order, **self.features(product, branch)}
-        return {}
+        seen = self.taps.first(chain)
+        if seen is None:
+            return {}
+        features = self.taps.first([branch.features]) if branch.plain else None
+        batch_dim, order = self.order(chain[: chain.index(seen[0]) + 1], product, branch)
+        return {
+            "tap": replace(seen[1], batch_dim=batch_dim),
+            "order": order,
+            "features": features[1] if features else None,
+        }
 
-    def order(self, chain: list[int], product: _Product, branch: _Branch) -> tuple[int, ...]:
-        """Element of the tapped sample for every channel of the branch; () if that is 0, 1, ..."""
-        size = torch.Size(self.trace.shape(chain[0])).numel() // self.trace.batch
-        shape = self.trace.shape(product.node.outputs[0])
-        ids = compact(self.flow.positions(chain).expand(shape))[:1] % size
-        spread = ids[0].reshape([shape[d] for d in product.dims])
-        oldest = product.elements[0].reshape(spread.shape)
-        wanted = {int(e): int(i) for e, i in zip(oldest.reshape(-1), spread.reshape(-1))}
-        order = tuple(wanted[int(e)] for e in branch.order)
-        return () if order == tuple(range(size)) else order
+    def order(
+        self, chain: list[int], product: Product, branch: _Branch
+    ) -> tuple[int, tuple[int, ...]]:
+        """The tapped tensor's batch dimension, and its element for every channel of the branch.
 
-    def features(self, product: _Product, branch: _Branch) -> dict[str, Any]:
-        """Where the gated feature map shows itself, if its channels are where (B, C, *) has them."""
-        plain = branch.stacked or product.dims == (1,)
-        for kind in (self.outputs, self.inputs, self.functions):
-            if plain and branch.features in kind:
-                return {"features": kind[branch.features]}
-        return {}
-
-
-@dataclass(frozen=True)
-class _Branch:
-    features: int
-    labels: Tensor
-    order: Tensor
-    stacked: bool
+        () stands for the elements 0, 1, ...
+        """
+        ways = sampled(self.flow, chain[0])
+        numbers = next(n for n in ways if n.batch_dim == product.batch_dim)
+        samples = self.flow.positions(chain, numbers.samples)
+        elements = self.flow.positions(chain, numbers.elements)
+        lengths = enumerate(samples.shape)
+        batch_dim = next(iter(varying(samples) or [d for d, n in lengths if n == 1]), 0)
+        rows = elements.movedim(batch_dim, 0).reshape(self.trace.batch, -1)[0].tolist()
+        place = {element: i for i, element in reversed(list(enumerate(rows)))}
+        order = tuple(place[e] for e in branch.elements.tolist())
+        return batch_dim, () if order == tuple(range(len(rows))) else order
 
 
 def _inside(path: str, parent: str) -> bool:

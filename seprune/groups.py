@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seprune.gates import Gate, gates_of
 from seprune.labels import Labelling, solve
 from seprune.rules import label
+from seprune.sources import Site, sites
 from seprune.trace import record
 
 Positions: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -36,6 +37,20 @@ class GateLink:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a number per sample stands for the group's channels.
+
+    `kind` is `gate`, or `unit` for a virtual gate of 1 on the output of the module `name`; unit u
+    of the group is its channels `index[u]`. A group made in several layers has one at each.
+    """
+
+    kind: str
+    name: str
+    index: Positions
+    total: int
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that are removed together, in `units` (one channel, or one conv group).
 
@@ -51,6 +66,7 @@ class ChannelGroup:
     units: int
     members: tuple[Member, ...]
     gates: tuple[GateLink, ...] = ()
+    sources: tuple[Source, ...] = ()
     role: str = "features"
     prunable: bool = True
     reason: str | None = None
@@ -119,7 +135,7 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> St
     trace = record(model, inputs, limit_seconds=limit_seconds)
     labelling = label(trace, model)
     gates = gates_of(trace, labelling, model)
-    builder = _Builder(labelling, gates)
+    builder = _Builder(labelling, gates, sites(trace, labelling, gates))
     groups = builder.groups()
     return Structure(gates, groups, builder.macs(), builder.params(model))
 
@@ -135,8 +151,10 @@ class _Draft:
 
 
 class _Builder:
-    def __init__(self, labelling: Labelling, gates: Sequence[Gate]) -> None:
-        self.labelling, self.gates = labelling, gates
+    def __init__(
+        self, labelling: Labelling, gates: Sequence[Gate], sites: Mapping[int, Site]
+    ) -> None:
+        self.labelling, self.gates, self.sites = labelling, gates, sites
         self.classes = solve(labelling).numpy()
         self.held = [self.of(slot.labels) for slot in labelling.slots]
         self.owner: dict[int, str] = {}  # class -> group
@@ -195,6 +213,7 @@ class _Builder:
             units=len(draft.classes),
             members=members,
             gates=self.links(draft.classes),
+            sources=self.sources(draft),
             role="bottleneck" if {s.layer for s in slots if s.produces} <= inside else "features",
             prunable=draft.reason is None,
             reason=draft.reason,
@@ -211,6 +230,17 @@ class _Builder:
             if set(classes) <= set(held.tolist()):
                 found.append(GateLink(gate.name, _positions(held, classes)))
         return tuple(found)
+
+    def sources(self, draft: _Draft) -> tuple[Source, ...]:
+        found: dict[tuple[str, str], Source] = {}
+        own = [self.sites[n] for n in draft.slots if n in self.sites]
+        outside = [s for s in own if not s.squeezed]  # a gate's own excitation says nothing new
+        for site in outside or own:
+            held = self.of(site.labels)
+            if set(draft.classes) <= set(held.tolist()):
+                index = _positions(held, draft.classes)
+                found.setdefault((site.kind, site.name), Source(site.kind, site.name, index, len(held)))
+        return tuple(found.values())
 
     # -- costs --------------------------------------------------------------------------------
 

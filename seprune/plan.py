@@ -68,6 +68,13 @@ class PruningPlan:
             result.setdefault(layer, {})[side] = kept
         return result
 
+    def annotated(
+        self, reasons: Mapping[str, str | None], trace: Iterable[Mapping[str, Any]]
+    ) -> PruningPlan:
+        """The same cuts, with why groups stay whole and how the budget was searched."""
+        groups = tuple(replace(g, reason=reasons.get(g.name)) for g in self.groups)
+        return replace(self, groups=groups, trace=tuple(trace))
+
     def save(self, path: Path) -> None:
         """Write the plan as JSON, one group a line."""
         write_text(path, self.dumps())

@@ -7,7 +7,8 @@ depends on how a user spells a layer.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,12 +74,17 @@ class Call:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """The `index`-th torch function called inside one call of a module, children included."""
+    """The `index`-th call of the torch function `function` inside one call of a module.
+
+    `fresh` tells a result that is a new tensor from one that was handed in (in-place functions).
+    """
 
     module: str
     call: int
+    function: str
     index: int
     output: int
+    fresh: bool
 
 
 @dataclass
@@ -118,10 +124,10 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
     recorder = _Recorder(model, limit_seconds)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     with evaluating(model), recorder.hooked(), torch.no_grad():
-        for tensor in tree_leaves(arguments):
-            if isinstance(tensor, Tensor):
-                recorder.value(tensor, kind="input")
-                recorder.trace.batch = tensor.shape[0] if tensor.dim() > 3 else 1
+        tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        for tensor in tensors:
+            recorder.value(tensor, kind="input")
+        recorder.trace.batch = _batch(arguments)
         try:
             with recorder.functions, recorder:
                 outputs = model(*arguments)
@@ -136,7 +142,7 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
                 fix="check the input shape (--input 3x224x224) and that the model takes one image",
                 code="forward",
             ) from error
-        recorder.trace.outputs = recorder.ids(outputs)
+        recorder.trace.outputs = recorder.ids(_plain(outputs))
     return recorder.trace
 
 
@@ -158,11 +164,16 @@ class _Frame:
     call: int
     inputs: tuple[int, ...]
     first_node: int
-    functions: int = 0
+    functions: Counter[str] = field(default_factory=Counter)
+
+
+def function_name(func: Any) -> str:
+    """What a torch function mode calls `func`."""
+    return str(getattr(func, "__name__", func))
 
 
 class _Functions(TorchFunctionMode):
-    """Numbers the torch functions that Python code calls, as `gates.watch` will see them again."""
+    """Numbers the torch functions that Python code calls, as `watch` will see them again."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -171,21 +182,30 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and self.recorder.stack:
+            name = function_name(func)
             for frame in self.recorder.stack:
-                frame.functions += 1
+                frame.functions[name] += 1
             last = self.recorder.stack[-1]
+            given = tree_leaves((args, kwargs))
             self.recorder.trace.functions.append(
-                FunctionCall(last.module, last.call, last.functions, self.recorder.id(result))
+                FunctionCall(
+                    last.module,
+                    last.call,
+                    name,
+                    last.functions[name],
+                    self.recorder.id(result),
+                    fresh=not any(result is a for a in given),
+                )
             )
         return result
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, limit_seconds: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.model = model
-        self.known = WeakIdKeyDictionary()
+        self.known: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
         self.names = {id(t): (n, "parameter") for n, t in model.named_parameters()}
         self.names |= {id(t): (n, "buffer") for n, t in model.named_buffers()}
         self.stack: list[_Frame] = []
@@ -205,10 +225,10 @@ class _Recorder(TorchDispatchMode):
 
     def id(self, tensor: Tensor) -> int:
         found = self.known.get(tensor)
-        return self.value(tensor) if found is None else int(found)
+        return self.value(tensor) if found is None else found
 
     def ids(self, tree: Any) -> tuple[int, ...]:
-        return tuple(self.id(t) for t in tree_leaves(_plain(tree)) if isinstance(t, Tensor))
+        return tuple(self.id(t) for t in tree_leaves(tree) if isinstance(t, Tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.check_time()
@@ -219,41 +239,29 @@ class _Recorder(TorchDispatchMode):
         as_ref = lambda a: Ref(self.id(a)) if isinstance(a, Tensor) else a  # noqa: E731
         refs, keyword_refs = tree_map(as_ref, args), tree_map(as_ref, kwargs)
         result = func(*args, **kwargs)
-        number = len(self.trace.nodes)
-        module, call = self.frame()
-        outputs = tuple(
-            self.value(t, kind="result", node=number)
-            for t in tree_leaves(result)
-            if isinstance(t, Tensor)
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        outputs = self.node(
+            str(func), (refs, keyword_refs), made, _macs(func, args, kwargs, result)
         )
-        macs = _macs(func, args, kwargs, result)
-        self.trace.nodes.append(
-            Node(number, str(func), tuple(refs), keyword_refs, outputs, module, call, macs)
-        )
-        self.write_through(args, outputs, number)
+        self.write_through(args, outputs)
         return result
 
-    def write_through(self, args: Any, outputs: tuple[int, ...], number: int) -> None:
+    def node(self, op: str, inputs: Any, made: list[Tensor], macs: int = 0) -> tuple[int, ...]:
+        number, (module, call) = len(self.trace.nodes), self.frame()
+        outputs = tuple(self.value(t, kind="result", node=number) for t in made)
+        args, kwargs = inputs
+        self.trace.nodes.append(Node(number, op, tuple(args), kwargs, outputs, module, call, macs))
+        return outputs
+
+    def write_through(self, args: Any, outputs: tuple[int, ...]) -> None:
         """An in-place write into a view changes the tensor it looks into as well."""
         if not outputs or not args or not isinstance(args[0], Tensor) or not args[0]._is_view():
             return
-        if self.known.get(args[0]) != outputs[0] or args[0]._base is None:
-            return
         base = args[0]._base
-        before = self.id(base)
-        after = self.value(base, kind="result", node=number + 1)
-        module, call = self.frame()
-        self.trace.nodes.append(
-            Node(
-                number + 1,
-                "seprune.write_into_view",
-                (Ref(before), Ref(outputs[0])),
-                {},
-                (after,),
-                module,
-                call,
+        if self.known.get(args[0]) == outputs[0] and base is not None:
+            self.node(
+                "seprune.write_into_view", ((Ref(self.id(base)), Ref(outputs[0])), {}), [base]
             )
-        )
 
     def frame(self) -> tuple[str, int]:
         return (self.stack[-1].module, self.stack[-1].call) if self.stack else ("", 0)
@@ -276,10 +284,10 @@ class _Recorder(TorchDispatchMode):
         handles = []
         try:
             for name, module in self.model.named_modules():
-                handles.append(
-                    module.register_forward_pre_hook(self._enter(name), with_kwargs=True)
-                )
-                handles.append(module.register_forward_hook(self._leave(), always_call=True))
+                if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                    enter, leave = self._enter(name), self._leave(name)
+                    handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                    handles.append(module.register_forward_hook(leave))
             yield
         finally:
             for handle in handles:
@@ -295,13 +303,11 @@ class _Recorder(TorchDispatchMode):
 
         return hook
 
-    def _leave(self) -> Any:
+    def _leave(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if output is None and not self.stack:
-                return
-            if output is None:  # the forward raised: keep the stack, it names the layer
-                return
-            frame = self.stack.pop()
+            # a forward that raised leaves its frame: it names the layer, unless its caller went on
+            while (frame := self.stack.pop()).module != name:
+                pass
             end = len(self.trace.nodes)
             with torch._C.DisableTorchFunction():
                 outputs = self.ids(output)
@@ -310,6 +316,16 @@ class _Recorder(TorchDispatchMode):
             )
 
         return hook
+
+
+def _batch(arguments: tuple[Any, ...]) -> int:
+    """Samples in the first argument that has any: a batch, or a list of single images."""
+    for given in arguments:
+        if isinstance(given, (list, tuple)):
+            return len(given)
+        if isinstance(given, Tensor) and given.dim() > 1:
+            return given.shape[0]
+    return 1
 
 
 def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:

@@ -6,6 +6,7 @@ Forward hooks on the modules found once by `gates.find_gates`; only a gate that 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,19 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from seprune.gates import Gate, Tap
+from seprune.gates import Gate
+from seprune.taps import Tap
+from seprune.trace import function_name
 
 GateCallback = Callable[[Gate, Tensor, Tensor | None], None]
-TensorCallback = Callable[[Tensor], None]
+TensorCallback = Callable[[Tensor], Tensor | None]
 
 
 @contextmanager
 def watch(model: nn.Module, gates: Sequence[Gate], callback: GateCallback) -> Iterator[None]:
     """Call `callback(gate, gate_BC, features)` for every gate in every forward.
 
-    `gate_BC` has shape (B, C) and is part of the autograd graph; `features` is the (B, C, *) map
+    `gate_BC` has shape (B, C) and is what the network goes on with: `gate_BC.register_hook` sees
+    the derivative of the loss. `features` is the (B, C, *) map
     before the gate is applied, or None where no module and no function shows it. All hooks are
     removed at the end, whatever happens inside.
     """
@@ -37,13 +41,20 @@ def watch(model: nn.Module, gates: Sequence[Gate], callback: GateCallback) -> It
         taps.append((gate.tap, _receiver(gate, "gate", pending, callback)))
         if gate.features is not None:
             taps.append((gate.features, _receiver(gate, "features", pending, callback)))
-    with tapped(model, taps):
-        yield
+    fresh = model.register_forward_pre_hook(lambda *_: pending.clear(), prepend=True)
+    try:  # a forward that raised has left half a pair behind
+        with tapped(model, taps):
+            yield
+    finally:
+        fresh.remove()
 
 
 @contextmanager
 def tapped(model: nn.Module, taps: Sequence[tuple[Tap, TensorCallback]]) -> Iterator[None]:
-    """Hand the tensor at every tap to its callback in every forward of `model`."""
+    """Hand the tensor at every tap to its callback in every forward of `model`.
+
+    The network goes on with the tensor that the callback returns, unless that is None.
+    """
     by_module: dict[str, list[tuple[Tap, TensorCallback]]] = {}
     for tap, give in taps:
         by_module.setdefault(tap.module, []).append((tap, give))
@@ -64,20 +75,20 @@ def _hook(
 ) -> list[Any]:
     modes: list[_Functions] = []
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = calls.get(name, 0)
         calls[name] = call + 1
-        _give(wanted, call, "input", (args, kwargs))
-        functions = {t.index: g for t, g in wanted if t.kind == "function" and t.call == call}
+        given = _give(wanted, call, "input", (args, kwargs))
+        functions = _functions(wanted, call)
         if functions:
             modes.append(_Functions(functions))
-            modes[-1].__enter__()
+            modes[-1].__enter__()  # type: ignore[no-untyped-call]
+        return given
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
         if modes:
-            modes.pop().__exit__(None, None, None)
-        if output is not None:
-            _give(wanted, calls[name] - 1, "output", output)
+            modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return _give(wanted, calls[name] - 1, "output", output)
 
     # always_call: a forward that raises must not leave its function mode behind
     return [
@@ -86,32 +97,51 @@ def _hook(
     ]
 
 
-def _give(wanted: list[tuple[Tap, TensorCallback]], call: int, kind: str, tree: Any) -> None:
-    leaves = None
+def _give(wanted: list[tuple[Tap, TensorCallback]], call: int, kind: str, tree: Any) -> Any:
+    """Show the wanted tensors of a tree; returns the tree with the new ones, None without any."""
+    here = [(tap, give) for tap, give in wanted if tap.call == call and tap.kind == kind]
+    if not here or tree is None:
+        return None
+    leaves, spec = tree_flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    changed = False
+    for tap, give in here:
+        place = places[tap.index]
+        with torch._C.DisableTorchFunction():
+            new = give(leaves[place])
+        if new is not None:
+            leaves[place], changed = new, True
+    return tree_unflatten(leaves, spec) if changed else None
+
+
+Wanted = dict[tuple[str, int], list[TensorCallback]]
+
+
+def _functions(wanted: list[tuple[Tap, TensorCallback]], call: int) -> Wanted:
+    found: Wanted = {}
     for tap, give in wanted:
-        if tap.call == call and tap.kind == kind:
-            if leaves is None:
-                leaves = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
-            with torch._C.DisableTorchFunction():
-                give(leaves[tap.index])
+        if tap.kind == "function" and tap.call == call:
+            found.setdefault((tap.function, tap.index), []).append(give)
+    return found
 
 
 class _Functions(TorchFunctionMode):
     """Counts the torch functions of one module call as `trace` did, and hands some results on."""
 
-    def __init__(self, wanted: dict[int, TensorCallback]) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         super().__init__()
         self.wanted = wanted
-        self.count = 0
+        self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            self.count += 1
-            give = self.wanted.get(self.count)
-            if give is not None:
+            name = function_name(func)
+            self.counts[name] += 1
+            for give in self.wanted.get((name, self.counts[name]), ()):
                 with torch._C.DisableTorchFunction():
-                    give(result)
+                    new = give(result)
+                result = result if new is None else new
         return result
 
 
@@ -120,22 +150,54 @@ def _receiver(
 ) -> TensorCallback:
     """Collect a gate and its features, whichever comes first, and report them together."""
 
-    def receive(tensor: Tensor) -> None:
+    def receive(tensor: Tensor) -> Tensor | None:
         held = pending.setdefault(gate.name, {})
-        held[part] = tensor
+        held[part], new = (tensor, None) if part == "features" else _through(gate, tensor)
         if len(held) == (2 if gate.features is not None else 1):
             del pending[gate.name]
-            callback(gate, flat(gate, held["gate"]), held.get("features"))
+            callback(gate, held["gate"], held.get("features"))
+        return new
 
     return receive
 
 
 def flat(gate: Gate, tensor: Tensor) -> Tensor:
     """A tapped gate tensor as (B, C), in the order of the channels that it scales."""
+    rows = _rows(gate, tensor)
     if not gate.order:
-        return tensor.reshape(-1, gate.channels)
-    rows = tensor.reshape(tensor.shape[0], -1)
+        return rows
+    start = _start(gate)
+    return rows[:, list(gate.order)] if start < 0 else rows[:, start : start + gate.channels]
+
+
+def _through(gate: Gate, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gate as (B, C) and, where there is a graph, the tapped tensor made from that."""
+    gate_BC = flat(gate, tensor)
+    if not gate_BC.requires_grad or gate_BC is tensor:
+        return gate_BC, None
+    rows = _rows(gate, tensor)
+    if not gate.order:
+        new = gate_BC
+    elif (start := _start(gate)) >= 0:
+        end = start + gate.channels
+        new = torch.cat([rows[:, :start], gate_BC, rows[:, end:]], 1)
+    else:
+        new = rows.index_copy(1, torch.tensor(gate.order, device=rows.device), gate_BC)
+    dim = gate.tap.batch_dim if gate.tap else 0
+    shape = tensor.movedim(dim, 0).shape
+    return gate_BC, new.reshape(shape).movedim(0, dim)
+
+
+def _rows(gate: Gate, tensor: Tensor) -> Tensor:
+    dim = gate.tap.batch_dim if gate.tap else 0
+    if dim:
+        tensor = tensor.movedim(dim, 0)
+    if not gate.order:
+        return tensor if tensor.dim() == 2 else tensor.reshape(-1, gate.channels)
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def _start(gate: Gate) -> int:
+    """Where a gate lies in one piece in the tapped tensor; -1 if it does not."""
     first = gate.order[0]
-    if gate.order == tuple(range(first, first + gate.channels)):
-        return rows[:, first : first + gate.channels]
-    return rows[:, list(gate.order)]
+    return first if gate.order == tuple(range(first, first + gate.channels)) else -1

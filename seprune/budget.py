@@ -1,0 +1,323 @@
+"""How many units of which groups may stay: scores and a budget become a plan.
+
+Units are removed from the lowest score on, in one ranking (`global`), in one for each kind of
+group (`isomorphic`) or in each group alone (`uniform`), until every target is met. Costs come from
+the structure's terms, so that a candidate takes microseconds.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from seprune.errors import InputError, UsageError
+from seprune.groups import ChannelGroup, Structure
+from seprune.importance import Importance
+from seprune.plan import PruningPlan, plan_of
+
+Kept = dict[str, int]
+Measure = Callable[[PruningPlan], float]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Where channels may be removed.
+
+    Attributes:
+        scope: `global`, `isomorphic` or `uniform`.
+        floor: fraction of every group that stays; `min_channels`: channels that stay.
+        round_to: widths are multiples of this where a group has that many channels.
+        protect: globs of layers and groups that stay whole.
+        bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
+    """
+
+    scope: Literal["global", "uniform", "isomorphic"] = "global"
+    floor: float = 0.1
+    min_channels: int = 8
+    round_to: int = 1
+    protect: tuple[str, ...] = ()
+    bottleneck: Literal["keep", "scale", "rank"] = "keep"
+
+
+def make_plan(
+    structure: Structure,
+    importance: Importance,
+    *,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    latency: float | None = None,
+    allocation: Allocation | None = None,
+    measure: Measure | None = None,
+) -> PruningPlan:
+    """The plan that keeps the best-scored units within all budgets.
+
+    Args:
+        macs, params: fraction kept (0.5) or an amount ("1.0G").
+        latency: fraction kept of what `measure` returns for the whole network.
+        measure: latency of a plan's network on the device at hand.
+
+    Raises:
+        UsageError: a budget that is no fraction and no amount, or none at all.
+        InputError: a budget that cannot be met; names the reachable minimum and what prevents it.
+    """
+    targets = _targets(structure, macs=macs, params=params)
+    if not targets and latency is None:
+        raise UsageError("no budget is given", fix="say for example macs=0.5")
+    search = _Search(structure, importance, allocation or Allocation(), targets)
+    ratio = search.solve()
+    if latency is not None:
+        ratio = search.solve_latency(latency, measure, ratio)
+    return search.plan(ratio)
+
+
+def _targets(structure: Structure, **budgets: float | str | None) -> dict[str, tuple[int, int]]:
+    """For every budget (target, whole cost), in units."""
+    whole = structure.whole()
+    costs = {"macs": structure.macs_at(whole), "params": structure.params_at(whole)}
+    return {
+        name: (_amount(name, budget, costs[name]), costs[name])
+        for name, budget in budgets.items()
+        if budget is not None
+    }
+
+
+_SUFFIX = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _amount(name: str, budget: float | str, whole: int) -> int:
+    if isinstance(budget, str) and budget[-1:].upper() in _SUFFIX:
+        target = float(budget[:-1]) * _SUFFIX[budget[-1].upper()]
+    else:
+        fraction = float(budget)
+        if not 0 < fraction < 1:
+            raise InputError(
+                f"budget {name}={budget} is no fraction between 0 and 1",
+                why="a budget says how much is kept",
+                fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
+                code="budget",
+            )
+        target = fraction * whole
+    if target >= whole:
+        raise InputError(
+            f"budget {name}={budget} is met without a cut",
+            why=f"the network has {whole:,} {name}",
+            fix="choose a smaller budget",
+            code="budget",
+        )
+    return int(target)
+
+
+class _Search:
+    def __init__(
+        self,
+        structure: Structure,
+        importance: Importance,
+        allocation: Allocation,
+        targets: Mapping[str, tuple[int, int]],
+    ) -> None:
+        self.structure, self.allocation, self.targets = structure, allocation, targets
+        self.importance = importance
+        self.reasons = {g.name: _reason(g, importance, allocation) for g in structure.groups}
+        self.free = [g for g in structure.groups if self.reasons[g.name] is None]
+        self.followers = _followers(structure) if allocation.bottleneck == "scale" else {}
+        self.order = {g.name: _ascending(importance, g) for g in structure.groups}
+        self.floors = {g.name: self.least(g) for g in structure.groups}
+        self.ranks = self.ranked()
+        self.trace: list[dict[str, Any]] = []
+
+    # -- candidates ---------------------------------------------------------------------------
+
+    def least(self, group: ChannelGroup) -> int:
+        each = group.channels // group.units
+        by_channels = -(-min(self.allocation.min_channels, group.channels) // each)
+        return max(1, by_channels, int(np.ceil(self.allocation.floor * group.units)))
+
+    def ranked(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """For every free group the ratio at which each of its units goes, ascending."""
+        ranks = {}
+        for scope in self.scopes():
+            scores = np.concatenate([self.sorted_scores(g) for g in scope])
+            places = np.concatenate([np.arange(g.units) for g in scope])
+            owners = np.concatenate([np.full(g.units, i) for i, g in enumerate(scope)])
+            order = np.lexsort((places, owners, scores))  # ties: by group, then by channel
+            ratio = np.empty(len(scores))
+            ratio[order] = (np.arange(len(scores)) + 1) / len(scores)
+            for i, group in enumerate(scope):
+                ranks[group.name] = np.sort(ratio[owners == i])
+        return ranks
+
+    def sorted_scores(self, group: ChannelGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
+        scores = self.importance.scores[group.name].numpy()
+        return np.asarray(scores[self.order[group.name]])
+
+    def scopes(self) -> list[list[ChannelGroup]]:
+        if self.allocation.scope == "global":
+            return [self.free] if self.free else []
+        key = (lambda g: g.name) if self.allocation.scope == "uniform" else _kind
+        scopes: dict[Any, list[ChannelGroup]] = {}
+        for group in self.free:
+            scopes.setdefault(key(group), []).append(group)
+        return list(scopes.values())
+
+    def kept(self, ratio: float) -> Kept:
+        """Units that stay in every group when `ratio` of each scope is to go."""
+        kept = self.structure.whole()
+        for group in self.free:
+            gone = int(np.searchsorted(self.ranks[group.name], ratio + 1e-12, side="right"))
+            kept[group.name] = self.rounded(group, max(self.floors[group.name], group.units - gone))
+        for name, follower in self.followers.items():
+            if self.reasons[follower.name] == _SCALED:
+                whole = self.structure.whole()
+                share = kept[name] / whole[name]
+                kept[follower.name] = max(1, int(np.ceil(share * follower.units)))
+        return kept
+
+    def rounded(self, group: ChannelGroup, units: int) -> int:
+        """The next width up that is a multiple of `round_to` channels, if the group has one."""
+        each = group.channels // group.units
+        step = self.allocation.round_to // np.gcd(self.allocation.round_to, each)
+        return min(group.units, int(-(-units // step) * step))
+
+    # -- search -------------------------------------------------------------------------------
+
+    def cost(self, kept: Kept) -> dict[str, int]:
+        found = {"macs": self.structure.macs_at(kept), "params": self.structure.params_at(kept)}
+        return {name: found[name] for name in self.targets}
+
+    def meets(self, kept: Kept) -> bool:
+        cost = self.cost(kept)
+        return all(cost[name] <= target for name, (target, _) in self.targets.items())
+
+    def solve(self) -> float:
+        """The smallest ratio that meets all targets."""
+        ratios = np.unique(np.concatenate([[0.0], *self.ranks.values()]))
+        if not self.meets(self.kept(1.0)):
+            raise self.unreachable()
+        low, high = 0, len(ratios) - 1
+        while low < high:
+            middle = (low + high) // 2
+            kept = self.kept(float(ratios[middle]))
+            self.trace.append({"ratio": float(ratios[middle]), **self.cost(kept)})
+            low, high = (low, middle) if self.meets(kept) else (middle + 1, high)
+        return float(ratios[low])
+
+    def solve_latency(self, budget: float, measure: Measure | None, ratio: float) -> float:
+        """The smallest ratio from `ratio` on whose measured latency is within the budget."""
+        if measure is None:
+            raise UsageError("a latency budget needs a device to measure on", fix="measure=...")
+        whole = measure(plan_of(self.structure.groups, {}, {}))
+        low, high = ratio, 1.0
+        if measure(self.plan(high)) > budget * whole:
+            raise InputError(
+                f"budget latency={budget} cannot be met",
+                why=f"the smallest network takes {measure(self.plan(high)) / whole:.2f} of it",
+                fix="choose a larger budget, or lower plan.floor",
+                code="budget",
+            )
+        for _ in range(8):
+            middle = (low + high) / 2
+            share = measure(self.plan(middle)) / whole
+            self.trace.append({"ratio": middle, "latency": share})
+            low, high = (low, middle) if share <= budget else (middle, high)
+        return high
+
+    def refill(self, kept: Kept) -> Kept:
+        """Give back what the last step took too much: best-scored units that still fit."""
+        candidates = sorted(
+            (g for g in self.free if kept[g.name] < g.units),
+            key=self.next_score(kept),
+            reverse=True,
+        )
+        for group in candidates:
+            more = {**kept, group.name: self.rounded(group, kept[group.name] + 1)}
+            if self.targets and self.meets(more):
+                kept = more
+        return kept
+
+    def next_score(self, kept: Kept) -> Callable[[ChannelGroup], float]:
+        return lambda g: float(self.sorted_scores(g)[g.units - kept[g.name] - 1])
+
+    def plan(self, ratio: float) -> PruningPlan:
+        kept = self.refill(self.kept(ratio))
+        keep = {
+            g.name: self.order[g.name][g.units - kept[g.name] :].tolist()
+            for g in self.structure.groups
+        }
+        whole = self.structure.whole()
+        facts = {
+            "targets": {n: t for n, (t, _) in self.targets.items()},
+            "criterion": self.importance.criterion,
+            "allocation": self.allocation.scope,
+            "macs": [self.structure.macs_at(whole), self.structure.macs_at(kept)],
+            "params": [self.structure.params_at(whole), self.structure.params_at(kept)],
+        }
+        plan = plan_of(self.structure.groups, keep, facts)
+        return plan.annotated(self.reasons, self.trace)
+
+    def unreachable(self) -> InputError:
+        least = self.kept(1.0)
+        cost, parts = self.cost(least), []
+        for name, (target, whole) in self.targets.items():
+            if cost[name] > target:
+                parts.append(
+                    f"{name} can go down to {cost[name]:,} ({cost[name] / whole:.3f} of the whole), "
+                    f"the budget is {target:,} ({target / whole:.3f})"
+                )
+        held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
+        what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
+        return InputError(
+            "the budget cannot be met: " + "; ".join(parts),
+            why=f"every group keeps at least {self.allocation.floor:.0%} and "
+            f"{self.allocation.min_channels} channels. {what}".strip(),
+            fix="choose a larger budget, or lower plan.floor and plan.min_channels",
+            code="budget",
+        )
+
+
+_SCALED = "its width follows the channels that it gates"
+
+
+def _reason(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
+    """Why a group stays whole, or None."""
+    if not group.prunable:
+        return group.reason
+    names = {group.name, *group.layers}
+    for pattern in allocation.protect:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return f"protected by '{pattern}'"
+    if group.role == "bottleneck" and allocation.bottleneck != "rank":
+        return (
+            "the excitation keeps its hidden width" if allocation.bottleneck == "keep" else _SCALED
+        )
+    return None if group.name in importance.scores else "it has no score"
+
+
+def _ascending(importance: Importance, group: ChannelGroup) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Units from the lowest score on; ties by channel, the first one goes last."""
+    if group.name not in importance.scores:
+        return np.arange(group.units)
+    scores = importance.scores[group.name].numpy()
+    return np.lexsort((-np.arange(group.units), scores))
+
+
+def _kind(group: ChannelGroup) -> tuple[Any, ...]:
+    """Groups of the same width and the same kinds of layers are of one kind (2403.14729)."""
+    leaves = tuple(sorted({m.layer.rpartition(".")[2] + m.side for m in group.members}))
+    return (group.role, group.units, leaves)
+
+
+def _followers(structure: Structure) -> dict[str, ChannelGroup]:
+    """For every gated group the bottleneck of its gate."""
+    hidden = {layer: g for g in structure.groups if g.role == "bottleneck" for layer in g.layers}
+    found = {}
+    for group in structure.groups:
+        for link in group.gates:
+            gate = next(g for g in structure.gates if g.name == link.gate)
+            for layer in gate.excitation:
+                if layer in hidden and hidden[layer].name != group.name:
+                    found[group.name] = hidden[layer]
+    return found

@@ -1,0 +1,111 @@
+"""One image file -> pixels. PIL only: torchvision.io crashes the interpreter on damaged files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from seprune.errors import InputError
+
+MAX_PIXELS = 89_478_485  # Pillow's own mark for a decompression bomb: 256 MB of RGB
+# Pillow only warns at this mark; `read_image` refuses, so the warning would say it twice.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+_DISGUISES = {
+    b"version https://git-lfs": ("a git-LFS pointer", "fetch the real files with: git lfs pull"),
+    b"<!doctype html": ("an HTML page", "download the image again"),
+    b"<html": ("an HTML page", "download the image again"),
+}
+_DAMAGED = "restore the file, delete it, or set data.on_bad_image=skip"
+
+
+def read_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """The upright image in `path` as 8-bit `mode` (`RGB` or `L`).
+
+    Raises:
+        InputError: unreadable, no image, damaged, or more than `MAX_PIXELS` pixels; names the path.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            return as_mode(ImageOps.exif_transpose(image), mode)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path}: the image is too large to decode safely",
+            why=f"{error}; the limit is {MAX_PIXELS:,} pixels",
+            fix="scale the image down or delete the file",
+        ) from error
+    # On damaged bytes Pillow's plugins raise nearly anything: struct.error, KeyError ...
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` converted to 8-bit `mode`; 16-bit grey is scaled, not clipped."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def fit(image: Image.Image, height: int, width: int, *, crop: float) -> Image.Image:
+    """The evaluation transform: scale the image, then take its centre of `height` x `width`.
+
+    An image that already has that size is returned as it is. `crop` is the part of the scaled
+    image's shorter side that the centre covers.
+    """
+    if (image.height, image.width) == (height, width):
+        return image
+    scale = max(height / image.height, width / image.width) / crop
+    scaled = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """`image` as a uint8 tensor (C, H, W)."""
+    array = np.array(image)
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+
+
+def sniff(path: Path) -> InputError | None:
+    """What a glance at the first bytes says against `path`: unreadable, empty, or no image."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(32)
+    except OSError as error:
+        return _unreadable(path, error)
+    return _disguise(path, start)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, OSError) and error.errno is not None:
+        return InputError(
+            f"{path}: the image cannot be read",
+            why=error.strerror or str(error),
+            fix="check that the file exists and that you may read it",
+        )
+    return sniff(path) or InputError(
+        f"{path}: the image cannot be decoded",
+        why=str(error).replace(str(path), "file") or type(error).__name__,
+        fix=_DAMAGED,
+    )
+
+
+def _disguise(path: Path, start: bytes) -> InputError | None:
+    if not start:
+        return InputError(f"{path}: the image file is empty (0 bytes)", fix=_DAMAGED)
+    for mark, (kind, fix) in _DISGUISES.items():
+        if start.lstrip().lower().startswith(mark):
+            return InputError(f"{path}: not an image but {kind}", fix=fix)
+    return None

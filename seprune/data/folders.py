@@ -1,0 +1,119 @@
+"""Images in folders: train/CLASS/IMAGE and val/CLASS/IMAGE."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from seprune.data.decode import read_image
+from seprune.errors import InputError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+
+
+class Files:
+    """Image files with the number of their class."""
+
+    def __init__(self, paths: list[Path], labels: list[int], mode: str):
+        self.paths, self.mode = paths, mode
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    def __call__(self, row: int) -> Image.Image:
+        return read_image(self.paths[row], self.mode)
+
+    def without(self, rows: set[int]) -> Files:
+        kept = [i for i in range(len(self.paths)) if i not in rows]
+        return Files([self.paths[i] for i in kept], self.labels[kept].tolist(), self.mode)
+
+
+def find_images(root: Path, mode: str) -> tuple[tuple[str, ...], Files, Files, str]:
+    """The classes, the train/ and the val/ images under `root`, and a digest of names and sizes.
+
+    Raises:
+        InputError: missing folders, an empty class, classes that differ between the parts.
+    """
+    _require_folder(root)
+    train, val = (_scan(root / part) for part in ("train", "val"))
+    _require_same_classes(root, set(train), set(val))
+    classes = tuple(sorted(train))
+    splits = []
+    digest = hashlib.sha256()
+    for part, found in (("train", train), ("val", val)):
+        paths = [path for name in classes for path, _ in found[name]]
+        labels = [i for i, name in enumerate(classes) for _ in found[name]]
+        splits.append(Files(paths, labels, mode))
+        sizes = [size for name in classes for _, size in found[name]]
+        for path, size in zip(paths, sizes, strict=True):
+            digest.update(f"{part}/{path.relative_to(root / part)}\0{size}\n".encode())
+    return classes, splits[0], splits[1], digest.hexdigest()
+
+
+def _require_folder(root: Path) -> None:
+    if not root.exists():
+        near = difflib.get_close_matches(str(root), ["digits"], 1)
+        if not near and root.parent.is_dir():
+            names = [p.name for p in root.parent.iterdir() if p.is_dir()]
+            near = [str(root.parent / n) for n in difflib.get_close_matches(root.name, names, 1)]
+        raise InputError(
+            f"{root}: no such data folder",
+            why="data is `digits`, a folder with train/ and val/, or torchvision/NAME:FOLDER",
+            fix=f"did you mean {near[0]}?" if near else "check the path",
+        )
+    missing = [part for part in ("train", "val") if not (root / part).is_dir()]
+    if missing:
+        found = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else ["a file"]
+        raise InputError(
+            f"{root}: not a data folder: it has no {' and no '.join(f'{m}/' for m in missing)}",
+            why=f"found: {', '.join(found) or 'nothing'}",
+            fix="arrange the images as train/CLASS/IMAGE and val/CLASS/IMAGE",
+        )
+
+
+def _scan(part: Path) -> dict[str, list[tuple[Path, int]]]:
+    try:
+        classes = sorted(p for p in part.iterdir() if p.is_dir() and not p.name.startswith("."))
+        found = {folder.name: sorted(_images_under(folder)) for folder in classes}
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or part}: cannot be read",
+            why=error.strerror or str(error),
+            fix="check that you may read the folder",
+        ) from error
+    if not found:
+        raise InputError(f"{part}: no class folders", fix=f"put the images into {part}/CLASS/")
+    empty = [name for name, images in found.items() if not images]
+    if empty:
+        raise InputError(
+            f"{part / empty[0]}: the class folder holds no images"
+            + (f" ({len(empty) - 1} more like it)" if len(empty) > 1 else ""),
+            why=f"images end in {', '.join(sorted(EXTENSIONS))}",
+            fix="add images of this class, or delete the folder in train/ and val/",
+        )
+    return found
+
+
+def _images_under(folder: Path) -> Iterable[tuple[Path, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _images_under(Path(entry.path))
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.name[0] != ".":
+                # A dangling link is listed with size 0 and named when it is read.
+                yield Path(entry.path), entry.stat().st_size if os.path.exists(entry.path) else 0
+
+
+def _require_same_classes(root: Path, train: set[str], val: set[str]) -> None:
+    if train == val:
+        return
+    sides = (("only in train", train - val), ("only in val", val - train))
+    raise InputError(
+        f"{root}: train/ and val/ hold different class folders",
+        why="; ".join(f"{where}: {', '.join(sorted(n)[:5])}" for where, n in sides if n),
+        fix="give both parts the same class folders",
+    )

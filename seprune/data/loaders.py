@@ -1,0 +1,290 @@
+"""Batches of one split: which images, in which order, changed how, on which device."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from seprune.data.augment import Augment, crop_and_flip, cutout, draw, generator, seed_of
+from seprune.data.decode import fit, to_pixels
+from seprune.errors import EnvironmentFault
+from seprune.progress import Track, silent
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Image size, normalisation, and the part of the scaled image that evaluation looks at."""
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: float = 1.0
+
+    def normalise(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 pixels -> float32, (x / 255 - mean) / std."""
+        mean, std = _levels(self.mean, self.std, pixels_BCHW.device)
+        return pixels_BCHW.contiguous().float().sub_(mean).div_(std)
+
+
+@cache
+def _levels(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean and std in grey levels, kept on the device: a copy per batch would stall it."""
+    first, second = (torch.tensor(v, device=device).view(1, -1, 1, 1) * 255 for v in (mean, std))
+    return first, second
+
+
+def _moved(batches: list[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The batches on `device`, in one copy for all of them."""
+    if not batches:
+        return []
+    return torch.split(torch.cat(batches).to(device), [len(rows) for rows in batches])
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Which rows form which batch: a pure function of (seed, epoch), the same on any machine."""
+
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    drop_last: bool = False
+
+    def batches(self, rows: Tensor, epoch: int) -> list[Tensor]:
+        """The rows of every batch of `epoch`, over all processes."""
+        if self.shuffle:
+            rows = rows[torch.randperm(len(rows), generator=generator(self.seed, epoch, 0))]
+        batches = list(torch.split(rows, self.batch_size))
+        whole = len(batches) == 1 or len(batches[-1]) == self.batch_size
+        return batches if whole or not self.drop_last else batches[:-1]
+
+
+class Images(Protocol):
+    """A split's images: one PIL image and one label (N,) per row."""
+
+    labels: Tensor
+
+    def __call__(self, row: int) -> Image.Image: ...
+
+
+class Store(Protocol):
+    """Gives the pixels of batches of rows, augmented but for cutout."""
+
+    labels: Tensor
+
+    def stream(
+        self, batches: list[Tensor], augment: Augment, key: tuple[int, int], device: torch.device
+    ) -> Iterator[Tensor]: ...
+
+
+class Cached:
+    """Every image decoded once, at its evaluation size, into one uint8 tensor (N, C, H, W)."""
+
+    def __init__(self, images: Images, frame: Frame, *, on_device: bool, track: Track = silent):
+        self.labels = images.labels
+        self._images, self._frame, self._track = images, frame, track
+        self._on_device = on_device
+        self._pixels: dict[torch.device, Tensor] = {}
+
+    def stream(
+        self, batches: list[Tensor], augment: Augment, key: tuple[int, int], device: torch.device
+    ) -> Iterator[Tensor]:
+        home = device if self._on_device else torch.device("cpu")
+        pixels = self._at(home)
+        draws = None
+        if augment.pad or augment.flip:
+            size = self._frame.shape[1:]
+            draws = draw(augment, len(self.labels), size, key=(*key, 1)).to(home)
+        for rows in _moved(batches, home):
+            batch = pixels[rows]
+            if augment.randaugment:
+                batch = _randaugment(batch, rows, key)
+            if draws is not None:
+                batch = crop_and_flip(batch, draws.take(rows), pad=augment.pad)
+            yield batch.to(device, non_blocking=True)
+
+    def _at(self, device: torch.device) -> Tensor:
+        cpu = torch.device("cpu")
+        if cpu not in self._pixels:
+            self._pixels[cpu] = decode_all(self._images, self._frame, track=self._track)
+        if device not in self._pixels:
+            self._pixels[device] = self._pixels[cpu].to(device)
+        return self._pixels[device]
+
+
+def decode_all(images: Images, frame: Frame, *, track: Track = silent) -> Tensor:
+    """All images at evaluation size, uint8 (N, C, H, W), by threads: Pillow frees the GIL."""
+    count = len(images.labels)
+    pixels = torch.empty((count, *frame.shape), dtype=torch.uint8)
+
+    def decode(row: int) -> None:
+        pixels[row] = to_pixels(fit(images(row), *frame.shape[1:], crop=frame.crop))
+
+    in_threads(decode, count, label="decoding images", track=track)
+    return pixels
+
+
+def in_threads(work: Callable[[int], None], count: int, *, label: str, track: Track) -> None:
+    """`work(0)` to `work(count - 1)` by threads; the first failure ends it and is raised."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in track(pool.map(work, range(count)), label=label, total=count):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class Decoded:
+    """Images decoded whenever they are needed, by worker processes."""
+
+    def __init__(self, images: Images, frame: Frame, *, workers: int):
+        self.labels = images.labels
+        self._images, self._frame, self._workers = images, frame, workers
+
+    def stream(
+        self, batches: list[Tensor], augment: Augment, key: tuple[int, int], device: torch.device
+    ) -> Iterator[Tensor]:
+        loader = DataLoader(
+            _Augmented(self._images, self._frame, augment, key),
+            batch_sampler=[rows.tolist() for rows in batches],
+            num_workers=self._workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the caller's
+        )
+        try:
+            for batch in loader:
+                yield batch.to(device, non_blocking=True)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise EnvironmentFault(
+                "a data loading worker process died",
+                why=f"{str(error).splitlines()[0]}; most often the machine ran out of memory or of "
+                "shared memory (/dev/shm)",
+                fix="set data.workers=0 or a smaller batch size and run the same command again",
+            ) from error
+
+
+class _Augmented(Dataset[Tensor]):
+    def __init__(self, images: Images, frame: Frame, augment: Augment, key: tuple[int, int]):
+        self._images, self._frame, self._key = images, frame, key
+        self._random = _transform(augment, frame.shape[1:])
+
+    def __getitem__(self, row: int) -> Tensor:
+        height, width = self._frame.shape[1:]
+        image = self._images(row)
+        if self._random is not None:
+            # v2 draws from the global generator: seeded by row, it gives every image the same draws
+            # whichever worker, process or resumed run decodes it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(*self._key, 1, row))
+                image = self._random(image)
+        return to_pixels(fit(image, height, width, crop=self._frame.crop))
+
+
+def _transform(
+    augment: Augment, size: tuple[int, int]
+) -> Callable[[Image.Image], Image.Image] | None:
+    steps: list[object] = []
+    if augment.resized_crop:
+        steps.append(v2.RandomResizedCrop(size, antialias=True))
+    elif augment.pad:
+        steps += [v2.Lambda(lambda image: fit(image, *size, crop=1.0))]
+        steps += [v2.RandomCrop(size, padding=augment.pad)]
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment.randaugment:
+        steps.append(v2.RandAugment())
+    return v2.Compose(steps) if steps else None
+
+
+def _randaugment(batch: Tensor, rows: Tensor, key: tuple[int, int]) -> Tensor:
+    change = v2.RandAugment()
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        for image, row in zip(batch, rows.tolist(), strict=True):
+            torch.manual_seed(seed_of(*key, 2, row))
+            images.append(change(image))
+    return torch.stack(images)
+
+
+class Loader:
+    """Iterates (images float32 (B, C, H, W) normalised, labels int64 (B,)).
+
+    `set_epoch` chooses the epoch whose order and random changes the next iteration shows, from the
+    batch `first` on. `on` gives the loader of one process among several: its part of every batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: Tensor,
+        *,
+        frame: Frame,
+        batching: Batching,
+        augment: Augment | None = None,
+    ):
+        self.store, self.rows, self.frame, self.batching = store, rows, frame, batching
+        self.augment = augment or Augment()
+        self.device = torch.device("cpu")
+        self.rank, self.world = 0, 1
+        self._epoch, self._first = 0, 0
+
+    @property
+    def count(self) -> int:
+        """How many images one epoch draws from."""
+        return len(self.rows)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch over all processes."""
+        return min(self.batching.batch_size, self.count)
+
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """The next iterations show `epoch`, starting at its batch `first`."""
+        self._epoch, self._first = epoch, first
+
+    def on(self, device: torch.device, rank: int = 0, world: int = 1) -> Loader:
+        """The same batches on `device`; process `rank` of `world` gets its share of each."""
+        loader = copy.copy(self)
+        loader.device, loader.rank, loader.world = device, rank, world
+        return loader
+
+    def resized(self, batch_size: int) -> Loader:
+        """The same loader with batches of `batch_size`."""
+        loader = copy.copy(self)
+        loader.batching = replace(self.batching, batch_size=batch_size)
+        return loader
+
+    def __len__(self) -> int:
+        return len(self.batching.batches(self.rows, 0))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self.batching.batches(self.rows, self._epoch)[self._first :]
+        mine = [rows[self.rank :: self.world] for rows in batches]
+        mine = [rows for rows in mine if len(rows)]
+        key = (self.batching.seed, self._epoch)
+        labels = self.store.labels.to(self.device)
+        side, where = self.augment.cutout, torch.empty(0)
+        if side:
+            size = self.frame.shape[1:]
+            where = draw(self.augment, len(labels), size, key=(*key, 1)).centres.to(self.device)
+        pixels = self.store.stream(mine, self.augment, key, self.device)
+        for rows, batch in zip(_moved(mine, self.device), pixels, strict=True):
+            images = self.frame.normalise(batch)
+            if side:
+                images = cutout(images, where[rows], side=side)
+            yield images, labels[rows]

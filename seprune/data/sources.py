@@ -1,0 +1,200 @@
+"""Where images come from: the digits of this package, a folder, or a torchvision data set."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seprune.data.augment import generator
+from seprune.data.decode import as_mode
+from seprune.data.folders import find_images
+from seprune.data.loaders import Images
+from seprune.errors import InputError
+
+# name: the argument that chooses the part, its value for training, its value for reporting
+TORCHVISION: dict[str, tuple[str, Any, Any]] = {
+    "CIFAR10": ("train", True, False),
+    "CIFAR100": ("train", True, False),
+    "MNIST": ("train", True, False),
+    "FashionMNIST": ("train", True, False),
+    "KMNIST": ("train", True, False),
+    "USPS": ("train", True, False),
+    "SVHN": ("split", "train", "test"),
+    "STL10": ("split", "train", "test"),
+    "GTSRB": ("split", "train", "test"),
+    "PCAM": ("split", "train", "test"),
+    "DTD": ("split", "train", "test"),
+    "Food101": ("split", "train", "test"),
+    "Flowers102": ("split", "train", "test"),
+    "StanfordCars": ("split", "train", "test"),
+    "Country211": ("split", "train", "test"),
+    "OxfordIIITPet": ("split", "trainval", "test"),
+    "FGVCAircraft": ("split", "trainval", "test"),
+    "Imagenette": ("split", "train", "val"),
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+GREY = ((0.1307,), (0.3081,))  # MNIST's
+DIGITS = ((0.3053,), (0.3761,))
+MIRROR_CHANGES_CLASS = {"MNIST", "KMNIST", "USPS", "SVHN", "GTSRB"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A training and a reporting split with the same classes.
+
+    `mirror`: a mirrored image still belongs to its class. `native`: the (H, W) that all sampled
+    images share, or None.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    fingerprint: str
+    mode: str = "RGB"
+    mirror: bool = True
+    native: tuple[int, int] | None = None
+
+
+class Arrays:
+    """Grey images (N, H, W) in memory."""
+
+    def __init__(self, images: np.ndarray[Any, Any], labels: Tensor):
+        self.images, self.labels = images, labels
+
+    def __call__(self, row: int) -> Image.Image:
+        return Image.fromarray(self.images[row])
+
+
+class Foreign:
+    """A torchvision data set that gives (PIL image, label)."""
+
+    def __init__(self, source: str, dataset: Any, mode: str):
+        self.source, self.dataset, self.mode = source, dataset, mode
+        self.labels = torch.as_tensor(_labels(dataset), dtype=torch.int64)
+
+    def __call__(self, row: int) -> Image.Image:
+        try:
+            return as_mode(self.dataset[row][0], self.mode)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(
+                f"{self.source}: image {row} cannot be decoded",
+                why=str(error),
+                fix="download the data set again",
+            ) from error
+
+
+def open_source(source: str, *, mode: str | None = None) -> Source:
+    """Find the images that `source` names, without decoding them.
+
+    Raises:
+        InputError: no such source, or one whose layout is not usable.
+    """
+    if source == "digits":
+        return _digits()
+    if source.startswith("torchvision/"):
+        return _torchvision(source, mode)
+    classes, train, val, digest = find_images(Path(source).expanduser(), mode or "RGB")
+    return Source(source, classes, train, val, digest, mode or "RGB", native=_native(train))
+
+
+def _digits() -> Source:
+    content = resources.files("seprune").joinpath("digits/digits.npz")
+    with content.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        images, labels = file["images"], torch.from_numpy(file["targets"].astype(np.int64))
+    images = np.round(images * (255 / 16)).astype(np.uint8)
+    # A fifth of every class reports, the same images for everybody.
+    train, val = stratified(labels, torch.arange(len(labels)), fraction=0.2, seed=1998)
+    return Source(
+        name="digits",
+        classes=tuple("0123456789"),
+        train=Arrays(images[train.numpy()], labels[train]),
+        val=Arrays(images[val.numpy()], labels[val]),
+        fingerprint=hashlib.sha256(images.tobytes() + labels.numpy().tobytes()).hexdigest(),
+        mode="L",
+        mirror=False,
+        native=(8, 8),
+    )
+
+
+def stratified(
+    labels: Tensor, rows: Tensor, *, fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """`rows` in two sorted parts, the second with `fraction` of every class, at least one image."""
+    kept, taken = [], []
+    for label in torch.unique(labels[rows]).tolist():
+        members = rows[labels[rows] == label]
+        members = members[torch.randperm(len(members), generator=generator(seed, label))]
+        count = max(round(fraction * len(members)), 1) if fraction and len(members) > 1 else 0
+        taken.append(members[:count])
+        kept.append(members[count:])
+    return torch.cat(kept).sort().values, torch.cat(taken).sort().values
+
+
+def _native(images: Images) -> tuple[int, int] | None:
+    count = len(images.labels)
+    sample = [images(row) for row in range(0, count, max(count // 16, 1))]
+    sizes = {(image.height, image.width) for image in sample}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _torchvision(source: str, mode: str | None) -> Source:
+    from torchvision import datasets
+
+    name, _, folder = source.removeprefix("torchvision/").partition(":")
+    if name not in TORCHVISION or not folder:
+        close = difflib.get_close_matches(name, TORCHVISION, 1, cutoff=0.4)
+        raise InputError(
+            f"{source}: cannot be used as a data set",
+            why=f"known: {', '.join(TORCHVISION)}"
+            if name not in TORCHVISION
+            else "no folder named",
+            fix=f"write torchvision/{close[0] if close else 'CIFAR10'}:{folder or 'FOLDER'}",
+        )
+    argument, *parts = TORCHVISION[name]
+    kind = getattr(datasets, name)
+    try:
+        train, val = (kind(folder, download=False, **{argument: part}) for part in parts)
+    except (RuntimeError, OSError, ImportError, ValueError) as error:
+        raise InputError(
+            f"{source}: torchvision cannot open it",
+            why=str(error).splitlines()[0],
+            fix=f"download it once: torchvision.datasets.{name}({folder!r}, download=True)",
+        ) from error
+    mode = mode or ("L" if train[0][0].mode in ("L", "1") else "RGB")
+    images = Foreign(source, train, mode), Foreign(source, val, mode)
+    classes = getattr(train, "classes", None) or range(int(images[0].labels.max()) + 1)
+    return Source(
+        name=source,
+        classes=tuple(str(c) for c in classes),
+        train=images[0],
+        val=images[1],
+        fingerprint=_tree_digest(Path(folder)),
+        mode=mode,
+        mirror=name not in MIRROR_CHANGES_CLASS,
+        native=_native(images[0]),
+    )
+
+
+def _labels(dataset: Any) -> Any:
+    for name in ("targets", "labels", "_labels"):
+        if hasattr(dataset, name):
+            return getattr(dataset, name)
+    return [dataset[i][1] for i in range(len(dataset))]
+
+
+def _tree_digest(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()

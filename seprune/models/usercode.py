@@ -1,0 +1,88 @@
+"""FILE.py:FUNCTION: a network from the user's own file, only where the user allows code to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from seprune.errors import InputError, UsageError
+
+CODE = re.compile(r"(.+\.py):(\w+)")
+
+
+def is_code(name: str) -> bool:
+    """Whether `name` reads FILE.py:FUNCTION."""
+    return CODE.fullmatch(name) is not None
+
+
+def build(name: str, wishes: dict[str, Any], *, allow_code: bool) -> nn.Module:
+    """What FUNCTION returns.
+
+    Args:
+        wishes: arguments; `classes` and `input` only reach a function that has them.
+
+    Raises:
+        UsageError: `allow_code` is false.
+        InputError: no such file or function, it fails, or it returns something else.
+    """
+    if not allow_code:
+        raise UsageError(
+            f"{name}: refused to run code",
+            why="a model given as FILE.py:FUNCTION runs that file, also when a recipe names it",
+            fix="read the file, then add --allow-code to the command",
+        )
+    function = _load(name)
+    takes = inspect.signature(function).parameters
+    optional = {key for key in ("classes", "input") if wishes[key] is None or key not in takes}
+    try:
+        model = function(**{key: value for key, value in wishes.items() if key not in optional})
+    except Exception as error:  # the user's code may raise anything
+        raise _failed(name, error) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{name}: returned {type(model).__name__}, not a network",
+            why="the function must return a torch.nn.Module",
+            fix="return the module from the function",
+        )
+    return model
+
+
+def _load(name: str) -> Callable[..., Any]:
+    matched = CODE.fullmatch(name)
+    assert matched
+    path, function = Path(matched[1]), matched[2]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or not spec or not spec.loader:
+        raise InputError(f"{path}: no such file", why=f"{name} names it", fix="check the path")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code may raise anything
+        raise _failed(name, error) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        has = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise InputError(
+            f"{path}: no function {function}",
+            why=f"its functions are {', '.join(has) or 'none'}",
+            fix=f"{path}:{has[0] if has else 'FUNCTION'}",
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _failed(name: str, error: Exception) -> InputError:
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else name
+    return InputError(
+        f"{name}: the file's code failed",
+        why=f"{type(error).__name__}: {error} ({where})",
+        fix=f"mend {where}",
+    )

@@ -1,0 +1,56 @@
+"""The device to work on, and the processes that `torchrun` started together."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from seprune.errors import EnvironmentFault
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` is this process's GPU, or the CPU where there is none.
+
+    Raises:
+        EnvironmentFault: the device is not there.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EnvironmentFault(
+            f"device {name!r} is unknown",
+            why=str(error).splitlines()[0],
+            fix="use auto, cpu or cuda",
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault(
+            f"device {name!r} was asked for, but there is no CUDA device",
+            why=f"torch {torch.__version__} sees none",
+            fix="use device auto or cpu, or see: seprune env",
+        )
+    return torch.device("cuda", local) if name == "cuda" else device
+
+
+def join(device: torch.device) -> tuple[int, int]:
+    """(rank, number of processes); under `torchrun` the first call forms the process group."""
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return 0, 1
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of `values` over all processes; a collective, so every process has to call it."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,156 @@
+"""Reading a recipe: file, overrides, all mistakes at once; writing it out again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from seprune.errors import UsageError
+from seprune.recipe.sections import Recipe, Section
+from seprune.recipe.yamlfile import (
+    COMMAND_LINE,
+    Document,
+    Key,
+    Problem,
+    dotted,
+    dump_yaml,
+    read_yaml,
+    short,
+)
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: in the package, or beside it in a checkout."""
+    packed = Path(__file__).parents[1] / "recipes"
+    return packed if packed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default filled in, as YAML: one line per key."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False
+) -> Recipe:
+    """Read a recipe file, or a shipped recipe by its name, and apply `key=value` overrides.
+
+    Args:
+        path: a file, or a name such as `quickstart`.
+        overrides: `plan.macs=0.5` and the like; values are YAML 1.2.
+        allow_code: let an override (never the file) name the network as `FILE.py:FUNCTION`.
+
+    Raises:
+        UsageError: everything that is wrong, one line each: `file:line:col key: message (got ...)`.
+    """
+    document = read_yaml(_find(path), str(path))
+    if document.data is None:
+        raise _error(document)
+    for override in overrides:
+        document.override(override)
+    _refuse_code(document, document.data, (), allow_code=allow_code)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        document.problems.extend(_problem(document, fault) for fault in faults)
+    if document.problems:
+        raise _error(document)
+    return recipe
+
+
+def _find(path: str | Path) -> Path:
+    """The recipe's file; only a regular one, so that nothing endless is read."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    shipped = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
+    if given.name == str(path) and given.stem in shipped and not given.exists():
+        return shipped[given.stem]
+    close = difflib.get_close_matches(given.stem, shipped, n=1)
+    raise UsageError(
+        f"{path}: {'not a file' if given.exists() else 'no such file'}",
+        why=f"a recipe is a YAML file, or one of those shipped: {', '.join(shipped)}",
+        fix=f"did you mean {close[0]}?" if close else "check the path, or take a shipped one",
+        code="recipe",
+    )
+
+
+def _refuse_code(document: Document, value: Any, key: Key, *, allow_code: bool) -> None:
+    """Nothing in a recipe may name code to run; the command line may, for the network."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            _refuse_code(document, item, (*key, name), allow_code=allow_code)
+    elif isinstance(value, str) and re.search(r"\.py:\w+$", value):
+        place = document.place_of(key)
+        if not (allow_code and key == ("model", "name") and place.label == COMMAND_LINE):
+            message = "names code to run; say model.name=FILE.py:FUNCTION and --allow-code"
+            message = f"{message} on the command line (got {short(value)})"
+            document.problems.append(Problem(place, dotted(key), message))
+
+
+_WORDS = {
+    "an object": "a section of keys",
+    "a valid array": "a list",
+    "a valid string": "a text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+}
+
+
+def _problem(document: Document, fault: Any) -> Problem:
+    key: Key = fault["loc"]
+    place = document.place_of(key)
+    if fault["type"] == "extra_forbidden":
+        return Problem(place, dotted(key), f"unknown key{_hint(key)}")
+    if fault["type"] == "missing":
+        return Problem(place, dotted(key), "is required")
+    message = re.sub(r"^\w+ should ", "must ", fault["msg"].removeprefix("Value error, "))
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return Problem(place, dotted(key), f"{message} (got {short(fault['input'])})")
+
+
+def _hint(key: Key) -> str:
+    """The known key that was probably meant: a near one here, or this one in another section."""
+    section, name = dotted(key[:-1]), str(key[-1])
+    known = [k.rpartition(".") for k in known_keys()]
+    here = [last for above, _, last in known if above == section]
+    close = [dotted((*key[:-1], k)) for k in difflib.get_close_matches(name, here, n=1)]
+    close = close or ["".join(k) for k in known if k[2] == name]
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(here)}"
+
+
+def known_keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+    """All dotted keys of a section, such as `plan.macs`."""
+    found = []
+    for name, info in section.model_fields.items():
+        found.append(prefix + name)
+        for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found += known_keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def _error(document: Document) -> UsageError:
+    problems = sorted(document.problems)
+    return UsageError(
+        "\n".join(map(str, problems)),
+        why="a recipe is checked whole before any work starts",
+        fix="mend what is listed; docs/recipes.md and `seprune recipes schema` have every key",
+        code="recipe",
+    )

@@ -1,0 +1,273 @@
+"""What a recipe may say: the sections, their keys, defaults and limits."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+Budget = float | str
+
+
+def _home(value: str) -> str:
+    """`~` means the home folder, also after a data set's name; variables stay as they are."""
+    head, colon, tail = value.partition(":~")
+    return head + ":" + os.path.expanduser("~" + tail) if colon else os.path.expanduser(value)
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, (int, float, str)):
+        raise ValueError("must be a number, a text, true or false")
+    return value
+
+
+def _budgets(value: Any) -> tuple[Budget, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    fractions = [v for v in values if type(v) in (int, float) and 0 < v < 1]
+    amounts = [v for v in values if isinstance(v, str) and re.fullmatch(r"\d+(\.\d+)?[KMG]", v)]
+    if not values or len(fractions) + len(amounts) < len(values):
+        raise ValueError("must be a fraction kept, between 0 and 1, or an amount like 20M or 1.5G")
+    return values
+
+
+_ONE_BUDGET = {"type": ["number", "string"], "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+Budgets = Annotated[
+    tuple[Budget, ...],
+    BeforeValidator(_budgets),
+    WithJsonSchema({"anyOf": [_ONE_BUDGET, {"type": "array", "items": _ONE_BUDGET}]}),
+]
+Location = Annotated[str, Field(min_length=1), AfterValidator(_home)]
+Scalar = Annotated[
+    Any, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string", "boolean"]})
+]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """What all sections share: nothing unknown, nothing infinite, nothing changed afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+_OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights"}
+
+
+class Model(Section):
+    """Which network, and the trained weights if there are any."""
+
+    name: Location = Field(description="torchvision/NAME, timm/NAME, seprune/NAME or a folder")
+    classes: Count | None = Field(
+        default=None, description="classes; null: as the weights or data say"
+    )
+    input: tuple[Count, Count, Count] | None = Field(
+        default=None, description="channels, height, width"
+    )
+    args: dict[str, Scalar] = Field(
+        default={}, description="keyword arguments of the network's function"
+    )
+    checkpoint: Location | None = Field(
+        default=None, description="trained weights; null: train, or none"
+    )
+    weights: Literal["auto", "raw", "ema"] = Field(
+        default="auto", description="which of a checkpoint's"
+    )
+
+    @model_validator(mode="after")
+    def _check_args(self) -> Model:
+        for name in sorted(_OTHER_WEIGHTS & set(self.args)):
+            raise ValueError(f"args must not hold {name}: weights come from model.checkpoint")
+        return self
+
+
+class Data(Section):
+    """Images to calibrate, tune and report on."""
+
+    source: Location = Field(description="digits, a folder with train/ and val/, torchvision/X:DIR")
+    batch_size: Count = 128
+    workers: int | None = Field(default=None, ge=0, description="loader processes; null: per core")
+    validation: Fraction = Field(
+        default=0.1, description="of the training images, to choose the epoch by"
+    )
+    cache: Literal["none", "memory", "device", "auto"] = Field(
+        default="auto", description="decoded images"
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="a channel each, of RGB in [0, 1]"
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="likewise"
+    )
+    augment: Literal["auto", "none", "shift", "crop", "resized_crop"] = "auto"
+    cutout: int = Field(default=0, ge=0, description="side in pixels; 0: off")
+    crop: float = Field(default=0.875, gt=0, le=1, description="of the shorter side, if large")
+    on_bad_image: Literal["error", "skip"] = Field(
+        default="error", description="skip: at most 0.1 %"
+    )
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Data:
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std must be given together, one number per channel each")
+        return self
+
+
+class Distill(Section):
+    """Learning from the dense parent."""
+
+    weight: float = Field(
+        default=0.5, ge=0, le=1, description="of the parent's targets in the loss"
+    )
+    temperature: float = Field(default=4.0, gt=0, description="softens both sides")
+
+
+_RECALIBRATE = "images for BatchNorm statistics anew before epoch one; 0: off"
+
+
+class Train(Section):
+    """One stretch of training."""
+
+    epochs: int = Field(default=30, ge=0, description="0: recalibrate BatchNorm only")
+    batch_size: Count = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0, description="highest learning rate, for the whole batch")
+    momentum: Fraction = Field(default=0.9, description="SGD's; AdamW has its own betas")
+    nesterov: bool = Field(default=True, description="SGD only")
+    weight_decay: Amount = Field(default=5e-4, description="not on norms and biases")
+    schedule: Literal["cosine", "step", "onecycle", "constant"] = "cosine"
+    warmup_epochs: Amount = Field(default=1.0, description="linear, from nothing to lr")
+    label_smoothing: Fraction = 0.0
+    mixup: Amount = Field(default=0.0, description="alpha of the Beta distribution; 0: off")
+    cutmix: Amount = Field(default=0.0, description="alpha of the Beta distribution; 0: off")
+    randaugment: bool = False
+    ema: Fraction | None = Field(default=None, description="decay of the average; null: off")
+    clip: Amount | None = Field(default=None, description="largest gradient norm; null: off")
+    accumulate: Count = Field(default=1, description="micro-batches per step")
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    channels_last: Literal["auto", True, False] = "auto"
+    compile: bool = False
+    recalibrate: int = Field(default=0, ge=0, description=_RECALIBRATE)
+    distill: Distill | None = Field(default=None, description="null: labels only")
+
+
+class Finetune(Train):
+    """Training after the cut."""
+
+    epochs: int = Field(default=10, ge=0, description="0: recalibrate BatchNorm only")
+    lr: float = Field(default=0.05, gt=0, description="highest learning rate, for the whole batch")
+    recalibrate: int = Field(default=2048, ge=0, description=_RECALIBRATE)
+    distill: Distill | None = Field(default=Distill(), description="null: labels only")
+
+
+class Collect(Section):
+    """The pass over the calibration set, taken from the training images."""
+
+    images: Count = Field(default=2048, description="of the training split")
+    batch_size: Count = 128
+    gradients: Literal["auto", "none", "labels", "sampled", "smoothed", "logits"] = Field(
+        default="auto", description="auto: what the criterion needs"
+    )
+
+
+class Importance(Section):
+    """How channels are scored."""
+
+    criterion: str = Field(
+        default="gate_logit", pattern=r"^[a-z0-9_]+$", description="see importance.md"
+    )
+    combine: Literal["mean", "max", "sum", "coupled"] = Field(
+        default="mean", description="gates of one dependency group"
+    )
+    ungated: Literal["unit", "propagate", "none"] = Field(
+        default="unit", description="channels without a gate; none: left whole"
+    )
+    normalize: Literal["auto", "none", "mean", "max", "sum", "standard", "rank"] = Field(
+        default="auto", description="scores within a group; auto: what suits the criterion"
+    )
+
+
+class Plan(Section):
+    """How much is cut, and where. Lists of budgets give one pruned network each."""
+
+    macs: Budgets | None = Field(
+        default=None, description="kept: 0.5, 20M or a list; 0.5 if none is said"
+    )
+    params: Budgets | None = Field(default=None, description="kept: 0.4, 1.5M or a list")
+    latency: Budgets | None = Field(default=None, description="kept, measured on this device: 0.6")
+    allocation: Literal["global", "uniform", "isomorphic"] = "global"
+    floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
+    min_channels: Count = Field(default=8, description="channels of every group that stay")
+    round_to: Count = Field(default=1, description="widths are multiples of this; 8 suits GPUs")
+    protect: tuple[str, ...] = Field(default=(), description="globs of layers that stay whole")
+    bottleneck: Literal["keep", "scale", "rank"] = Field(
+        default="keep", description="SE's own width"
+    )
+    steps: Count = Field(
+        default=1, description="cuts on the way, statistics collected anew before each"
+    )
+
+    @model_validator(mode="after")
+    def _check_budgets(self) -> Plan:
+        if not any(getattr(self, k) for k in _BUDGETS):
+            object.__setattr__(self, "macs", (0.5,))  # frozen for everyone else
+        if any(isinstance(budget, str) for budget in self.latency or ()):
+            raise ValueError("latency must be a fraction kept: it is measured on this device")
+        lengths = {len(getattr(self, k)) for k in _BUDGETS if getattr(self, k)} - {1}
+        if len(lengths) > 1:
+            raise ValueError("lists of budgets must be equally long: they are taken side by side")
+        return self
+
+    def budgets(self) -> tuple[dict[str, Budget], ...]:
+        """One dict per pruned network: `{"macs": 0.5}`, all of which it must meet."""
+        given = {k: getattr(self, k) for k in _BUDGETS if getattr(self, k)}
+        length = max(map(len, given.values()))
+        return tuple({k: v[i % len(v)] for k, v in given.items()} for i in range(length))
+
+
+_BUDGETS = ("macs", "params", "latency")
+
+
+class Prune(Section):
+    """What happens to the weights right after the cut."""
+
+    recover: Literal["none", "bn", "refit"] = "refit"
+
+
+class Reporting(Section):
+    """What the report measures."""
+
+    latency: bool = True
+    batch_sizes: tuple[Count, ...] = Field(
+        default=(1, 64), min_length=1, description="of the latencies"
+    )
+    html: bool = True
+
+
+class Recipe(Section):
+    """Everything a run does."""
+
+    name: str = Field(min_length=1, description="title of the report")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything random")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="or cuda:1, cpu, mps"
+    )
+    model: Model
+    data: Data
+    train: Train | None = Field(default=None, description="only used without model.checkpoint")
+    collect: Collect = Collect()
+    importance: Importance = Importance()
+    plan: Plan = Plan()
+    prune: Prune = Prune()
+    finetune: Finetune = Finetune()
+    report: Reporting = Reporting()

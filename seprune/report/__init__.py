@@ -1,0 +1,15 @@
+"""Measurements become JSON, CSV, terminal tables, one HTML file, a model card.
+
+measurement  the plain data: Report and its parts, exact numbers, to and from JSON
+words        how numbers are written, and what the gates say in sentences
+figures      Report -> plotly figures as plain dicts
+html         one offline page a run, or a comparison (page.html.j2, page.css, page.js)
+terminal     the same at 80 columns
+table        one CSV row a channel
+compare      several runs: rows, means over seeds, the Pareto front
+card         the README.md of a saved folder
+"""
+
+from seprune.report.measurement import Budget, GateSummary, GroupCut, Measurement, Report
+
+__all__ = ["Budget", "GateSummary", "GroupCut", "Measurement", "Report"]

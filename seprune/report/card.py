@@ -1,0 +1,76 @@
+"""The model card: README.md of a saved folder, ready for a model hub."""
+
+from __future__ import annotations
+
+import json
+
+from seprune.report import words
+from seprune.report.measurement import Measurement, Report
+
+
+def model_card(report: Report, measurement: Measurement) -> str:
+    """Markdown with the front matter that hubs read; the numbers are `measurement`'s."""
+    budget = report.budget(measurement.budget)
+    base = report.baseline
+    made = f", channels chosen by {budget.criterion} ({budget.allocation})" if budget else ""
+    kept = words.percent(words.fraction_of(measurement.macs, base.macs if base else None), 1)
+    source = report.data.get("source")
+    sections = [
+        _front_matter(report, measurement),
+        f"# {_line(report.name)}",
+        f"`{_line(report.model.get('name'))}`, {measurement.stage}: {kept} of the MACs{made}.",
+        "## Use",
+        '```python\nimport seprune\n\nmodel = seprune.load("path/to/this/folder")\n```',
+        "No pickle is read: `config.json` names the architecture and the cuts, "
+        "`model.safetensors` holds the weights, `SHA256SUMS` their hashes.",
+        "## Results",
+        _results(report, measurement),
+        f"Measured on {measurement.count} images of {_line(source)}.",
+        "## Made with",
+        f"```sh\n{report.command}\n```",
+        f"Seed {report.seed}, {report.created}.",
+    ]
+    if remarks := words.missing(report):
+        sections += ["## Not in the numbers", "\n".join(f"- {_line(x)}" for x in remarks)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(report: Report, m: Measurement) -> str:
+    """YAML; JSON strings are YAML strings, so quoting is left to json."""
+    lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
+    lines.append("pipeline_tag: image-classification")
+    if m.top1 is not None:
+        name, data = (json.dumps(str(x)) for x in (report.name, report.data.get("source")))
+        lines += [
+            "model-index:",
+            f"- name: {name}",
+            "  results:",
+            "  - task:",
+            "      type: image-classification",
+            f"    dataset:\n      name: {data}\n      type: {data}",
+            "    metrics:",
+            f"    - type: accuracy\n      value: {m.top1}",
+        ]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _results(report: Report, measurement: Measurement) -> str:
+    base = [report.baseline] if report.baseline and measurement.stage != "baseline" else []
+    rows = [*base, measurement]
+    lines = ["| network | top-1 | top-5 | MACs | parameters | file |", "|---|--:|--:|--:|--:|--:|"]
+    for m in rows:
+        cells = [
+            words.stage_name(m),
+            words.percent(m.top1),
+            words.percent(m.top5),
+            f"{m.macs:,}",
+            f"{m.params:,}",
+            words.size(m.bytes),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _line(text: object) -> str:
+    """One line of Markdown: names come from files and folders."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,0 +1,182 @@
+"""Figures of the results and of the plan, as plain plotly dicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from seprune.report import axes
+from seprune.report.axes import COLOURS, Figure
+from seprune.report.compare import Comparison, Row
+from seprune.report.measurement import STAGES, Budget, GroupCut, Report
+from seprune.report.words import fraction_of
+
+MARKS = {  # symbol and dash
+    "baseline": ("star", "solid"),
+    "pruned": ("circle-open", "dot"),
+    "recalibrated": ("diamond-open", "dash"),
+    "refitted": ("square-open", "dash"),
+    "fine-tuned": ("circle", "solid"),
+}
+STAGE_COLOURS = dict(zip(STAGES, ("@ink", "@orange", "@violet", "@green", "@blue")))
+
+
+def accuracy(report: Report) -> Figure:
+    """Top-1 against the MACs kept, one line a stage, over the run's budgets."""
+    base = report.baseline
+    dense = base.macs if base else None
+    traces = []
+    for stage in STAGES:
+        found = [m for m in report.measurements if m.stage == stage and m.top1 is not None]
+        found.sort(key=lambda m: m.macs)
+        if not found:
+            continue
+        traces.append(
+            {
+                "type": "scatter",
+                "name": stage,
+                "mode": "markers" if len(found) == 1 else "lines+markers",
+                "x": [axes.rounded(100 * (fraction_of(m.macs, dense) or 0)) for m in found],
+                "y": [axes.rounded(100 * (m.top1 or 0)) for m in found],
+                "text": [f"{m.macs:,} MACs" for m in found],
+                "hovertemplate": "%{y:.2f} % top-1 at %{x:.1f} % of the MACs<br>%{text}",
+                "marker": {"size": 9, "color": STAGE_COLOURS[stage]},
+                "line": {"color": STAGE_COLOURS[stage], "width": 2},
+            }
+        )
+    layout = axes.layout("MACs kept (%)", "top-1 (%)", height=380)
+    if base and base.top1 is not None:
+        layout["shapes"] = [axes.line(y=100 * base.top1)]
+    return {"data": traces, "layout": layout}
+
+
+def widths(budget: Budget) -> Figure:
+    """What is left of every group, in percent of its units."""
+    groups = budget.groups
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [axes.rounded(100 * g.after / g.before) if g.before else 0 for g in groups],
+        "y": [axes.label(g.name) for g in groups],
+        "customdata": [[g.before, g.after] for g in groups],
+        "hovertemplate": "%{y}<br>%{customdata[1]} of %{customdata[0]} channels<extra></extra>",
+        "text": [f"{g.after} / {g.before}" for g in groups],
+        "textposition": "auto",
+        "insidetextanchor": "start",
+        "insidetextfont": {"color": "@card"},
+        "marker": {"color": ["@blue" if g.prunable else "@muted" for g in groups]},
+    }
+    layout = axes.rows("width kept (%)", [g.name for g in groups])
+    layout["xaxis"]["range"] = [0, 104]
+    return {"data": [trace], "layout": layout}
+
+
+def scores(budget: Budget) -> Figure:
+    """Distribution of scores in every group (5, 25, 50, 75, 95 %) and the cut."""
+    groups = [g for g in budget.groups if axes.finite(g.scores).size]
+    spans = [np.quantile(axes.finite(g.scores), [0.05, 0.25, 0.5, 0.75, 0.95]) for g in groups]
+    names = [axes.label(g.name) for g in groups]
+    box: dict[str, Any] = {
+        "type": "box",
+        "orientation": "h",
+        "y": names,
+        "name": "scores",
+        "line": {"color": "@blue", "width": 1.2},
+        "fillcolor": "@blue-soft",
+        "hoverinfo": "x+y",
+    }
+    for number, key in enumerate(("lowerfence", "q1", "median", "q3", "upperfence")):
+        box[key] = [axes.short(span[number]) for span in spans]
+    cuts = [(axes.label(g.name), _cut(g)) for g in groups]
+    marks = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "cut",
+        "x": [axes.short(at) for _, at in cuts if at is not None],
+        "y": [name for name, at in cuts if at is not None],
+        "marker": {"symbol": "line-ns", "size": 14, "line": {"color": "@orange", "width": 3}},
+        "hovertemplate": "%{y}<br>removed up to %{x:.4g}<extra></extra>",
+    }
+    layout = axes.rows(f"score ({budget.criterion})", [g.name for g in budget.groups])
+    everything = np.concatenate([axes.finite(g.scores) for g in groups] or [np.zeros(1)])
+    layout["xaxis"] |= axes.scale(everything)
+    return {"data": [box, marks], "layout": layout}
+
+
+def group(cut: GroupCut, criterion: str) -> Figure:
+    """How many units of one group have which score, kept and removed."""
+    values = np.array([math.nan if s is None else s for s in cut.scores], dtype=float)
+    kept = np.zeros(len(values), dtype=bool)
+    kept[cut.keep] = True
+    axis = axes.scale(axes.finite(cut.scores))
+    if logarithmic := axis.get("type") == "log":
+        values = np.log10(values)
+    edges = np.histogram_bin_edges(values[np.isfinite(values)], bins=min(40, 8 + len(values) // 8))
+    middles = (edges[1:] + edges[:-1]) / 2
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": [axes.short(10**m if logarithmic else m) for m in middles],
+            "y": np.histogram(values[which & np.isfinite(values)], bins=edges)[0].tolist(),
+            "marker": {"color": colour},
+            "hovertemplate": "%{y} channels at %{x:.3g}",
+        }
+        for name, which, colour in (("kept", kept, "@blue"), ("removed", ~kept, "@orange"))
+    ]
+    if logarithmic:
+        for trace in traces:
+            trace["width"] = [axes.short(10**b - 10**a) for a, b in pairwise(edges)]
+    layout = axes.layout(f"score ({criterion})", "channels", height=300)
+    layout |= {"barmode": "stack", "bargap": 0.04}
+    layout["xaxis"] |= axis
+    if (at := _cut(cut)) is not None:
+        layout["shapes"] = [axes.line(x=at)]
+    return {"data": traces, "layout": layout}
+
+
+def comparison(compared: Comparison) -> Figure:
+    """Accuracy against MACs over runs: a colour for each way, a mark for each stage."""
+    series = compared.series()
+    ways = list(dict.fromkeys(made for made, _ in series))
+    colours = {made: COLOURS[n % len(COLOURS)] if made else "@ink" for n, made in enumerate(ways)}
+    front = sorted((r for r in compared.rows if r.pareto), key=lambda r: r.macs)
+    traces = [
+        _points("Pareto front", front)
+        | {"mode": "lines", "line": {"width": 9, "color": "@front"}, "hoverinfo": "skip"}
+    ]
+    for (made, stage), rows in series.items():
+        colour, (symbol, dash) = colours[made], MARKS[stage]
+        spread = [axes.rounded(100 * (row.top1_spread or 0)) for row in rows]
+        traces.append(
+            _points(" · ".join(filter(None, (made, stage))), rows)
+            | {
+                "mode": "lines+markers",
+                "error_y": {"array": spread, "visible": any(spread), "color": colour},
+                "text": [f"{row.stage} {row.budget or ''}, runs: {row.runs}" for row in rows],
+                "hovertemplate": "%{y:.2f} % at %{x:.4g} M MACs<br>%{text}",
+                "marker": {"size": 9, "color": colour, "symbol": symbol},
+                "line": {"width": 1.5, "color": colour, "dash": dash},
+            }
+        )
+    return {"data": traces, "layout": axes.layout("MACs (M)", "top-1 (%)", height=460)}
+
+
+def _points(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "name": axes.label(name),
+        "x": [axes.short(row.macs / 1e6) for row in rows],
+        "y": [axes.rounded(100 * (row.top1 or 0)) for row in rows],
+    }
+
+
+def _cut(cut: GroupCut) -> float | None:
+    """The highest score among the removed units."""
+    kept = set(cut.keep)
+    gone = [s for i, s in enumerate(cut.scores) if i not in kept and s is not None]
+    return max(gone, default=None)

@@ -1,0 +1,248 @@
+"""One offline HTML file: Jinja2 with autoescape, plotly.js and the figures packed inside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from seprune import files
+from seprune.latency import Latency
+from seprune.report import figures, gate_figures, words
+from seprune.report.axes import Figure
+from seprune.report.compare import Comparison
+from seprune.report.measurement import Budget, GateSummary, Measurement, Report
+
+SECTIONS = (
+    ("summary", "Summary"),
+    ("accuracy", "Accuracy"),
+    ("groups", "Groups"),
+    ("gates", "Gates"),
+    ("classes", "Classes"),
+    ("whole", "Left whole"),
+    ("missing", "Not counted"),
+    ("repeat", "Repeat"),
+)
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page of one run to `path`; it needs no network and no other file."""
+    filled = {"accuracy": report.measurements, "groups": report.budgets, "gates": report.gates}
+    ends = gate_figures.stage_ends(report.gates)
+    filled |= {"classes": ends, "whole": report.left_whole or report.budgets}
+    content = {
+        "title": f"{report.name} – seprune",
+        "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
+        "report": report,
+        "tiles": [_tile(report, budget) for budget in report.budgets],
+        "summary": [_summary_row(report, m) for m in report.measurements],
+        "latency": _latency_table(report),
+        "counting": words.COUNTING,
+        "group_names": _scored_groups(report),
+        "group_rows": _group_rows(report.budgets),
+        "remarks": words.gate_remarks(report.gates),
+        "gate_rows": [_gate_row(gate) for gate in report.gates],
+        "stage_ends": [gate.name for gate in ends],
+        "shown_channels": gate_figures.SHOWN_CHANNELS,
+        "left_whole": [(row.get("group", ""), row.get("reason", "")) for row in report.left_whole],
+        "missing": words.missing(report),
+        "setting": _setting(report),
+        "seconds": [(stage, words.duration(time)) for stage, time in report.seconds.items()],
+        "environment": [(key, _said(value)) for key, value in report.environment.items()],
+    }
+    _write(path, "page.html.j2", content, _figures(report, ends))
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the page of a comparison to `path`."""
+    shown = comparison.table()
+    content = {
+        "title": f"{len(comparison.runs)} runs compared",
+        "sections": [("summary", "Summary"), ("accuracy", "Accuracy"), ("table", "Table")],
+        "runs": comparison.runs,
+        "warnings": comparison.warnings,
+        "head": shown[0],
+        "rows": shown[1:],
+    }
+    figure = figures.comparison(comparison)
+    _write(path, "compare.html.j2", content, {"comparison": figure})
+
+
+def _write(path: Path, template: str, content: dict[str, Any], shown: dict[str, Figure]) -> None:
+    page = _templates().get_template(template)
+    text = page.render(
+        **content,
+        css=Markup(_asset("page.css")),
+        js=Markup(_asset("page.js")),
+        plotly=_packed_plotly(),
+        figures=_pack(json.dumps(shown, separators=(",", ":"), allow_nan=False)),
+    )
+    files.write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
+
+
+@cache
+def _packed_plotly() -> str:
+    return _pack(get_plotlyjs())
+
+
+def _pack(text: str) -> str:
+    """Deflated and in base64: plotly.js shrinks from 4.8 to 1.9 MB; page.js unpacks it."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _figures(report: Report, ends: Sequence[GateSummary]) -> dict[str, Figure]:
+    """Every figure by the key that the page asks for."""
+    shown = {"accuracy": figures.accuracy(report), "overview": gate_figures.overview(report.gates)}
+    for budget in report.budgets:
+        shown[f"widths/{budget.label}"] = figures.widths(budget)
+        shown[f"scores/{budget.label}"] = figures.scores(budget)
+        for cut in budget.groups:
+            if any(score is not None for score in cut.scores):
+                figure = figures.group(cut, budget.criterion)
+                shown[f"group/{budget.label}/{cut.name}"] = figure
+    for gate in report.gates:
+        shown[f"gate/{gate.name}"] = gate_figures.gate(gate)
+        for budget in report.budgets:
+            shown[f"kept/{budget.label}/{gate.name}"] = gate_figures.kept(gate, budget)
+    classes = report.data.get("classes") or []
+    shown |= {f"excitation/{g.name}": gate_figures.excitation(g, classes) for g in ends}
+    return shown
+
+
+def _tile(report: Report, budget: Budget) -> dict[str, Any]:
+    end, base = words.last_of(report, budget), report.baseline
+    if end is None or base is None:
+        return {"label": budget.label, "top1": words.DASH, "change": words.DASH, "speeds": []} | {
+            "gained": False,
+            "macs": words.percent(budget.reached, 1),
+            "params": words.DASH,
+        }
+    change = None if end.top1 is None or base.top1 is None else end.top1 - base.top1
+    speeds = [(x, words.speed_up(report, x)) for x in end.latency if x.runtime == "eager"]
+    return {
+        "label": words.stage_name(end),
+        "top1": words.percent(end.top1),
+        "change": words.points(change),
+        "gained": change is not None and change >= 0,
+        "macs": words.percent(words.fraction_of(end.macs, base.macs), 1),
+        "params": words.percent(words.fraction_of(end.params, base.params), 1),
+        "speeds": [f"{s:.2f}x as fast at batch {x.batch}" for x, s in speeds if s],
+    }
+
+
+def _summary_row(report: Report, m: Measurement) -> list[str]:
+    base = report.baseline
+    change = None
+    if base is not None and base is not m and None not in (base.top1, m.top1):
+        change = (m.top1 or 0) - (base.top1 or 0)
+    return [
+        words.stage_name(m),
+        words.percent(m.top1),
+        words.points(change),
+        words.percent(m.top5),
+        words.DASH if m.loss is None else f"{m.loss:.3f}",
+        words.quantity(m.macs),
+        words.percent(words.fraction_of(m.macs, base.macs if base else None), 1),
+        words.quantity(2 * m.macs),
+        words.quantity(m.params),
+        words.size(m.bytes),
+    ]
+
+
+def _latency_table(report: Report) -> dict[str, Any]:
+    """A row for each network, a column for each runtime and batch size."""
+    everything = [x for m in report.measurements for x in m.latency]
+    columns = sorted({(x.runtime, x.batch) for x in everything}, key=lambda c: (c[0], c[1]))
+    rows = []
+    for m in report.measurements:
+        by_column = {(x.runtime, x.batch): x for x in m.latency}
+        if by_column:
+            base = None if m is report.baseline else report
+            cells = [_latency_cell(base, by_column.get(column)) for column in columns]
+            rows.append([words.stage_name(m), *cells])
+    where = sorted({f"On {x.device} with {x.threads} threads" for x in everything})
+    head = ["network", *(f"{runtime}, batch {batch}" for runtime, batch in columns)]
+    return {"head": head, "rows": rows, "where": "; ".join(where)}
+
+
+def _latency_cell(report: Report | None, latency: Latency | None) -> str:
+    faster = words.speed_up(report, latency) if report and latency else None
+    return words.milliseconds(latency) + (f" ({faster:.2f}x)" if faster else "")
+
+
+def _scored_groups(report: Report) -> list[str]:
+    """Groups with scores in any budget, in the order of the network."""
+    scored = (g for b in report.budgets for g in b.groups if any(s is not None for s in g.scores))
+    return list(dict.fromkeys(g.name for g in scored))
+
+
+def _group_rows(budgets: Sequence[Budget]) -> list[list[Any]]:
+    by_budget = [{g.name: g for g in budget.groups} for budget in budgets]
+    every = {g.name: g for budget in budgets for g in budget.groups}
+    rows = []
+    for name, first in every.items():
+        left = [str(found[name].after) if name in found else words.DASH for found in by_budget]
+        layers = _few(first.layers) if first.prunable else f"left whole: {first.reason}"
+        rows.append([name, first.before, *left, layers])
+    return rows
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+    return ", ".join(names[:3] if more else names) + more
+
+
+def _gate_row(gate: GateSummary) -> list[str]:
+    means = [v for v in gate.statistics.get("mean", []) if v is not None]
+    agreement = gate.rank_agreement
+    return [
+        gate.name if gate.runs else f"{gate.name} (never runs)",
+        str(gate.channels),
+        gate.squeeze,
+        gate.activation,
+        gate.placement,
+        f"{sum(means) / len(means):.3f}" if means else words.DASH,
+        words.DASH if agreement is None else f"{agreement:.2f}",
+        words.percent(gate.saturated, 1),
+    ]
+
+
+def _setting(report: Report) -> Iterable[tuple[str, str]]:
+    """Seed, model and data as name and text; long lists stay out."""
+    yield "seed", str(report.seed)
+    for part, facts in (("model", report.model), ("data", report.data)):
+        for key, value in facts.items():
+            if key not in ("classes", "skipped") or not isinstance(value, list | dict):
+                yield f"{part} {key}", _said(value)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_said(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        sizes = all(isinstance(item, int) for item in value)
+        return ("x" if sizes else ", ").join(map(_said, value))
+    return words.DASH if value is None else str(value)

@@ -1,0 +1,284 @@
+"""What a run measured and decided, as plain data: exact inside, pretty only on output."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from seprune import files
+from seprune.errors import InputError
+from seprune.latency import Latency
+
+FORMAT = 1
+_GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")
+_BOUNDED = ("sigmoid", "hardsigmoid", "softmax")  # where 0.05 and 0.95 are near an end
+_NOT_CHANNELS = ("class_count",)  # may be as long as the gate is wide
+STAGES = ("baseline", "pruned", "recalibrated", "refitted", "fine-tuned")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network measured on the reporting set; fractions, bytes and milliseconds."""
+
+    stage: str  # one of STAGES
+    budget: str | None  # label of the Budget that it was cut to; None: the baseline
+    top1: float | None
+    top5: float | None
+    loss: float | None
+    count: int
+    nonfinite: int
+    macs: int
+    params: int
+    bytes: int | None = None
+    latency: list[Latency] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage {self.stage!r} is none of {', '.join(STAGES)}")
+
+
+@dataclass(frozen=True)
+class GroupCut:
+    """What one budget left of one dependency group; `keep` are unit indices, ascending."""
+
+    name: str
+    before: int
+    after: int
+    prunable: bool = True
+    reason: str | None = None  # why it was left whole
+    layers: list[str] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)  # one a unit, higher = keep
+    keep: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= unit < self.before for unit in self.keep):
+            raise ValueError(f"{self.name}: keeps a unit outside of 0..{self.before - 1}")
+        if len(self.scores) not in (0, self.before):
+            raise ValueError(f"{self.name}: {len(self.scores)} scores for {self.before} units")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One target (`macs 0.5`) and the plan that met it; target and reached are fractions kept."""
+
+    label: str
+    target: float
+    reached: float
+    criterion: str
+    allocation: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    groups: list[GroupCut] = field(default_factory=list)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class GateSummary:
+    """A gate and its statistics: lists with one value a channel, by statistic."""
+
+    name: str
+    channels: int
+    squeeze: str
+    activation: str
+    placement: str
+    runs: bool = True
+    groups: list[str] = field(default_factory=list)
+    scales: list[str] = field(default_factory=list)
+    statistics: dict[str, list[float | None]] = field(default_factory=dict)  # docs/importance.md
+    class_mean: list[list[float | None]] = field(default_factory=list)  # a row for each class shown
+    rank_agreement: float | None = None
+    saturated: float | None = None  # fraction of (image, channel) pairs below 0.05 or above 0.95
+
+    def __post_init__(self) -> None:
+        for values in (*self.statistics.values(), *self.class_mean):
+            if len(values) != self.channels:
+                raise ValueError(f"{self.name}: {len(values)} values for {self.channels} channels")
+
+    @classmethod
+    def of(
+        cls, gate: Any, values: Mapping[str, Any], *, groups: Sequence[str] = (), classes: Any = ()
+    ) -> GateSummary:
+        """From a `Gate` and its tensors in `GateStatistics.values`; `classes` are rows to keep."""
+        columns = {
+            key: _plain(value.tolist())
+            for key, value in values.items()
+            if tuple(value.shape) == (gate.channels,) and key not in _NOT_CHANNELS
+        }
+        means = _plain(values["class_mean"].tolist()) if "class_mean" in values else []
+        agreement = values.get("rank_agreement")
+        idle = [*columns.get("low", ()), *columns.get("high", ())]
+        bounded = gate.activation in _BOUNDED and idle and None not in idle
+        return cls(
+            **{key: getattr(gate, key) for key in _GATE_FACTS},
+            groups=list(groups),
+            scales=list(gate.scales),
+            statistics=columns,
+            class_mean=[means[row] for row in classes if row < len(means)],
+            rank_agreement=None if agreement is None else float(agreement),
+            saturated=sum(idle) / gate.channels if bounded else None,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a reader of the run may ask for; an unfinished run fills less of it."""
+
+    name: str
+    created: str
+    command: str
+    seed: int
+    model: dict[str, Any]  # name, input, classes, checkpoint, sha256
+    data: dict[str, Any]  # source, counts, skipped, classes: names of the rows of class_mean
+    environment: dict[str, Any] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    recipe: str = ""  # the resolved YAML
+    measurements: list[Measurement] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
+    gates: list[GateSummary] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    left_whole: list[dict[str, str]] = field(default_factory=list)  # group, reason
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    not_counted: list[str] = field(default_factory=list)  # operators without a MAC formula
+    format: int = FORMAT
+
+    @property
+    def baseline(self) -> Measurement | None:
+        """The dense network's measurement, None where the run did not come so far."""
+        return next((m for m in self.measurements if m.stage == "baseline"), None)
+
+    def budget(self, label: str | None) -> Budget | None:
+        """The budget with this label."""
+        return next((b for b in self.budgets if b.label == label), None)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as one JSON document; NaN and infinities become null."""
+    document = _plain(report)
+    assert isinstance(document, dict)
+    return document
+
+
+def from_json(document: Any, *, source: str = "report.json") -> Report:
+    """The report in a JSON document.
+
+    Raises:
+        InputError: another format version, or a value that does not belong; names the place.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+        raise InputError(
+            f"{source}: not a report of seprune", fix="give a run folder or its report.json"
+        )
+    if document["format"] > FORMAT:
+        raise InputError(
+            f"{source}: report format {document['format']}, this seprune reads up to {FORMAT}",
+            why="a newer version of seprune wrote it",
+            fix="pip install --upgrade seprune",
+        )
+    try:
+        report: Report = _build(Report, document, "report")
+    except _MisfitError as misfit:
+        raise InputError(
+            f"{source}: {misfit}",
+            why="the file was damaged or edited",
+            fix="restore it, or give the same `seprune run` command again",
+        ) from misfit
+    return report
+
+
+def write(report: Report, path: Path) -> None:
+    """Write `report.json`: a line for each top-level key, so that it can be looked at."""
+    lines = (
+        f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
+        for key, value in to_json(report).items()
+    )
+    files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read(path: Path) -> Report:
+    """The report in a file, or in the `report.json` of a run folder."""
+    path = path / "report.json" if path.is_dir() else path
+    return from_json(files.read_json(path), source=str(path))
+
+
+class _MisfitError(Exception):
+    """A JSON value at a place that wants another kind."""
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _build(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` says: dataclasses, lists, dicts, unions and scalars."""
+    if hint is Any:
+        return value
+    if is_dataclass(hint):
+        return _build_dataclass(hint, value, where)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is list and isinstance(value, list):
+        return _build_list(inner[0], value, where)
+    if origin is dict and isinstance(value, dict):
+        return {key: _build(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is UnionType:
+        return None if value is None else _build(inner[0], value, where)
+    if _fits(hint, value):
+        return float(value) if hint is float else value
+    raise _MisfitError(f"{where}: {str(value)[:40]!r} where {_title(hint)} belongs")
+
+
+def _build_list(hint: Any, value: list[Any], where: str) -> list[Any]:
+    if hint == float | None and all(v is None or type(v) is float for v in value):
+        return value  # the channels: a million numbers, checked at once
+    return [_build(hint, item, f"{where}[{n}]") for n, item in enumerate(value)]
+
+
+def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _MisfitError(f"{where}: {str(value)[:40]!r} where an object belongs")
+    hints = _hints(cls)
+    arguments = {
+        key: _build(hints[key], item, f"{where}.{key}")
+        for key, item in value.items()
+        if key in hints  # a later minor version may say more
+    }
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        missing = str(error).partition(": ")[2]
+        raise _MisfitError(f"{where}: {missing} is missing") from error
+    except ValueError as error:
+        raise _MisfitError(f"{where}: {error}") from error
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if get_origin(hint) is not None:
+        return False
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def _title(hint: Any) -> str:
+    kinds = {float: "a number", int: "an integer", str: "text", bool: "true or false"}
+    origin = get_origin(hint)
+    return (
+        "a list" if origin is list else "an object" if origin is dict else kinds.get(hint, "null")
+    )
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)

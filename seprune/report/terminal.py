@@ -1,0 +1,224 @@
+"""The report in a terminal: tables and small bars within 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from seprune.errors import UsageError
+from seprune.latency import Latency
+from seprune.report import words
+from seprune.report.measurement import Budget, GateSummary, GroupCut, Measurement, Report
+from seprune.report.table import gates_of, ranks
+
+BAR = 10
+SHOWN = ("mean", "variance", "minimum", "maximum", "low", "high")
+
+
+def show(
+    report: Report, console: Console, *, group: str | None = None, gate: str | None = None
+) -> None:
+    """Print the report, or the channels of one group or gate.
+
+    Raises:
+        UsageError: no such group or gate; lists those there are.
+    """
+    if group is not None:
+        console.print(group_channels(report, group))
+    if gate is not None:
+        console.print(gate_channels(report, gate))
+    if group is None and gate is None:
+        console.print(overview(report))
+
+
+def overview(report: Report) -> RenderableType:
+    """Everything in short: results, groups, gates, warnings."""
+    parts: list[RenderableType] = [results(report)]
+    if report.budgets:
+        parts += ["", groups(report)]
+    if report.gates:
+        parts += ["", gates(report.gates), *_list(words.gate_remarks(report.gates))]
+    for title, lines in (
+        ("Warnings", report.warnings),
+        ("Left whole", [f"{x.get('group')}: {x.get('reason')}" for x in report.left_whole]),
+        ("Not in the numbers", words.missing(report)),
+    ):
+        if lines:
+            parts += ["", Text(title, style="bold"), *_list(lines)]
+    return Group(*parts)
+
+
+def results(report: Report) -> RenderableType:
+    """Baseline / pruned / fine-tuned: top-1, MACs, parameters, file size, latency."""
+    table = _table(f"{report.name}: {report.model.get('name')} on {report.data.get('source')}")
+    table.add_column("network", overflow="fold")
+    for name in ("top-1", "MACs", "kept", "params", "file", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for m in report.measurements:
+        end = m.stage == "fine-tuned" or m is report.baseline
+        table.add_row(*_result_row(report, m), style="bold" if end else "")
+    fastest = [x for m in report.measurements[:1] if (x := _first(m))]
+    where = [
+        f"latency: median ms at batch {x.batch} on {x.device}, {x.threads} threads; MACs of 1 image"
+        for x in fastest
+    ]
+    return Group(table, *(Text(line, style="dim") for line in where))
+
+
+def groups(report: Report) -> Table:
+    """Width of every dependency group before and under each budget, with bars."""
+    table = _table("Dependency groups")
+    table.add_column("group", overflow="fold", min_width=16)
+    table.add_column("before", justify="right")
+    for budget in report.budgets[:3]:
+        table.add_column(budget.label, no_wrap=True)
+    every = {g.name: g for budget in report.budgets for g in budget.groups}
+    for name, cut in every.items():
+        cells = [_width(budget, name) for budget in report.budgets[:3]]
+        table.add_row(Text(name), str(cut.before), *cells)
+    if len(report.budgets) > 3:
+        table.caption = f"the first 3 of {len(report.budgets)} budgets"
+    return table
+
+
+def gates(summaries: Sequence[GateSummary]) -> Table:
+    """Mean, spread over channels, saturation and rank agreement of every gate."""
+    table = _table("Gates")
+    table.add_column("gate", overflow="fold", min_width=16)
+    for name in ("width", "mean", "saturated", "agreement"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("channels' means", no_wrap=True)
+    for gate in summaries:
+        means = sorted(v for v in gate.statistics.get("mean", []) if v is not None)
+        agreement = gate.rank_agreement
+        table.add_row(
+            Text(gate.name if gate.runs else f"{gate.name} (never runs)"),
+            str(gate.channels),
+            f"{sum(means) / len(means):.3f}" if means else words.DASH,
+            words.percent(gate.saturated, 0),
+            words.DASH if agreement is None else f"{agreement:.2f}",
+            Text(_sparkline(means), style="cyan"),
+        )
+    return table
+
+
+def group_channels(report: Report, name: str) -> RenderableType:
+    """Channels of one dependency group under every budget: score, rank, kept."""
+    found = [(b, g) for b in report.budgets for g in b.groups if g.name == name]
+    if not found:
+        _unknown("group", name, [g.name for b in report.budgets[:1] for g in b.groups])
+    return Group(*(_channels_of_group(report, budget, cut) for budget, cut in found))
+
+
+def gate_channels(report: Report, name: str) -> Table:
+    """Statistics of every channel of one gate."""
+    gate = next((g for g in report.gates if g.name == name), None)
+    if gate is None:
+        _unknown("gate", name, [g.name for g in report.gates])
+    table = _table(f"{gate.name}: {gate.squeeze}, {gate.activation}, {gate.placement}")
+    table.add_column("channel", justify="right")
+    shown = [key for key in SHOWN if key in gate.statistics]
+    for key in shown:
+        table.add_column(key, justify="right")
+    table.add_column("", no_wrap=True)
+    for channel in range(gate.channels):
+        values = [gate.statistics[key][channel] for key in shown]
+        mean = gate.statistics["mean"][channel] if "mean" in gate.statistics else None
+        table.add_row(str(channel), *map(_number, values), _bar(mean or 0.0))
+    return table
+
+
+def _channels_of_group(report: Report, budget: Budget, cut: GroupCut) -> Table:
+    scaling = [g for g in gates_of(report, cut) if "mean" in g.statistics]
+    table = _table(f"{cut.name}, {budget.label}: {cut.after} of {cut.before} kept")
+    for heading in ("channel", "rank", "score", "gate mean"):
+        table.add_column(heading, justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    kept, top = set(cut.keep), max((s for s in cut.scores if s is not None), default=0.0)
+    for channel, rank in enumerate(ranks(cut)):
+        score = cut.scores[channel] if cut.scores else None
+        means = [m for g in scaling if (m := g.statistics["mean"][channel]) is not None]
+        table.add_row(
+            str(channel),
+            words.DASH if rank is None else str(rank),
+            _number(score),
+            _number(sum(means) / len(means) if means else None),
+            _bar((score or 0.0) / top if top > 0 else 0.0),
+            Text("kept") if channel in kept else Text("removed", style="red"),
+        )
+    return table
+
+
+def _result_row(report: Report, m: Measurement) -> Iterator[str | Text]:
+    base = report.baseline
+    yield Text(words.stage_name(m))
+    yield words.percent(m.top1)
+    yield words.quantity(m.macs)
+    yield words.percent(words.fraction_of(m.macs, base.macs if base else None), 0)
+    yield words.quantity(m.params)
+    yield words.size(m.bytes)
+    latency = _first(m)
+    faster = words.speed_up(report, latency) if latency and m is not base else None
+    time = f"{latency.median_ms:.3g}" if latency and latency.median_ms else words.DASH
+    yield f"{time} ({faster:.1f}x)" if faster else time
+
+
+def _first(m: Measurement) -> Latency | None:
+    """The eager latency at the smallest batch size."""
+    measured = [x for x in m.latency if x.runtime == "eager" and x.median_ms is not None]
+    return min(measured, key=lambda x: x.batch, default=None)
+
+
+def _width(budget: Budget, name: str) -> Text:
+    cut = next((g for g in budget.groups if g.name == name), None)
+    if cut is None:
+        return Text(words.DASH)
+    if not cut.prunable:
+        return Text("whole", style="dim")
+    return Text.assemble(f"{cut.after:>4} ", _bar(cut.after / cut.before if cut.before else 0.0))
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> NoReturn:
+    raise UsageError(
+        f"{kind} {name!r} is not in this report",
+        why=f"it has {', '.join(known) or f'no {kind}s'}",
+        fix=f"seprune report RUN --{kind} {known[0] if known else 'NAME'}",
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+
+
+def _list(lines: Sequence[str]) -> Iterator[Table]:
+    """Lines with a hanging indent."""
+    for line in lines:
+        row = Table.grid(padding=(0, 1, 0, 0))
+        row.add_row("-", Text(line))
+        yield row
+
+
+def _number(value: float | None) -> str:
+    return words.DASH if value is None else f"{value:.4g}"
+
+
+def _bar(fraction: float) -> Text:
+    """A bar of up to ten characters in steps of an eighth."""
+    eighths = round(8 * BAR * min(1.0, max(0.0, fraction)))
+    full, rest = divmod(eighths, 8)
+    return Text(("█" * full + " ▏▎▍▌▋▊▉"[rest]).ljust(BAR)[:BAR], style="cyan")
+
+
+def _sparkline(values: Sequence[float], width: int = 20) -> str:
+    """Values in [0, 1] as columns of an eighth, thinned out to `width`."""
+    if not values:
+        return ""
+    picked = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    return "".join("▁▂▃▄▅▆▇█"[min(7, max(0, int(8 * v)))] for v in picked)

@@ -1,0 +1,174 @@
+"""How a report speaks: numbers with their units, and sentences about gates and results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seprune.latency import Latency
+from seprune.report.measurement import Budget, GateSummary, Measurement, Report
+
+DASH = "–"
+SATURATED = 0.5  # of the gate values: above, the gate hardly tells channels apart
+UNSTABLE = 0.5  # rank agreement: below, no fixed order of channels serves all images
+
+COUNTING = (
+    "MACs: multiply-adds of convolutions, linear layers and matrix products for one image "
+    "(PyTorch's FlopCounterMode / 2). FLOPs = 2 x MACs.",
+    "Parameters: every trainable number once, tied weights once.",
+    "File: size of model.safetensors.",
+    "Latency: median of repeated forward passes after a warm-up, ± the interquartile range; "
+    "dense and pruned networks take turns in one process.",
+    "Top-1, top-5 and loss: over every image of the reporting set, each counted once.",
+)
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """`0.8735` as `87.35 %`."""
+    return DASH if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def points(difference: float | None) -> str:
+    """A difference of fractions in percentage points with its sign."""
+    return DASH if difference is None else f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def quantity(number: float | None, unit: str = "") -> str:
+    """`56510000` as `56.5 M`; three significant digits."""
+    if number is None:
+        return DASH
+    scaled, steps = float(number), 0
+    while abs(scaled) >= 999.5 and steps < 4:
+        scaled, steps = scaled / 1000, steps + 1
+    text = f"{scaled:.3g}" if steps else f"{number:g}"
+    return f"{text} {'kMGT'[steps - 1] if steps else ''}{unit}".strip()
+
+
+def size(number: int | None) -> str:
+    """Bytes in decimal units."""
+    return DASH if number is None else quantity(number, "B")
+
+
+def milliseconds(latency: Latency | None) -> str:
+    """`12.3 ± 0.4`, or the note where it was not measured."""
+    if latency is None:
+        return DASH
+    if latency.median_ms is None or latency.spread_ms is None:
+        return latency.note or DASH
+    return f"{latency.median_ms:.3g} ± {latency.spread_ms:.1g}"
+
+
+def duration(seconds: float) -> str:
+    """`75.2` as `1 min 15 s`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def fraction_of(part: float | None, whole: float | None) -> float | None:
+    """part / whole where both are there."""
+    return None if part is None or not whole else part / whole
+
+
+def stage_name(measurement: Measurement) -> str:
+    """`fine-tuned · macs 0.5`."""
+    return " · ".join(filter(None, (measurement.stage, measurement.budget)))
+
+
+def last_of(report: Report, budget: Budget) -> Measurement | None:
+    """The budget's last measured stage: what the run ended with."""
+    found = [m for m in report.measurements if m.budget == budget.label]
+    return found[-1] if found else None
+
+
+def match(latencies: Sequence[Latency], like: Latency) -> Latency | None:
+    """The latency at the same batch size, runtime and device as `like`."""
+    key = (like.batch, like.runtime, like.device)
+    return next((x for x in latencies if (x.batch, x.runtime, x.device) == key), None)
+
+
+def speed_up(report: Report, latency: Latency) -> float | None:
+    """How many times faster than the baseline at the same batch size and runtime."""
+    dense = match(report.baseline.latency, latency) if report.baseline else None
+    if dense is None or dense.median_ms is None or not latency.median_ms:
+        return None
+    return dense.median_ms / latency.median_ms
+
+
+def headline(report: Report, budget: Budget) -> str:
+    """What the budget came to, in one sentence."""
+    end, base = last_of(report, budget), report.baseline
+    if end is None or base is None:
+        return f"{budget.label}: cut, not measured yet."
+    kept = fraction_of(end.macs, base.macs)
+    text = f"{percent(kept, 1)} of the MACs"
+    if end.top1 is not None and base.top1 is not None:
+        text += f" with {percent(end.top1)} top-1 ({points(end.top1 - base.top1)} points)"
+    fast = [(x, speed_up(report, x)) for x in end.latency]
+    said = [f"{s:.2f}x at batch {x.batch}" for x, s in fast if s and x.runtime == "eager"]
+    return text + (f"; speed {', '.join(said)}." if said else ".")
+
+
+def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
+    """Saturation, rank agreement and idle gates, in words."""
+    remarks = [
+        f"{g.name}: {percent(g.saturated, 0)} of its values are below 0.05 or above 0.95; "
+        "as a switch it hardly tells channels apart, prefer a criterion that uses gradients."
+        for g in gates
+        if g.saturated is not None and g.saturated > SATURATED
+    ]
+    remarks += [
+        f"{g.name}: its order of channels changes from image to image (rank agreement "
+        f"{g.rank_agreement:.2f}); no fixed choice of channels serves all images."
+        for g in gates
+        if g.rank_agreement is not None and g.rank_agreement < UNSTABLE
+    ]
+    remarks += [
+        f"{g.name}: never ran in the forward pass, so it says nothing." for g in gates if not g.runs
+    ]
+    return remarks or _all_well(gates)
+
+
+def _all_well(gates: Sequence[GateSummary]) -> list[str]:
+    agreements = [g.rank_agreement for g in gates if g.rank_agreement is not None]
+    if not agreements:
+        return []
+    return [
+        f"No gate is saturated, and images agree on the order of channels (rank agreement "
+        f"{min(agreements):.2f} to {max(agreements):.2f})."
+    ]
+
+
+def missing(report: Report) -> list[str]:
+    """What is not in the numbers: skipped images, uncounted operators, batches, idle stages."""
+    said = [f"Images skipped in {name}." for name in _skipped(report.data.get("skipped"))]
+    if report.not_counted:
+        said.append(
+            "Operators that ran but have no MAC formula, counted as 0: "
+            + ", ".join(report.not_counted)
+            + "."
+        )
+    notes = {
+        f"Latency at batch {x.batch} ({x.runtime}) was not measured: {x.note}."
+        for m in report.measurements
+        for x in m.latency
+        if x.note
+    }
+    said += sorted(notes)
+    for m in report.measurements:
+        if m.nonfinite:
+            said.append(f"{stage_name(m)}: {m.nonfinite} of {m.count} outputs were not finite.")
+    if not report.measurements or not report.budgets:
+        said.append("This run is not finished: what it has not measured yet is left out.")
+    return said
+
+
+def _skipped(skipped: object) -> list[str]:
+    """`train: 3` for each data set with skipped images; a list names them one by one."""
+    if isinstance(skipped, dict):
+        counts = {k: len(v) if isinstance(v, list) else v for k, v in skipped.items()}
+        return [f"{name}: {number}" for name, number in counts.items() if number]
+    if isinstance(skipped, list):
+        return [str(path) for path in skipped]
+    return [f"the data: {skipped}"] if skipped else []

@@ -1,0 +1,10 @@
+"""What the gates of a model do on the calibration set.
+
+`columns` says which number belongs to which channel, `accumulate` keeps the sums, `sensitivity`
+takes derivatives, `collect` runs the model, `stored` writes and reads files.
+"""
+
+from seprune.statistics.collect import CollectOptions, collect_statistics
+from seprune.statistics.result import GateStatistics, fingerprint
+
+__all__ = ["CollectOptions", "GateStatistics", "collect_statistics", "fingerprint"]

@@ -1,0 +1,102 @@
+"""Batches of images from anybody's loader, shared among processes that live and die together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from seprune.data import Loader
+from seprune.errors import InputError
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+def open_batches(
+    loader: Iterable[Any], device: torch.device, rank: int, world: int
+) -> tuple[Pair, Iterator[Pair]]:
+    """The first batch, for looking at the model, and this process's part of all batches."""
+    whole = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
+    part = (rank, world) if whole else (0, 1)
+    shared = isinstance(loader, Loader)
+    batches = iter(loader.on(device) if shared else loader)  # type: ignore[attr-defined]
+    first = next(batches, None)
+    if first is None:
+        raise no_images()
+    rest: Iterator[Any] = itertools.chain([first], batches)
+    if shared and world > 1:
+        rest = iter(loader.on(device, rank, world))  # type: ignore[attr-defined]
+    pairs = (_pair(batch, device, *part) for batch in rest)
+    return _pair(first, device, 0, 1), (pair for pair in pairs if len(pair[0]))
+
+
+def _pair(batch: Any, device: torch.device, rank: int, world: int) -> Pair:
+    """(images, labels) of one process; labels are None where they are no class numbers."""
+    images, labels = batch, None
+    if isinstance(batch, (tuple, list)) and batch:
+        images, labels = batch[0], batch[1] if len(batch) > 1 else None
+    if not isinstance(images, Tensor) or images.dim() < 2:
+        raise InputError(
+            f"a batch of the loader is {type(batch).__name__}, not images or (images, labels)",
+            why=f"its first part is {type(images).__name__}",
+            fix="give a loader of tensors (B, C, H, W), or of pairs of images and labels",
+        )
+    if (
+        not isinstance(labels, Tensor)
+        or labels.shape != images.shape[:1]
+        or labels.is_floating_point()
+    ):
+        labels = None
+    images = images[rank::world].to(device, non_blocking=True)
+    return images, None if labels is None else labels[rank::world].to(
+        device, non_blocking=True
+    ).long()
+
+
+def no_images() -> InputError:
+    return InputError(
+        "no images to collect from",
+        why="the loader gives no batch (a set smaller than a batch is dropped by drop_last)",
+        fix="give more images, a smaller batch size, or drop_last=False",
+    )
+
+
+def count_images(loader: Any) -> int:
+    """How many images the loader gives, 0 if it does not say."""
+    if isinstance(loader, Loader):
+        return loader.count
+    try:
+        batches, size = len(loader), getattr(loader, "batch_size", None) or 0
+        return min(batches * size, len(loader.dataset))
+    except (TypeError, AttributeError):
+        return 0
+
+
+@contextmanager
+def together(rank: int, world: int) -> Iterator[None]:
+    """An error in one process ends all of them, instead of leaving the others to wait."""
+    if world == 1:
+        yield
+        return
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # told to the others first, then raised again
+        own = error
+    said: list[str | None] = [None] * world
+    dist.all_gather_object(said, None if own is None else f"{type(own).__name__}: {own}")
+    if own is not None:
+        raise own
+    for other, message in enumerate(said):
+        if message is not None:
+            raise InputError(
+                f"process {other} of {world} failed, so process {rank} stops",
+                why=message,
+                fix="mend what it says and start all processes again",
+            )

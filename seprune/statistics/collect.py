@@ -1,0 +1,287 @@
+"""`collect_statistics`: the calibration set through the model, once."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from seprune.errors import InputError
+from seprune.evaluation import evaluating
+from seprune.gates import Gate, find_gates
+from seprune.processes import join, resolve_device
+from seprune.progress import Track, silent
+from seprune.statistics.accumulate import all_reduce
+from seprune.statistics.batches import (
+    Pair,
+    count_images,
+    open_batches,
+    together,
+)
+from seprune.statistics.caveats import caveats
+from seprune.statistics.columns import Layout
+from seprune.statistics.observe import Observer, Scene
+from seprune.statistics.result import (
+    GateStatistics,
+    described,
+    fingerprint,
+)
+from seprune.statistics.rows import open_rows
+from seprune.statistics.sensitivity import (
+    Couplings,
+    Gradients,
+    inspect_units,
+    resolve_couplings,
+)
+from seprune.statistics.unfinished import Unfinished
+
+_CHECK = 50  # batches between two looks at the device
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """How to collect.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, ...; the model goes there and comes back.
+        precision: `no`, `bf16`, `fp16` autocast; None is bf16 on GPU, no on CPU.
+        channels_last: memory format of the images; None is True on GPU, False on CPU.
+        units: modules whose output channels get a unit gate (needs gradients).
+        couplings: dependency groups whose members' u are added before squaring: group ->
+            (gate or unit, index); index[i] is the group's unit that channel i belongs to, -1 for
+            none, None where channel i is unit i.
+        per_class: keep class means (classes x channels numbers per gate).
+        seed: of `sampled` labels and `logits` directions.
+        per_sample: .npy file for the gates of every image, float32 (images, channels of all
+            running gates in order); process r of n writes `NAME-RofN.npy`.
+        folder: where an unfinished collection keeps its state, so that the same call goes on.
+        every: batches between two states in `folder`.
+        meta: hashes of `data` and `preprocessing`, kept with the statistics.
+    """
+
+    device: str = "auto"
+    precision: str | None = None
+    channels_last: bool | None = None
+    units: Sequence[str] = ()
+    couplings: Couplings = field(default_factory=dict)
+    per_class: bool = True
+    seed: int = 0
+    per_sample: Path | None = None
+    folder: Path | None = None
+    every: int = 200
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+def collect_statistics(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    gates: Sequence[Gate] | None = None,
+    gradients: Gradients = "none",
+    options: CollectOptions | None = None,
+    track: Track = silent,
+) -> GateStatistics:
+    """Statistics of every gate over all images of `loader`; the model is left as found.
+
+    Under `torchrun` every process calls it and gets the statistics of all images; a `Loader` or a
+    `DataLoader` is shared among the processes, anything else gives each process its own part.
+
+    Args:
+        loader: batches of images (B, C, H, W), or of (images, labels).
+        gates: what `find_gates` found; by default it looks at the first batch.
+        gradients: the z of u = gate * dz/dgate: cross-entropy of the true `labels`, of `smoothed`
+            labels, of labels `sampled` from the model, or a random projection of the `logits`.
+
+    Raises:
+        InputError: no gates, no images, NaN in a gate, labels that do not fit, a model that takes
+            more than images, or an unfinished collection of something else in `folder`.
+        EnvironmentFault: no such device, a single image does not fit into memory, a full disk.
+    """
+    options = options or CollectOptions()
+    _require_image_model(model)
+    device = resolve_device(options.device)
+    rank, world = join(device)
+    meta = {"model": fingerprint(model)} | dict(options.meta)
+    with evaluating(model, device), _frozen(model):
+        with together(rank, world):
+            first, pairs = open_batches(loader, device, rank, world)
+            found = tuple(find_gates(model, first[0][:2]) if gates is None else gates)
+            scene = _scene(model, found, first, gradients, options)
+            unfinished = _unfinished(scene, options, meta, rank, world)
+            with open_rows(options.per_sample, scene.layout.width) as rows:
+                observer = Observer(scene, rows)
+                unfinished.restore(observer)
+                work = _work(observer, pairs, unfinished)
+                with observer.attached():
+                    for _ in track(work, label="collecting", total=count_images(loader) // world):
+                        pass
+                observer.check()
+                if rows is not None and options.per_sample is not None:
+                    rows.write(_of_process(options.per_sample, rank, world))
+        statistics = _finish(observer, found, meta, loader)
+    unfinished.done()
+    return statistics
+
+
+def _finish(
+    observer: Observer, found: tuple[Gate, ...], meta: dict[str, str], loader: Any
+) -> GateStatistics:
+    samples = observer.samples
+    if dist.is_initialized():
+        observer.gates, observer.u = all_reduce(observer.gates), all_reduce(observer.u)
+        count = torch.tensor(samples, device=observer.scene.layout.device)
+        dist.all_reduce(count)
+        samples = int(count)
+    rooms = observer.tables()
+    return GateStatistics(
+        gates=tuple(map(described, found)),
+        values=rooms["values"],
+        samples=samples,
+        classes=observer.scene.layout.classes,
+        gradients=observer.scene.gradients,
+        units=rooms["units"],
+        groups=rooms["groups"],
+        warnings=caveats(found, rooms["values"], samples, getattr(loader, "batch_size", None)),
+        meta=meta,
+    )
+
+
+def _work(observer: Observer, pairs: Iterator[Pair], unfinished: Unfinished) -> Iterator[None]:
+    """Observe every batch that is left; yields once per image, for whoever shows progress."""
+    skip = observer.samples
+    for images, labels in pairs:
+        if skip >= len(images):
+            skip -= len(images)
+            continue
+        observer.observe(images[skip:], None if labels is None else labels[skip:])
+        if observer.batches % _CHECK == 0 and not dist.is_initialized():
+            observer.check()
+        unfinished.maybe_save(observer)
+        yield from itertools.repeat(None, len(images) - skip)
+        skip = 0
+
+
+def _scene(
+    model: nn.Module,
+    found: tuple[Gate, ...],
+    first: Pair,
+    gradients: Gradients,
+    options: CollectOptions,
+) -> Scene:
+    images, labels = first
+    running = tuple(gate for gate in found if gate.runs)
+    if not running and not options.units:
+        raise InputError(
+            f"no gates: {len(found)} gate modules, none of which runs" if found else "no gates",
+            why="no squeezed tensor multiplies the channels of a feature map in this model",
+            fix="see: seprune inspect MODEL; or choose an importance that needs no gates, such as "
+            "importance.name=l2",
+        )
+    _require_gradients(gradients, options, labels)
+    sizes, copied = inspect_units(model, options.units, images[:2])
+    sizes_of_all = sizes | {gate.name: gate.channels for gate in running}
+    gpu = images.device.type == "cuda"
+    return Scene(
+        model=model,
+        gates=running,
+        layout=Layout(
+            names=tuple(gate.name for gate in running),
+            channels=tuple(gate.channels for gate in running),
+            activations=tuple(gate.activation for gate in running),
+            classes=_classes(model, images) if labels is not None and options.per_class else 0,
+            device=images.device,
+        ),
+        gradients=gradients,
+        units=sizes,
+        copied=copied,
+        couplings=resolve_couplings(options.couplings, sizes_of_all, images.device),
+        precision=options.precision or ("bf16" if gpu else "no"),
+        channels_last=gpu if options.channels_last is None else options.channels_last,
+        seed=options.seed,
+    )
+
+
+def _unfinished(
+    scene: Scene, options: CollectOptions, meta: Mapping[str, str], rank: int, world: int
+) -> Unfinished:
+    if options.folder is None:
+        return Unfinished(None, options.every, {})
+    if options.per_sample is not None:
+        raise InputError(
+            "gates of every image cannot be taken up again",
+            why="per_sample and folder are both set, and an interruption loses the rows",
+            fix="leave out one of them",
+        )
+    facts = dict(meta) | {
+        "gates": ", ".join(scene.layout.names),
+        "gradients": scene.gradients,
+        "units and couplings": ", ".join(name for room, name in scene.widths if room != "values"),
+        "precision": scene.precision,
+        "classes": str(scene.layout.classes),
+        "seed": str(scene.seed),
+    }
+    name = f"collecting-{rank}of{world}.safetensors"
+    return Unfinished(options.folder / name, options.every, facts)
+
+
+def _require_gradients(gradients: str, options: CollectOptions, labels: Tensor | None) -> None:
+    if gradients == "none" and (options.units or options.couplings):
+        raise InputError(
+            "units and couplings need derivatives",
+            why="gradients is none, and a unit gate is always 1",
+            fix="set gradients to logits, sampled, smoothed or labels",
+        )
+    if gradients in ("labels", "smoothed") and labels is None:
+        raise InputError(
+            f"gradients {gradients!r} need labels",
+            why="the batches hold images alone, or labels that are no class numbers",
+            fix="use gradients logits or sampled, which need none",
+        )
+
+
+def _classes(model: nn.Module, images: Tensor) -> int:
+    """How many classes the model tells apart; 0 where its output is no table of logits."""
+    with torch.no_grad():
+        output = model(images[:2])
+    output = output[0] if isinstance(output, tuple) else output
+    return output.shape[1] if isinstance(output, Tensor) and output.dim() == 2 else 0
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a derivative while the context is open."""
+    wanted = {p: p.requires_grad for p in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, want in wanted.items():
+            parameter.requires_grad_(want)
+
+
+def _require_image_model(model: nn.Module) -> None:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.default is inspect.Parameter.empty
+        and (p.kind in kinds or p.kind is inspect.Parameter.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        raise InputError(
+            f"{type(model).__name__}.forward takes more than an image: {', '.join(needed)}",
+            why="statistics are collected from batches of images alone",
+            fix="wrap the model in a module whose forward takes the image and fills in the rest",
+        )
+
+
+def _of_process(path: Path, rank: int, world: int) -> Path:
+    return path if world == 1 else path.with_stem(f"{path.stem}-{rank}of{world}")

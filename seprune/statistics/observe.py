@@ -1,0 +1,233 @@
+"""One forward (and backward) after another, read into accumulator states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from seprune.errors import EnvironmentFault, InputError
+from seprune.evaluation import autocast, logits_of
+from seprune.gates import Gate
+from seprune.statistics.accumulate import (
+    NEVER,
+    Observed,
+    State,
+    new_sensitivity,
+    new_state,
+    summarise,
+    summarise_sensitivity,
+    update,
+    update_sensitivity,
+)
+from seprune.statistics.columns import Layout
+from seprune.statistics.rows import Rows
+from seprune.statistics.sensitivity import (
+    Coupling,
+    Gradients,
+    Sensor,
+    image_keys,
+    objective,
+    units_of,
+)
+from seprune.watch import flat, watch
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is observed, and how the model is run."""
+
+    model: nn.Module
+    gates: tuple[Gate, ...]
+    layout: Layout
+    gradients: Gradients = "none"
+    units: Mapping[str, int] | None = None  # module name -> channels
+    copied: frozenset[str] = frozenset()
+    couplings: Mapping[str, Coupling] | None = None
+    precision: str = "no"
+    channels_last: bool = False
+    seed: int = 0
+
+    @property
+    def widths(self) -> dict[tuple[str, str], int]:
+        """(room, name) -> channels of everything that has a u, in the order of the u columns."""
+        if self.gradients == "none":
+            return {}
+        gates = {("values", g.name): g.channels for g in self.gates}
+        units = {("units", name): size for name, size in (self.units or {}).items()}
+        groups = {("groups", name): c.width for name, c in (self.couplings or {}).items()}
+        return gates | units | groups
+
+
+class Observer:
+    """Runs a scene on batches; `gates` and `u` are its states."""
+
+    def __init__(self, scene: Scene, rows: Rows | None = None) -> None:
+        self.scene, self._rows = scene, rows
+        device = scene.layout.device
+        self.gates: State = new_state(scene.layout)
+        self.u: State = new_sensitivity(sum(scene.widths.values()), device)
+        self.samples = self.batches = 0
+        self._limit = NEVER  # samples that fit into memory at once
+        self._numbers = {gate.name: i for i, gate in enumerate(scene.gates)}
+        self._seen: list[list[tuple[Tensor, Tensor]]] = []
+        self._sensor = Sensor(scene.copied)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks are in place while the context is open."""
+        with ExitStack() as stack:
+            stack.enter_context(watch(self.scene.model, self.scene.gates, self._see))
+            if self.scene.gradients != "none":
+                names = tuple(self.scene.units or ())
+                stack.enter_context(units_of(self.scene.model, names, self._sensor.unit))
+            yield
+
+    def observe(self, images: Tensor, labels: Tensor | None) -> None:
+        """Add one batch; one that does not fit into memory is halved until it does.
+
+        Raises:
+            EnvironmentFault: a single image does not fit.
+        """
+        if self.scene.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        parts = [(images, labels)]
+        while parts:
+            images, labels = parts.pop(0)
+            if len(images) > self._limit or not self._fits(images, labels):
+                if len(images) == 1:
+                    raise EnvironmentFault(
+                        "out of memory with a single image",
+                        why=f"gradients {self.scene.gradients!r} on {images.device}",
+                        fix="use a larger device, smaller images, or gradients none",
+                    )
+                self._limit = min(self._limit, (len(images) + 1) // 2)
+                parts[:0] = _pieces(images, labels, self._limit)
+        self.batches += 1
+
+    def _fits(self, images: Tensor, labels: Tensor | None) -> bool:
+        """Add some images at once, or return False and change nothing if memory is short."""
+        try:
+            self._seen = [[] for _ in self.scene.gates]
+            u_BC = self._forward(images, labels)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            short = ("out of memory", "can't allocate memory", "not enough memory")
+            if any(words in str(error) for words in short):
+                return False
+            raise
+        self._record(labels)
+        if u_BC is not None:
+            update_sensitivity(self.u, u_BC)
+        self.samples += len(images)
+        return True
+
+    def _forward(self, images: Tensor, labels: Tensor | None) -> Tensor | None:
+        scene = self.scene
+        if scene.gradients == "none":
+            with torch.no_grad(), autocast(images.device, scene.precision):
+                scene.model(images)
+            return None
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            with autocast(images.device, scene.precision):
+                logits = logits_of(scene.model(images))
+            if labels is not None:
+                labels = labels.clamp(0, logits.shape[1] - 1)  # strange ones are counted elsewhere
+            keys = image_keys(images.detach(), scene.seed)
+            found = self._sensor.backward(objective(scene.gradients, logits, labels, keys), images)
+        return self._u_table(found, len(images))
+
+    def _u_table(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
+        """u (B, all columns): gates, units, groups; zero where z does not depend on a channel."""
+        total: dict[str, Tensor] = {}
+        table = []
+        for (room, name), width in self.scene.widths.items():
+            if room == "groups":
+                table.append((self.scene.couplings or {})[name].combine(total))
+                continue
+            zero = torch.zeros(size, width, dtype=torch.float64, device=self.scene.layout.device)
+            total[name] = sum((u.double() for u in found.get(name, [])), start=zero)
+            table.append(total[name])
+        return torch.cat(table, 1)
+
+    def _see(self, gate: Gate, gate_BC: Tensor, features: Tensor | None) -> None:
+        value = gate_BC.detach().clone()  # the model may reuse its memory
+        if features is not None and features.shape[:2] == value.shape:
+            size = root_mean_square(features.detach())
+        else:
+            size = torch.full_like(value, torch.nan)
+        self._seen[self._numbers[gate.name]].append((value, size))
+        if self.scene.gradients != "none":
+            self._sensor.gate(gate.name, gate_BC, partial(flat, gate))
+
+    def _record(self, labels: Tensor | None) -> None:
+        """Add what the gates showed in one forward: all of them at once, as they have run."""
+        for use in range(max(map(len, self._seen), default=0)):
+            calls = {i: seen[use] for i, seen in enumerate(self._seen) if len(seen) > use}
+            values = torch.cat([value for value, _ in calls.values()], 1).double()
+            energy = torch.cat([size for _, size in calls.values()], 1).double().square_()
+            seen = Observed(tuple(calls), values, energy, labels, self.batches)
+            update(self.gates, self.scene.layout, seen)
+            if self._rows is not None and len(calls) == len(self.scene.gates):
+                self._rows.append(values)
+
+    def check(self) -> None:
+        """Look for faults; this is where the device is waited for.
+
+        Raises:
+            InputError: a gate or derivative that is not finite, or labels that are no class.
+        """
+        bad, strange = self.gates["first_bad"].tolist(), int(self.gates["strange"])
+        if bad and min(bad) < NEVER:
+            gate, batch = self.scene.gates[bad.index(min(bad))], min(bad)
+            raise InputError(
+                f"gate {gate.name!r}: NaN or infinity in batch {batch}",
+                why="a weight before it or an image of that batch is not finite",
+                fix="check the checkpoint, and the images of that batch",
+            )
+        if strange:
+            raise InputError(
+                f"{strange} labels are outside 0..{self.scene.layout.classes - 1}",
+                why=f"the model has {self.scene.layout.classes} outputs",
+                fix="use the data that the model was trained for",
+            )
+        if not bool(torch.isfinite(self.u["square"]).all()):
+            raise InputError(
+                f"the derivative of the {self.scene.gradients} objective is not finite",
+                why="a logit or a unit's output is NaN or infinite",
+                fix="check the checkpoint and the images, or use precision no",
+            )
+
+    def tables(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """The statistics by room (`values`, `units`, `groups`) and name."""
+        summaries = summarise(self.gates, self.scene.layout)
+        rooms: dict[str, dict[str, dict[str, Tensor]]] = {"values": {}, "units": {}, "groups": {}}
+        rooms["values"] = {g.name: own for g, own in zip(self.scene.gates, summaries)}
+        moments, start = summarise_sensitivity(self.u), 0
+        for (room, name), width in self.scene.widths.items():
+            own = {key: value[start : start + width].clone() for key, value in moments.items()}
+            rooms[room].setdefault(name, {}).update(own)
+            start += width
+        return rooms
+
+
+def _pieces(images: Tensor, labels: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
+    starts = range(0, len(images), size)
+    return [
+        (images[i : i + size], None if labels is None else labels[i : i + size]) for i in starts
+    ]
+
+
+def root_mean_square(features: Tensor) -> Tensor:
+    """Root mean square over positions of (B, C, *), as (B, C), in one pass over the features."""
+    positions = tuple(range(2, features.dim()))
+    if not positions:
+        return features.abs()
+    wide = torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else None
+    norm: Tensor = torch.linalg.vector_norm(features, dim=positions, dtype=wide)
+    return norm.mul_(math.prod(features.shape[2:]) ** -0.5)

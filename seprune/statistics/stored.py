@@ -1,0 +1,56 @@
+"""Tensors and JSON facts in one safetensors file that carries its own SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seprune.errors import InputError
+from seprune.files import write_with
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write `path` atomically; `facts` must be JSON."""
+    own = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    text = json.dumps(facts, allow_nan=False, sort_keys=True)
+    metadata = {"facts": text, "sha256": _digest(own, text)}
+    size = sum(t.nbytes for t in own.values()) + len(text)
+    write_with(path, lambda temporary: save_file(own, temporary, metadata=metadata), need=size)
+
+
+def read_tensors(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts in `path`; `what` is named in errors.
+
+    Raises:
+        InputError: missing, unreadable, of another kind or damaged.
+    """
+    fix = f"restore the file, or collect again: seprune collect ... (it writes {what})"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text, digest = metadata["facts"], metadata["sha256"]
+        if _digest(tensors, text) != digest:
+            raise InputError(f"{path}: damaged {what}", why="its SHA-256 does not match", fix=fix)
+        return tensors, json.loads(text)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file", why=f"it should hold {what}", fix=fix) from error
+    except KeyError as error:
+        raise InputError(f"{path}: not {what}", why=f"it has no {error}", fix=fix) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: unreadable {what}", why=reason, fix=fix) from error
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.numpy().reshape(-1).view("uint8").data)
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""The state of a collection that was interrupted: written now and then, taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from seprune.errors import InputError
+from seprune.statistics.accumulate import State
+from seprune.statistics.result import require_same
+from seprune.statistics.stored import read_tensors, write_tensors
+
+_WHAT = "an unfinished collection"
+
+
+class Observing(Protocol):
+    """What is saved of an observer."""
+
+    gates: State
+    u: State
+    samples: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """One file per process; `facts` say what is collected, and all of them must agree.
+
+    `path` is None where nothing is kept.
+    """
+
+    path: Path | None
+    every: int
+    facts: Mapping[str, str]
+
+    def maybe_save(self, observer: Observing) -> None:
+        """Write the state if it is time to."""
+        if self.path is None or observer.batches % self.every:
+            return
+        facts: dict[str, Any] = {"what": _WHAT, "of": dict(self.facts)}
+        facts |= {"samples": observer.samples, "batches": observer.batches}
+        tensors = {f"{room}/{k}": v for room in ("gates", "u") for k, v in _state(observer, room)}
+        write_tensors(self.path, tensors, facts)
+
+    def restore(self, observer: Observing) -> None:
+        """Go on where the last state was written, if there is one.
+
+        Raises:
+            InputError: it is damaged, or of another model, data set, preprocessing or setting.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        tensors, facts = read_tensors(self.path, what=_WHAT)
+        if facts.get("what") != _WHAT:
+            raise InputError(
+                f"{self.path}: not {_WHAT}",
+                why=f"it holds {facts.get('what')!r}",
+                fix="choose another folder",
+            )
+        require_same(
+            facts["of"],
+            self.facts,
+            what=f"{self.path}: these unfinished statistics",
+            fix=f"delete {self.path} to start again, or choose another folder",
+        )
+        for room in ("gates", "u"):
+            for key, value in _state(observer, room):
+                value.copy_(tensors[f"{room}/{key}"])
+        observer.samples, observer.batches = facts["samples"], facts["batches"]
+
+    def done(self) -> None:
+        """The statistics are complete: the state is of no more use."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _state(observer: Observing, room: str) -> list[tuple[str, Tensor]]:
+    state: State = getattr(observer, room)
+    return list(state.items())

@@ -1,0 +1,42 @@
+"""What every refusal must be, and proof that nothing in a file ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from seprune.checkpoint import load_weights
+from seprune.errors import InputError
+
+Refuse = Callable[..., InputError]
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A path that hostile files try to create."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "code from a file was run"
+
+
+@pytest.fixture
+def refuse() -> Refuse:
+    """Load a file, demand a refusal in three parts and an untouched file, and return it."""
+
+    def check(path: Path, *, code: str, says: str = "", weights: str = "auto") -> InputError:
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(InputError) as caught:
+            load_weights(path, weights=weights)
+        error = caught.value
+        assert (error.code, error.exit_status) == (code, 3)
+        assert str(path) in error.what
+        assert error.why
+        assert error.fix
+        assert says in str(error)
+        assert "weights_only" not in str(error)
+        assert before is None or path.read_bytes() == before
+        return error
+
+    return check

@@ -1,0 +1,228 @@
+"""The floors of docs/architecture.md, and the doors to libraries and to the disk."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "seprune"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ENTRANCES = {"__init__", "__main__"}  # the public API and `python -m`: above all floors
+
+# library: the rooms that may import it
+DOORS = {
+    "torch_pruning": {"cut"},
+    "typer": {"cli"},
+    "rich": {"cli", "report/terminal"},
+    "timm": {"models"},
+    "torchvision.models": {"models"},
+    "pydantic": {"recipe"},
+    "ruamel": {"recipe"},
+    "accelerate": {"finetune"},
+    "plotly": {"report"},
+    "jinja2": {"report"},
+    "filelock": {"runs"},
+}
+TORCH_FREE = ("seprune", "seprune.errors", "seprune.files", "seprune.recipe", "seprune.runs")
+LONGEST = 350
+
+
+def floors() -> dict[str, tuple[int, int]]:
+    """Room: floor and place on it, from the picture in docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    picture = text.partition("## Floors")[2].split("```")[1]
+    rows = [line.split() for line in picture.strip().splitlines()]
+    return {room: (int(n), place) for n, *rooms in rows for place, room in enumerate(rooms)}
+
+
+def room_of(path: Path) -> str:
+    """The file or the package directly under seprune/ that a source belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a file imports, lazily or not, for types or not."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            # `from seprune import files` names a room, `from x import name` perhaps a module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
+    """Line, dotted name and node of every call."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def shown(path: Path, line: int, what: str) -> str:
+    return f"{path.relative_to(ROOT)}:{line} {what}"
+
+
+def test_every_room_has_a_floor_and_every_floor_its_rooms():
+    rooms = {room_of(path) for path in SOURCES} - ENTRANCES
+    assert sorted(rooms - set(floors())) == [], "not in the picture of docs/architecture.md"
+    assert sorted(set(floors()) - rooms) == [], "in the picture, but not in seprune/"
+
+
+def test_imports_go_down_or_to_the_left_only():
+    floor = floors()
+    wrong = []
+    for path in SOURCES:
+        here = room_of(path)
+        for line, name in imports(path):
+            there = name.split(".")[1] if name.startswith("seprune.") else here
+            if there != here and {here, there} <= set(floor) and floor[there] >= floor[here]:
+                wrong.append(shown(path, line, f"{here} imports {there}"))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_libraries_come_in_by_their_doors_only():
+    wrong = []
+    for path in SOURCES:
+        inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for line, name in imports(path):
+            for library, doors in DOORS.items():
+                mine = name == library or name.startswith(f"{library}.")
+                if mine and not {room_of(path), inside} & doors:
+                    wrong.append(shown(path, line, f"imports {library}"))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_importing_it_does_not_import_torch(module):
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_files_are_written_by_files_py_only():
+    writers = {"write_text", "write_bytes", "to_csv", "savez", "save_file", "write_html", "mkstemp"}
+    owned = {"write_text", "write_bytes"}  # the names of our own, when called as plain functions
+    wrong = []
+    for path in SOURCES:
+        if room_of(path) == "files":
+            continue
+        for line, name, call in calls(path):
+            method = name.rpartition(".")[2]
+            plain = name in owned or name in {f"files.{own}" for own in owned}
+            if name.startswith("torch.save") or (method in writers and not plain):
+                wrong.append((path, line, name))
+            if method == "open" and name != "Image.open" and _writes(call, name):
+                wrong.append((path, line, name))
+    assert [shown(*w) for w in wrong if not _inside_write_with(w[0], w[1])] == []
+
+
+def _writes(call: ast.Call, name: str) -> bool:
+    """Whether an `open` has a mode other than reading: second argument, or first of a method."""
+    position = 1 if name in ("open", "io.open", "gzip.open") else 0
+    modes = [k.value for k in call.keywords if k.arg == "mode"] + call.args[position:][:1]
+    return any(isinstance(m, ast.Constant) and re.search("[wax+]", str(m.value)) for m in modes)
+
+
+def _inside_write_with(path: Path, line: int) -> bool:
+    """Whether a line fills the temporary file of `write_with`: in what is handed to it."""
+    tree = ast.parse(path.read_text())
+    handed: list[ast.AST] = [
+        argument
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("write_with")
+        for argument in node.args[1:]
+    ]
+    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    found: list[ast.AST] = []
+    while handed:  # what is handed over, and what that calls in turn
+        found.append(handed.pop())
+        names = {n.id for n in ast.walk(found[-1]) if isinstance(n, ast.Name)}
+        handed += [f for n, f in functions.items() if n in names and f not in found + handed]
+    return any(n.lineno <= line <= (n.end_lineno or 0) for n in found)
+
+
+def test_only_checkpoint_unpickles_and_says_weights_only_every_time():
+    loaders = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"}
+    wrong = []
+    for path in SOURCES:
+        for line, name, call in calls(path):
+            said = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            safe = said.get("weights_only") == "True" and room_of(path) == "checkpoint"
+            if name in loaders and not safe:
+                wrong.append((room_of(path), _function_around(path, line)))
+    # what `seprune convert --allow-pickle FILE` calls, in a process of its own
+    assert set(wrong) <= {("checkpoint", "read_pickled")}
+
+
+def _function_around(path: Path, line: int) -> str:
+    tree = ast.parse(path.read_text())
+    around = [
+        n.name
+        for n in ast.walk(tree)
+        if isinstance(n, ast.FunctionDef) and n.lineno <= line <= (n.end_lineno or 0)
+    ]
+    return around[-1] if around else ""
+
+
+def test_nothing_evaluates_text():
+    wrong = [
+        shown(path, line, name)
+        for path in SOURCES
+        for line, name, _ in calls(path)
+        if name in ("eval", "exec", "os.system", "marshal.loads")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_modules_are_short_and_say_what_they_are_for(path):
+    text = path.read_text()
+    assert text.count("\n") <= LONGEST
+    assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+def test_what_other_rooms_use_is_documented():
+    """Functions, classes and their methods; inside a room, a good name may be enough."""
+    used = {(n, room_of(p)) for p in SOURCES for _, n in imports(p) if n.startswith("seprune.")}
+    crossing = {name.rpartition(".")[2] for name, room in used if name.split(".")[1] != room}
+    missing = []
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in crossing:
+                continue
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [m for m in members if isinstance(m, ast.FunctionDef)]
+            public = [m for m in methods if not m.name.startswith("_") and m.name != "forward"]
+            missing += [
+                shown(path, n.lineno, n.name) for n in (node, *public) if not ast.get_docstring(n)
+            ]
+    assert not missing, "\n".join(missing)
+
+
+def test_no_function_takes_more_than_six_parameters():
+    wrong = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                a = node.args
+                names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+                names = [n for n in names if n not in ("self", "cls")]
+                if len(names) > 6 and room_of(path) != "cli":  # there, a parameter is an option
+                    wrong.append(shown(path, node.lineno, f"{node.name} takes {len(names)}"))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_names_a_place_outside_the_repository():
+    wrong = []
+    patterns = r"/work/|/home/(?!me\b)\w|/tmp/\w|/root/|pypi\.org|files\.pythonhosted"
+    folders = ("seprune", "recipes", "docs", "benchmarks")
+    for path in sorted(p for folder in folders for p in (ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".md", ".yaml", ".json", ".j2"):
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                if re.search(patterns, line):
+                    wrong.append(shown(path, number, line.strip()[:80]))
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,197 @@
+"""Atomic writes against interruptions, full disks and damage."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seprune import files
+from seprune.errors import EnvironmentFault, InputError
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.name.endswith(".part")]
+
+
+def test_bytes_text_and_json_are_written_as_they_are(tmp_path):
+    files.write_bytes(tmp_path / "new" / "folder" / "a", b"\x00\xff")
+    files.write_text(tmp_path / "b", "größe\n")
+    files.write_json(tmp_path / "c", {"name": "größe", "value": 0.1})
+    assert (tmp_path / "new" / "folder" / "a").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "b").read_bytes() == "größe\n".encode()
+    assert "größe" in (tmp_path / "c").read_text()
+    assert files.read_json(tmp_path / "c") == {"name": "größe", "value": 0.1}
+    assert leftovers(tmp_path) == []
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_get_the_permissions_that_the_user_asked_for(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(tmp_path, error):
+    files.write_text(tmp_path / "a", "good")
+
+    def fill(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        files.write_with(tmp_path / "a", fill)
+    assert (tmp_path / "a").read_text() == "good"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    files.write_text(tmp_path / "a", "old")
+    seen = []
+
+    def fill(temporary: Path) -> None:
+        temporary.write_text("new")
+        seen.append((tmp_path / "a").read_text())
+
+    files.write_with(tmp_path / "a", fill)
+    assert seen == ["old"]
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_kill_9_while_writing_never_leaves_half_a_file(tmp_path):
+    """The file is always one of those written whole, whenever the writer dies."""
+    script = (
+        "import sys; from pathlib import Path; from seprune.files import write_text\n"
+        "for i in range(10**6):\n"
+        "    write_text(Path(sys.argv[1]), str(i % 10) * 100_000); print(i, flush=True)\n"
+    )
+    path = tmp_path / "a"
+    for rounds in (1, 2, 5, 11):
+        command = [sys.executable, "-c", script, str(path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for _ in range(rounds):
+            process.stdout.readline()
+        process.kill()
+        process.stdout.close()
+        process.wait()
+        content = path.read_text()
+        assert len(content) == 100_000
+        assert len(set(content)) == 1
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path):
+    files.write_text(tmp_path / "a", "good")
+    with pytest.raises(EnvironmentFault) as caught:
+        files.write_with(tmp_path / "a", lambda path: None, need=1 << 62)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a'}: cannot be written\n"
+        "why: No space left on device\n"
+        "next: free some space and run the same command again"
+    )
+    assert caught.value.exit_status == 4
+    assert (tmp_path / "a").read_text() == "good"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_fills_while_writing_is_told_likewise(tmp_path):
+    def fill(temporary: Path) -> None:
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+
+    with pytest.raises(EnvironmentFault, match=r"a: cannot be written\nwhy: No space left"):
+        files.write_with(tmp_path / "a", fill)
+    with pytest.raises(EnvironmentFault, match=r"full: cannot be written\nwhy: No space left"):
+        files.append_line(Path("/dev/full"), "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(EnvironmentFault, match=r"why: Permission denied\nnext: .*--out"):
+        files.write_text(tmp_path / "a", "x")
+    tmp_path.chmod(0o700)
+
+
+def test_a_path_below_a_file_is_told_and_not_raised_raw(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(EnvironmentFault, match=r"a/b: cannot be written\nwhy: "):
+        files.write_text(tmp_path / "a" / "b", "x")
+
+
+def test_lines_are_added_at_the_end(tmp_path):
+    files.append_line(tmp_path / "new" / "log", "eins")
+    files.append_line(tmp_path / "new" / "log", "größe")
+    assert (tmp_path / "new" / "log").read_text() == "eins\ngröße\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"a: no such file\nnext: check the path"),
+        (b"", r"a: not valid JSON\nwhy: Expecting value: line 1 column 1 .*\nnext: restore"),
+        (b'{"a": 1,\n}', r"a: not valid JSON\nwhy: .* line 2 column 1 .*\nnext: restore"),
+        (b"\xff\xfe\xfa", r"a: not valid JSON\nwhy: .*decode.*\nnext: restore"),
+    ],
+)
+def test_json_that_cannot_be_read_is_told_with_its_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        files.read_json(tmp_path / "a")
+
+
+def test_a_folder_in_place_of_json_is_told(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        files.read_json(tmp_path)
+
+
+def test_sha256_is_the_well_known_one(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert files.sha256(tmp_path / "a").startswith("ba7816bf")
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    files.write_text(tmp_path / "config.json", json.dumps({}))
+    files.write_text(tmp_path / "größe 1.txt", "x")
+    files.write_sums(tmp_path)
+    assert files.check_sums(tmp_path) == []
+    done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path)
+    assert done.returncode == 0
+
+
+def test_sums_find_every_flipped_bit_and_what_is_missing(tmp_path):
+    files.write_bytes(tmp_path / "model.safetensors", bytes(range(64)))
+    files.write_text(tmp_path / "plan.json", "{}")
+    files.write_sums(tmp_path)
+    for bit in range(0, 64 * 8, 7):
+        damaged = bytearray(range(64))
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        assert files.check_sums(tmp_path) == ["model.safetensors"]
+    (tmp_path / "plan.json").unlink()
+    assert files.check_sums(tmp_path) == ["model.safetensors", "plan.json"]
+    (tmp_path / "SHA256SUMS").unlink()
+    assert files.check_sums(tmp_path) == ["SHA256SUMS"]
+
+
+def test_sums_never_look_outside_their_folder(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    inside = tmp_path / "inside"
+    digest = files.sha256(tmp_path / "secret")
+    files.write_text(inside / "SHA256SUMS", f"{digest}  ../secret\n")
+    assert files.check_sums(inside) == ["../secret"]

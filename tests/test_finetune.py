@@ -1,0 +1,487 @@
+"""Fine-tuning: closed forms, resumption bit for bit, real processes, real kills."""
+
+import copy
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import finetune_worker
+import pytest
+import torch
+from finetune_worker import tiny
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from seprune.data import DataSettings, open_data
+from seprune.errors import EnvironmentFault, InputError
+from seprune.finetune import FineTuneSettings, evaluate, finetune
+from seprune.finetune.generations import Generation, load_generation, save_generation
+from seprune.finetune.learner import Learner
+from seprune.finetune.objective import decay_groups, loss_of, mix, rate
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny networks are slower on many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(count=64, **options) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 1, 8, 8, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), batch_size=16, **options)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(n == m and torch.equal(t, u) for (n, t), (m, u) in pairs)
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(label: str, batch: int):
+    """A track that raises before it gives batch number `batch` of what starts with `label`."""
+
+    def track(iterable, *, label, total, unit="images"):
+        for number, item in enumerate(iterable):
+            if label.startswith(wanted) and number == batch:
+                raise StopError
+            yield item
+
+    wanted = label
+    return track
+
+
+# closed forms
+
+
+def test_the_loss_is_cross_entropy_with_smoothed_labels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    target = F.one_hot(labels, 4) * 0.9 + 0.1 / 4
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(loss_of(logits, labels, smoothing=0.1), expected)
+
+
+def test_distillation_against_its_formula():
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    p, q = (teacher / 2).softmax(1), (logits / 2).softmax(1)
+    divergence = (p * (p / q).log()).sum(1).mean()
+    plain = -logits.log_softmax(1)[range(5), labels].mean()
+    got = loss_of(logits, labels, teacher=teacher, alpha=0.7, temperature=2.0)
+    assert torch.allclose(got, 0.3 * plain + 0.7 * 4 * divergence)
+    nothing = loss_of(logits, labels, teacher=logits, alpha=1.0)
+    assert nothing.abs() < 1e-6
+
+
+def test_norms_and_biases_do_not_decay():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    model[2].weight.requires_grad_(False)
+    decayed, spared = decay_groups(model, 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 1, 3, 3)]
+    assert [tuple(p.shape) for p in spared["params"]] == [(2,), (2,), (2,), (2,)]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("step", [0.5, 1, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("cosine", [0.5, 1] + [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]),
+    ],
+)
+def test_schedules(schedule, expected):
+    got = [rate(i, steps=10, warmup=2, schedule=schedule) for i in range(10)]
+    assert got == pytest.approx(expected)
+
+
+def test_onecycle_is_torchs():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=1001, cycle_momentum=False
+    )
+    for step in range(1000):
+        ours = rate(step, steps=1000, warmup=0, schedule="onecycle")
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=3e-3)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_mixing_keeps_the_label_mass():
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 1, 6, 6), torch.arange(8) % 3
+    for mixup, cutmix in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+        mixed, soft = mix(images, labels, classes=3, mixup=mixup, cutmix=cutmix)
+        assert mixed.shape == images.shape
+        assert torch.allclose(soft.sum(1), torch.ones(8))
+    assert mix(images, labels, classes=3, mixup=0, cutmix=0)[1] is labels
+
+
+# one step
+
+
+def learner(model, **settings) -> Learner:
+    cpu = torch.device("cpu")
+    return Learner(model, FineTuneSettings(**settings), teacher=None, device=cpu)
+
+
+def test_a_step_equals_plain_torch():
+    model = tiny()
+    reference = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(decay_groups(reference, 0.01), lr=0.3, momentum=0.9, nesterov=True)
+    ours = learner(model, weight_decay=0.01)
+    for images, labels in noise():
+        loss = F.cross_entropy(reference(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        got = ours.step(images, labels, lr=0.3, seed=0, weight=1.0)
+        assert got.item() == pytest.approx(loss.item(), rel=1e-6)
+    for a, b in zip(ours.raw.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_accumulated_parts_equal_the_whole_batch():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    whole, parts = learner(model, clip=0.5), learner(model, clip=0.5, accumulate=3)
+    for images, labels in noise():
+        a = whole.step(images, labels, lr=0.1, seed=0, weight=1.0)
+        b = parts.step(images, labels, lr=0.1, seed=0, weight=1.0)
+        assert a.item() == pytest.approx(b.item(), rel=1e-6)
+    assert torch.allclose(whole.raw[1].weight, parts.raw[1].weight, atol=1e-6)
+
+
+class Hungry(nn.Module):
+    """Runs out of memory with more than `room` images."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.layer, self.room, self.sizes = nn.Linear(64, 10), room, []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return self.layer(x.flatten(1))
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step():
+    roomy = finetune(Hungry(99), noise(), FineTuneSettings(epochs=2, recalibrate=0))
+    tight = finetune(Hungry(4), noise(), FineTuneSettings(epochs=0, recalibrate=0))
+    ours = learner(Hungry(4))
+    plain = learner(Hungry(99))
+    plain.raw.load_state_dict(ours.raw.state_dict())
+    images, labels = next(iter(noise()))
+    a = ours.step(images, labels, lr=0.1, seed=0, weight=1.0)
+    b = plain.step(images, labels, lr=0.1, seed=0, weight=1.0)
+    assert ours.raw.sizes == [16, 8, 4, 4, 4, 4]
+    assert ours.parts == 4
+    assert a.item() == pytest.approx(b.item(), rel=1e-6)
+    assert torch.allclose(ours.raw.layer.weight, plain.raw.layer.weight, atol=1e-6)
+    assert (roomy.accumulate, tight.accumulate) == (1, 1)
+
+
+def test_out_of_memory_with_single_images():
+    settings = FineTuneSettings(epochs=1, recalibrate=0)
+    with pytest.raises(EnvironmentFault) as caught:
+        finetune(Hungry(0), noise(), settings)
+    assert caught.value.what == "out of memory with micro-batches of 1 images"
+    assert caught.value.why == "CUDA out of memory. Tried to allocate 2 GiB."
+    assert "smaller batch size" in caught.value.fix
+
+
+def test_the_average_follows_its_formula():
+    ours = learner(tiny(), ema=0.2)
+    mean = {n: t.clone().double() for n, t in ours.raw.state_dict().items()}
+    for number, (images, labels) in enumerate(noise(), 1):
+        ours.step(images, labels, lr=0.1, seed=0, weight=1.0)
+        decay = min(0.2, (1 + number) / (10 + number))
+        for name, value in ours.raw.state_dict().items():
+            mean[name] = decay * mean[name] + (1 - decay) * value
+    for name, value in ours.average.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), mean[name], atol=1e-6), name
+    assert ours.judged is ours.average
+
+
+# a whole fine-tuning
+
+
+def test_it_learns_and_leaves_the_model_alone():
+    data = open_data("digits")
+    model = tiny().eval()
+    before = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    tuned = finetune(model, data, FineTuneSettings(epochs=6, batch_size=64, lr=0.1))
+    assert same(model, before)
+    assert not model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert evaluate(tuned.model, data.reporting()).top1 > 0.85
+    assert [row.epoch for row in tuned.history] == list(range(6))
+    assert tuned.history[-1].loss < tuned.history[0].loss
+    top1 = [row.top1 for row in tuned.history]
+    assert top1[tuned.best_epoch] == max(top1)
+    assert evaluate(tuned.model, data.validation()).top1 == max(top1)
+    assert tuned.before == evaluate(model, data.validation())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adamw", "lr": 0.003, "precision": "bf16", "channels_last": True},
+        {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "warmup_epochs": 1},
+        {"clip": 1.0, "accumulate": 2, "schedule": "onecycle"},
+    ],
+    ids=["adamw bf16", "ema mixing", "clip onecycle"],
+)
+def test_every_ingredient_learns(settings):
+    data = open_data("digits")
+    settings = {"epochs": 3, "batch_size": 64, "lr": 0.1, **settings}
+    tuned = finetune(tiny(), data, FineTuneSettings(**settings))
+    assert tuned.history[-1].validation_loss < tuned.recalibrated.loss - 0.3
+
+
+def test_no_epochs_only_recalibrates():
+    data = open_data("digits")
+    model = tiny()
+    tuned = finetune(model, data, FineTuneSettings(epochs=0))
+    assert tuned.history == ()
+    assert tuned.best_epoch == -1
+    assert torch.equal(tuned.model[0].weight, model[0].weight)
+    assert not torch.equal(tuned.model[1].running_mean, model[1].running_mean)
+    assert evaluate(tuned.model, data.validation()) == tuned.recalibrated
+
+
+def test_distillation_pulls_towards_the_teacher():
+    loader = noise()
+    teacher = tiny()
+    nn.init.normal_(teacher[-1].weight)
+    settings = FineTuneSettings(epochs=12, lr=0.1, distill_alpha=1.0, recalibrate=0)
+    held = copy.deepcopy(teacher)
+    tuned = finetune(tiny(), loader, settings, teacher=teacher)
+    assert same(teacher, held)
+    assert tuned.history[-1].loss < 0.3 * tuned.history[0].loss
+    with pytest.raises(InputError) as caught:
+        finetune(tiny(), loader, settings, teacher=nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
+    assert caught.value.what == "the teacher has 7 outputs, the model 10"
+
+
+def test_a_loader_without_batches():
+    with pytest.raises(InputError, match="the training loader has no batches"):
+        finetune(tiny(), [])
+    with pytest.raises(InputError, match="the training loader has no length"):
+        finetune(tiny(), (batch for batch in noise()))
+
+
+def test_metrics_are_lines_of_json(tmp_path):
+    settings = FineTuneSettings(epochs=2, recalibrate=0, tensorboard=True)
+    tuned = finetune(tiny(), noise(), settings, folder=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [row.loss for row in tuned.history]
+    assert rows[0]["top1"] is None
+    assert rows[1]["step"] == 8
+    pytest.importorskip("tensorboard")
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+# NaN
+
+
+def poisoned(batch: int, epoch: int) -> list:
+    """A training loader whose batch `batch` turns to NaN from its `epoch`-th iteration on."""
+
+    class Poisoned(list):
+        seen = 0
+
+        def __iter__(self):
+            for number, (images, labels) in enumerate(super().__iter__()):
+                bad = self.seen >= epoch and number == batch
+                yield (images * float("nan") if bad else images), labels
+            self.seen += 1
+
+    return Poisoned(noise())
+
+
+def test_nan_rolls_back_once_then_stops(tmp_path):
+    settings = FineTuneSettings(epochs=4, recalibrate=0, lr=0.1)
+    with pytest.raises(InputError) as caught:
+        finetune(tiny(), poisoned(2, epoch=2), settings, folder=tmp_path)
+    assert caught.value.exit_status == 3
+    assert caught.value.what == "the training loss became NaN or infinite again in epoch 2, step 4"
+    assert "rolled back once and went on at half the learning rate" in caught.value.why
+    assert f"the best weights so far are in {tmp_path}/state" in caught.value.fix
+    kept = load_generation(tmp_path / "state")
+    assert kept.facts["at"]["epoch"] == 2
+    assert kept.facts["at"]["lr_scale"] == 0.5
+    assert all(t.isfinite().all() for t in kept.tensors.values() if t.is_floating_point())
+
+
+def test_one_nan_is_survived_at_half_the_learning_rate():
+    class Once(list):
+        seen = 0
+
+        def __iter__(self):
+            self.seen += 1
+            for images, labels in super().__iter__():
+                yield images * (float("nan") if self.seen == 2 else 1), labels
+
+    settings = FineTuneSettings(epochs=3, recalibrate=0, lr=0.1, schedule="constant")
+    tuned = finetune(tiny(), Once(noise()), settings)
+    assert tuned.rollbacks == 1
+    assert [row.lr for row in tuned.history] == [0.1, 0.05, 0.05]
+    assert all(t.isfinite().all() for t in tuned.model.state_dict().values())
+
+
+# resuming
+
+
+@pytest.mark.parametrize("batch", [0, 3, 17])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, batch):
+    data = open_data("digits")
+    settings = FineTuneSettings(epochs=3, batch_size=64, ema=0.9, mixup=0.2, save_steps=4)
+    model = tiny(dropout=0.2)
+    whole = finetune(model, data, settings)
+    with pytest.raises(StopError):
+        finetune(model, data, settings, folder=tmp_path, track=stop_at("epoch 2/3", batch))
+    torch.rand(7)  # what happens in between must not matter
+    resumed = finetune(model, data, settings, folder=tmp_path)
+    assert same(whole.model, resumed.model)
+    without = [{**vars(row), "images_per_second": 0} for row in whole.history]
+    assert [{**vars(row), "images_per_second": 0} for row in resumed.history] == without
+    assert (resumed.before, resumed.best_epoch) == (whole.before, whole.best_epoch)
+    finished = finetune(model, data, settings, folder=tmp_path, track=stop_at("epoch", 0))
+    assert same(finished.model, whole.model)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_somebody_elses_loader_resumes_by_epoch(tmp_path, seeded):
+    def loader():
+        generator = torch.Generator().manual_seed(5) if seeded else None
+        return noise(shuffle=True, generator=generator)
+
+    settings = FineTuneSettings(epochs=4, optimizer="adamw", lr=0.01, save_steps=1)
+    model = tiny(dropout=0.2)
+    whole = finetune(model, loader(), settings)
+    with pytest.raises(StopError):
+        finetune(model, loader(), settings, folder=tmp_path, track=stop_at("epoch 3/4", 2))
+    resumed = finetune(model, loader(), settings, folder=tmp_path)
+    assert same(whole.model, resumed.model)
+
+
+def test_the_state_of_another_run_is_refused(tmp_path):
+    settings = FineTuneSettings(epochs=1, recalibrate=0)
+    finetune(tiny(), noise(), settings, folder=tmp_path)
+    with pytest.raises(InputError) as caught:
+        finetune(tiny(), noise(), FineTuneSettings(epochs=2), folder=tmp_path)
+    assert caught.value.what == f"{tmp_path}: holds the state of another fine-tuning"
+    assert caught.value.why == "it differs in: settings"
+    other = tiny()
+    other[0].weight.data.add_(1)
+    with pytest.raises(InputError, match="it differs in: model"):
+        finetune(other, noise(), settings, folder=tmp_path)
+
+
+def test_generations_survive_damage(tmp_path):
+    for number in range(4):
+        tensors = {"a": torch.full((3,), float(number))}
+        save_generation(tmp_path, Generation(tensors, {"number": number}))
+    assert len(list(tmp_path.iterdir())) == 4
+    newest = max(tmp_path.glob("*.safetensors"))
+    damaged = bytearray(newest.read_bytes())
+    damaged[-1] ^= 1
+    newest.write_bytes(damaged)
+    assert load_generation(tmp_path).facts == {"number": 2}
+    newest.with_suffix(".sha256").unlink()
+    assert load_generation(tmp_path).tensors["a"].tolist() == [2, 2, 2]
+    save_generation(tmp_path, Generation({"a": torch.zeros(1)}, {"number": 9}))
+    assert load_generation(tmp_path).facts == {"number": 9}
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        load_generation(tmp_path)
+    assert caught.value.what == f"{tmp_path}: the saved training state is damaged"
+    assert load_generation(tmp_path / "nothing") is None
+
+
+# real processes
+
+
+def work(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    clean = {n: v for n, v in os.environ.items() if n not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, finetune_worker.__file__, str(folder), *arguments],
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait(process: subprocess.Popen) -> int:
+    _, errors = process.communicate(timeout=240)
+    if process.returncode > 0:
+        raise AssertionError(errors)
+    return process.returncode
+
+
+def test_kill_9_in_mid_epoch_changes_nothing(tmp_path):
+    kills = ("epoch 1/3:12", "epoch 3/3:7")
+    for kill in kills:
+        assert wait(work(tmp_path / "killed", KILL=kill)) == -signal.SIGKILL
+    assert wait(work(tmp_path / "killed")) == 0
+    finetune_worker.train(tmp_path / "whole")
+    ends = [load_file(tmp_path / name / "end.safetensors") for name in ("killed", "whole")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    finetune_worker.together(folder)
+    return folder
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_together_equal_one(tmp_path, alone, world):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    places = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        work(tmp_path, "together", RANK=str(r), LOCAL_RANK=str(r), **places) for r in range(world)
+    ]
+    assert [wait(p) for p in processes] == [0] * world
+    ours, theirs = (json.loads((f / "end.json").read_text()) for f in (tmp_path, alone))
+    for name in ("own", "foreign"):
+        assert {**ours[name], "loss": 0} == {**theirs[name], "loss": 0}
+        assert ours[name]["loss"] == pytest.approx(theirs[name]["loss"], rel=1e-12)
+    assert ours["curve"] == pytest.approx(theirs["curve"], rel=1e-4)
+    assert ours["foreign curve"] == pytest.approx(theirs["foreign curve"], rel=1e-4)
+    ends = [load_file(f / "end.safetensors") for f in (tmp_path, alone)]
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], rtol=1e-2, atol=1e-3), name
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    data = open_data("digits", DataSettings(cache="device"))
+    settings = FineTuneSettings(epochs=6, batch_size=64, lr=0.1, precision="bf16", ema=0.9)
+    tuned = finetune(tiny(), data, settings)
+    assert next(tuned.model.parameters()).device.type == "cpu"
+    assert evaluate(tuned.model, data.reporting()).top1 > 0.8

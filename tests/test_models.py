@@ -1,0 +1,208 @@
+"""Networks by name: the doors, what they refuse, and the user's own file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from seprune import models
+from seprune.errors import EnvironmentFault, InputError, UsageError
+from seprune.models import NETWORKS
+
+
+def on_meta(name: str, **args: Any) -> nn.Module:
+    """Shapes without memory: the largest network takes a tenth of a second."""
+    with torch.device("meta"):
+        return models.build(name, **args).eval()
+
+
+def params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("torchvision/mobilenet_v3_small", (3, 224, 224)),
+        ("torchvision/efficientnet_b1", (3, 240, 240)),
+        ("torchvision/lraspp_mobilenet_v3_large", (3, 520, 520)),
+        ("torchvision/deeplabv3_mobilenet_v3_large", (3, 520, 520)),
+        ("torchvision/ssdlite320_mobilenet_v3_large", (3, 320, 320)),
+        ("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", (3, 320, 320)),
+        ("torchvision/fasterrcnn_mobilenet_v3_large_fpn", (3, 800, 800)),
+    ],
+)
+def test_torchvision_networks_are_built_without_a_download(
+    name: str, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    model = on_meta(name, classes=7)
+    assert models.input_size(name, model) == size
+    assert params(model) < params(on_meta(name, classes=8))
+
+
+def test_timm_networks_take_channels_classes_and_a_weights_tag() -> None:
+    pytest.importorskip("timm")
+    model = models.build("timm/seresnet50.a1_in1k", classes=5, input=(1, 64, 64)).eval()
+    assert models.input_size("timm/seresnet50.a1_in1k", model) == (1, 224, 224)
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 64, 64)).shape == (1, 5)
+
+
+def test_timm_networks_of_fixed_size_are_built_for_the_size_given() -> None:
+    pytest.importorskip("timm")
+    model = models.build("timm/coatnet_pico_rw_224", classes=5, input=(3, 64, 64)).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_names_list_gated_networks_first() -> None:
+    pytest.importorskip("timm")
+    found = models.names()
+    assert len(found) == len(set(found)) > 1000
+    assert found[: len(NETWORKS)] == [f"seprune/{name}" for name in NETWORKS]
+    rank = found.index
+    assert rank("torchvision/regnet_y_400mf") < rank("torchvision/resnet50")
+    assert rank("timm/legacy_senet154") < rank("torchvision/resnet50")
+    assert rank("timm/efficientnet_b0") < rank("timm/efficientnet_lite0")
+    assert rank("timm/seresnet50") < rank("timm/densenet121")
+    assert models.names("*/se_resnet5*") == ["seprune/se_resnet56", "seprune/se_resnet50"]
+    assert models.names("mobilenet_v3_small") == ["torchvision/mobilenet_v3_small"]
+
+
+def test_without_timm_its_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(EnvironmentFault) as caught:
+        models.build("timm/seresnet50")
+    assert caught.value.what == "timm: cannot be imported"
+    assert caught.value.fix == "pip install 'seprune[timm]'"
+    assert caught.value.exit_status == 4
+    assert not any(name.startswith("timm/") for name in models.names())
+
+
+def test_an_unknown_name_lists_close_ones() -> None:
+    for name, close in [
+        ("seprune/se_resnet21", "seprune/se_resnet20"),
+        ("torchvision/mobilenetv3_small", "torchvision/mobilenet_v3_small"),
+        ("mobilenet_v3_small", "torchvision/mobilenet_v3_small"),
+        ("timm/se_resnet20", "seprune/se_resnet20"),
+    ]:
+        with pytest.raises(UsageError) as caught:
+            models.build(name)
+        assert caught.value.what == f"{name}: no such model"
+        assert close in caught.value.why
+        assert caught.value.fix
+        assert caught.value.exit_status == 2
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("seprune/se_resnet20", {"reducton": 8}, "unknown argument 'reducton'", "it takes reduction, "),
+    ("seprune/se_vgg16", {"placement": "pre"}, "unknown argument 'placement'", "it takes"),
+    ("seprune/se_resnet20", {"reduction": 0}, "reduction=0: not a whole", "per hidden unit"),
+    ("seprune/se_resnet20", {"squeeze": "avg"}, "squeeze='avg': no such", "known: mean, max"),
+    (
+        "seprune/se_resnet20",
+        {"excitation": "elu"},
+        "excitation='elu'",
+        "known: sigmoid, tanh, relu",
+    ),
+    ("seprune/se_resnet20", {"placement": "x"}, "placement='x'", "standard, pre, post, identity"),
+    ("seprune/se_resnet20", {"stages": ["layer4"]}, "no stage 'layer4'", "layer1, layer2, layer3"),
+    ("seprune/se_resnet20", {"stages": 3}, "no stage '3'", "layer1, layer2, layer3"),
+    ("seprune/se_resnet20", {"classes": 0}, "classes=0", "width of the last layer"),
+    ("seprune/se_resnet20", {"input": (3, 0, 4)}, "input=3x0x4", "channels x height x width"),
+    ("torchvision/resnet50", {"input": (1, 8, 8)}, "cannot take 1 input channels", "made for 3"),
+    ("timm/seresnet50", {"pretrained": True}, "pretrained is not an argument", "is downloaded"),
+    ("torchvision/resnet50", {"depth": 3}, "cannot be built with depth=3", "depth"),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "what", "why"), REFUSED)
+def test_wrong_arguments_are_refused(name: str, args: dict[str, Any], what: str, why: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        models.build(name, **args)
+    assert what in caught.value.what
+    assert why in caught.value.why
+    assert caught.value.fix
+
+
+FILE = """
+import pathlib, torch
+pathlib.Path(__file__).with_suffix(".ran").touch()
+def net(classes=3, width=4):
+    return torch.nn.Sequential(torch.nn.Conv2d(2, width, 1), torch.nn.Conv2d(width, classes, 1))
+def plain():
+    return torch.nn.Conv2d(2, 1, 1)
+def number():
+    return 7
+def broken():
+    raise KeyError("width")
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "my nets.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_code_runs_only_when_it_is_allowed(file: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        models.build(f"{file}:net")
+    assert caught.value.what == f"{file}:net: refused to run code"
+    assert "--allow-code" in caught.value.fix
+    assert caught.value.exit_status == 2
+    assert not file.with_suffix(".ran").exists()
+
+
+def test_a_function_gets_the_arguments_that_it_has(file: Path) -> None:
+    model = models.build(f"{file}:net", classes=5, input=(2, 8, 8), allow_code=True, width=6)
+    assert model(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 8, 8)
+    assert isinstance(models.build(f"{file}:plain", classes=5, allow_code=True), nn.Conv2d)
+    with pytest.raises(UsageError, match="its input size is not known") as caught:
+        models.input_size(f"{file}:net", model)
+    assert caught.value.fix == "--input 3x224x224"
+
+
+@pytest.mark.parametrize(
+    ("function", "what", "why"),
+    [
+        ("number", "returned int, not a network", "torch.nn.Module"),
+        ("broken", "the file's code failed", "KeyError: 'width'"),
+        ("nett", "no function nett", "its functions are net, plain, number, broken"),
+    ],
+)
+def test_faults_in_the_users_file(file: Path, function: str, what: str, why: str) -> None:
+    with pytest.raises(InputError) as caught:
+        models.build(f"{file}:{function}", allow_code=True)
+    assert what in caught.value.what
+    assert why in caught.value.why
+    assert caught.value.fix
+
+
+def test_a_file_that_is_not_there_or_not_python(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        models.build(f"{tmp_path}/none.py:net", allow_code=True)
+    (tmp_path / "bad.py").write_text("def net(:\n")
+    with pytest.raises(InputError, match="SyntaxError"):
+        models.build(f"{tmp_path}/bad.py:net", allow_code=True)
+
+
+def test_neither_zoo_is_imported_before_it_is_asked_for() -> None:
+    code = (
+        "import sys, seprune.models as m; m.build('seprune/se_resnet8'); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'timm'" not in done.stdout
+    assert "'torchvision'" not in done.stdout

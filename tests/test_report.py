@@ -1,0 +1,425 @@
+"""Reports: exact JSON, CSV, terminal tables, comparisons, model cards, and the page's content."""
+
+import csv
+import dataclasses
+import html as entities
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from reports import SE_RESNET_50, make_report, unfinished_report
+from rich.console import Console
+
+from seprune.errors import InputError, UsageError
+from seprune.report import Budget, GateSummary, GroupCut, Measurement, measurement, words
+from seprune.report.card import model_card
+from seprune.report.compare import compare
+from seprune.report.compare import write_csv as write_comparison_csv
+from seprune.report.figures import comparison as comparison_figure
+from seprune.report.gate_figures import SHOWN_CHANNELS, excitation, kept, stage_ends
+from seprune.report.html import write_comparison, write_html
+from seprune.report.table import ranks, write_csv
+from seprune.report.terminal import show
+
+
+def document() -> dict:
+    return json.loads(json.dumps(measurement.to_json(make_report())))
+
+
+def measured(top1: float, macs: int, *, stage: str = "fine-tuned") -> Measurement:
+    budget = None if stage == "baseline" else "macs 0.5"
+    return Measurement(stage, budget, top1, None, None, 100, 0, macs, macs // 10)
+
+
+# JSON
+
+
+def test_json_keeps_every_number_exactly(tmp_path) -> None:
+    report = make_report()
+    measurement.write(report, tmp_path / "report.json")
+    assert measurement.read(tmp_path) == report
+    assert measurement.read(tmp_path / "report.json") == report
+
+
+def test_json_has_no_nan_literals(tmp_path) -> None:
+    worn = dataclasses.replace(measured(0.5, 10), loss=float("nan"))
+    report = dataclasses.replace(make_report(), measurements=[worn])
+    measurement.write(report, tmp_path / "report.json")
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert measurement.read(tmp_path).measurements[0].loss is None
+
+
+def test_a_report_of_a_newer_version_says_what_to_type() -> None:
+    with pytest.raises(InputError) as caught:
+        measurement.from_json({"format": 99}, source="run/report.json")
+    assert caught.value.what == "run/report.json: report format 99, this seprune reads up to 1"
+    assert caught.value.fix == "pip install --upgrade seprune"
+
+
+@pytest.mark.parametrize("other", [[], {}, {"format": "1"}, None, "text"])
+def test_another_document_is_no_report(other) -> None:
+    with pytest.raises(InputError, match="not a report of seprune"):
+        measurement.from_json(other)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: d.pop("seed"), "report: 'seed' is missing"),
+        (lambda d: d.update(seed="0"), "report.seed: '0' where an integer belongs"),
+        (lambda d: d.update(seed=True), "report.seed: 'True' where an integer belongs"),
+        (lambda d: d.update(gates={}), "report.gates: '{}' where a list belongs"),
+        (
+            lambda d: d["measurements"][1].update(top1="high"),
+            "report.measurements[1].top1: 'high' where a number belongs",
+        ),
+        (
+            lambda d: d["measurements"][0].update(stage="tuned"),
+            "report.measurements[0]: stage 'tuned' is none of baseline, pruned, recalibrated, "
+            "refitted, fine-tuned",
+        ),
+        (
+            lambda d: d["budgets"][0]["groups"][0]["keep"].append(16),
+            "report.budgets[0].groups[0]: layer1.residual: keeps a unit outside of 0..15",
+        ),
+        (
+            lambda d: d["budgets"][0]["groups"][0]["scores"].pop(),
+            "report.budgets[0].groups[0]: layer1.residual: 15 scores for 16 units",
+        ),
+        (
+            lambda d: d["gates"][2]["statistics"]["mean"].pop(),
+            "report.gates[2]: layer1.2.se: 15 values for 16 channels",
+        ),
+    ],
+)
+def test_a_damaged_report_names_the_place(damage, said: str) -> None:
+    damaged = document()
+    damage(damaged)
+    with pytest.raises(InputError) as caught:
+        measurement.from_json(damaged, source="report.json")
+    assert caught.value.what == f"report.json: {said}"
+    assert caught.value.fix
+
+
+def test_unknown_keys_of_a_later_minor_version_are_passed_over() -> None:
+    assert measurement.from_json(document() | {"weather": "fair"}) == make_report()
+
+
+def test_reading_and_printing_a_report_needs_no_torch() -> None:
+    modules = "measurement table compare card terminal html"
+    line = "; ".join(f"import seprune.report.{name}" for name in modules.split())
+    code = f"{line}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Gates
+
+
+def test_a_gate_summary_is_made_from_tensors() -> None:
+    gate = SimpleNamespace(
+        name="se", channels=2, squeeze="mean", activation="sigmoid", placement="inner", runs=True
+    )
+    gate.scales = ("conv",)
+    values = {
+        "mean": np.array([0.5, np.nan]),
+        "low": np.array([0.25, 0.0]),
+        "high": np.array([0.25, 0.5]),
+        "class_count": np.array([5, 7]),
+        "class_mean": np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
+        "rank_agreement": np.array(0.75),
+    }
+    summary = GateSummary.of(gate, values, groups=("g",), classes=(0, 2))
+    assert summary.statistics == {"mean": [0.5, None], "low": [0.25, 0.0], "high": [0.25, 0.5]}
+    assert summary.class_mean == [[0.1, 0.2], [0.5, 0.6]]
+    assert (summary.saturated, summary.rank_agreement) == (0.5, 0.75)
+    gate.activation = "relu"
+    assert GateSummary.of(gate, values).saturated is None
+
+
+def gate(name: str = "se", **facts) -> GateSummary:
+    return GateSummary(name, 4, "mean", "sigmoid", "inner", **facts)
+
+
+def test_gates_speak_in_words() -> None:
+    said = words.gate_remarks(
+        [gate("a", saturated=0.83), gate("b", rank_agreement=0.31), gate("c", runs=False)]
+    )
+    assert said == [
+        "a: 83 % of its values are below 0.05 or above 0.95; as a switch it hardly tells "
+        "channels apart, prefer a criterion that uses gradients.",
+        "b: its order of channels changes from image to image (rank agreement 0.31); "
+        "no fixed choice of channels serves all images.",
+        "c: never ran in the forward pass, so it says nothing.",
+    ]
+    assert words.gate_remarks([gate(rank_agreement=0.8), gate(rank_agreement=0.91)]) == [
+        "No gate is saturated, and images agree on the order of channels "
+        "(rank agreement 0.80 to 0.91)."
+    ]
+
+
+def test_stage_ends_are_the_last_gates_before_the_width_changes() -> None:
+    assert [g.name for g in stage_ends(make_report(SE_RESNET_50).gates)] == [
+        "layer1.2.se",
+        "layer2.3.se",
+        "layer3.5.se",
+        "layer4.2.se",
+    ]
+
+
+def test_class_curves_stay_small_and_name_their_channels() -> None:
+    last = make_report(SE_RESNET_50).gates[-1]
+    figure = excitation(last, ["cat <b>", "dog"])
+    mean = figure["data"][-1]
+    assert len(mean["x"]) == SHOWN_CHANNELS
+    assert mean["y"] == sorted(mean["y"])
+    assert mean["y"] == [round(last.statistics["mean"][c], 4) for c in mean["customdata"]]
+    names = [trace.get("name") for trace in figure["data"]]
+    assert names[2:5] == ["cat &lt;b&gt;", "dog", "class 2"]
+    assert sum(trace.get("visible") is True for trace in figure["data"]) == 3
+
+
+def test_kept_channels_stand_under_their_gate() -> None:
+    cut = GroupCut("g", 4, 2, keep=[0, 3], scores=[4.0, 1.0, 2.0, 3.0])
+    budget = Budget("macs 0.5", 0.5, 0.49, "gate_mean", "global", groups=[cut])
+    summary = gate(groups=["g"], statistics={"mean": [0.9, 0.1, 0.2, 0.4]})
+    trace = kept(summary, budget)["data"][0]
+    assert trace["customdata"] == [[1, 2, 3, 0]]
+    assert trace["z"] == [[0, 0, 1, 1]]
+    assert kept(gate(groups=["other"]), budget) == {"data": []}
+
+
+# CSV
+
+
+def test_csv_has_one_row_a_channel(tmp_path) -> None:
+    report = make_report(budgets=(0.5,))
+    write_csv(report, tmp_path / "report.csv")
+    rows = list(csv.DictReader((tmp_path / "report.csv").open(newline="")))
+    budget = report.budgets[0]
+    assert len(rows) == sum(g.before for g in budget.groups)
+    cut = next(g for g in budget.groups if g.name == "layer1.0.conv1")
+    own = [row for row in rows if row["group"] == cut.name]
+    assert [float(row["score"]) for row in own] == cut.scores
+    assert [int(row["channel"]) for row in own if row["kept"] == "True"] == cut.keep
+    assert own[int(np.argmax(cut.scores))]["rank"] == "1"
+    assert own[0]["gate_mean"] == ""
+
+
+def test_csv_averages_the_gates_that_share_a_group(tmp_path) -> None:
+    report = make_report(budgets=(0.5,))
+    write_csv(report, tmp_path / "report.csv")
+    row = next(csv.DictReader((tmp_path / "report.csv").open(newline="")))
+    assert row["gate"] == "layer1.0.se layer1.1.se layer1.2.se"
+    means = [g.statistics["mean"][0] for g in report.gates[:3]]
+    assert float(row["gate_mean"]) == pytest.approx(sum(means) / 3)
+
+
+def test_csv_before_any_cut_lists_the_gates(tmp_path) -> None:
+    write_csv(dataclasses.replace(make_report(), budgets=[]), tmp_path / "report.csv")
+    rows = list(csv.DictReader((tmp_path / "report.csv").open(newline="")))
+    assert len(rows) == 3 * (16 + 32 + 64)
+    assert rows[0]["kept"] == ""
+
+
+def test_csv_is_read_by_pandas_as_it_is(tmp_path) -> None:
+    pandas = pytest.importorskip("pandas")
+    write_csv(make_report(), tmp_path / "report.csv")
+    frame = pandas.read_csv(tmp_path / "report.csv")
+    assert frame["kept"].dtype == bool
+    assert frame["score"].dtype == frame["gate_mean"].dtype == float
+
+
+def test_ranks_start_at_the_highest_score() -> None:
+    assert ranks(GroupCut("g", 4, 4, scores=[0.1, 0.3, None, 0.3])) == [3, 1, None, 2]
+
+
+# Terminal
+
+
+def printed(report, **choice) -> str:
+    stream = io.StringIO()
+    show(report, Console(width=80, file=stream, color_system=None), **choice)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("choice", [{}, {"group": "layer1.residual"}, {"gate": "layer3.2.se"}])
+def test_the_terminal_report_fits_80_columns(choice) -> None:
+    text = printed(make_report(), **choice)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+
+
+def test_the_final_table_holds_the_numbers() -> None:
+    text = printed(make_report())
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert " ".join(lines["baseline"]) == "baseline 87.35 % 40.8 M 100 % 274 k 1.12 MB 5.1"
+    tuned = " ".join(lines["fine-tuned · macs 0.5"])
+    assert tuned.endswith("86.66 % 20.2 M 50 % 136 k 565 kB 3.35 (1.5x)")
+    assert "latency: median ms at batch 1 on AMD EPYC 9V74, 2 threads" in text
+
+
+def test_the_channels_of_a_group_say_what_happened_to_them() -> None:
+    report = make_report(budgets=(0.5,))
+    cut = report.budgets[0].groups[0]
+    text = printed(report, group=cut.name)
+    assert f"{cut.name}, macs 0.5: {cut.after} of {cut.before} kept" in text
+    assert text.count("removed") == cut.before - cut.after
+
+
+@pytest.mark.parametrize(("kind", "first"), [("group", "layer1.residual"), ("gate", "layer1.0.se")])
+def test_an_unknown_name_lists_those_there_are(kind: str, first: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        printed(make_report(), **{kind: "nowhere"})
+    assert caught.value.what == f"{kind} 'nowhere' is not in this report"
+    assert caught.value.why.startswith(f"it has {first}, ")
+    assert caught.value.fix == f"seprune report RUN --{kind} {first}"
+
+
+def test_names_with_brackets_are_not_markup() -> None:
+    cut = GroupCut("[red]conv[/]", 1, 1, keep=[0])
+    budget = Budget("macs 0.5", 0.5, 0.5, "l2", "global", groups=[cut])
+    assert "[red]conv[/]" in printed(dataclasses.replace(make_report(), budgets=[budget]))
+
+
+def test_no_color_leaves_no_escape_codes(monkeypatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    show(make_report(), Console(width=80, file=stream, force_terminal=True))
+    assert "\x1b[3" not in stream.getvalue()
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1 k"), (999_600, "1 M"), (56_510_000, "56.5 M"), (None, "–")],
+)
+def test_quantities_have_three_digits_and_a_unit(number, text: str) -> None:
+    assert words.quantity(number) == text
+
+
+def test_changes_in_points_carry_their_sign() -> None:
+    assert (words.points(-0.0045), words.points(0.01)) == ("−0.45", "+1.00")
+
+
+def test_what_is_not_in_the_numbers_is_said() -> None:
+    assert words.missing(make_report()) == [
+        "Images skipped in train: 1.",
+        "Operators that ran but have no MAC formula, counted as 0: "
+        "aten.mul, aten.relu_, aten.sigmoid.",
+        "Latency at batch 512 (eager) was not measured: out of memory.",
+    ]
+    assert words.missing(unfinished_report()) == [
+        "This run is not finished: what it has not measured yet is left out."
+    ]
+
+
+# Comparison
+
+
+def three_seeds(criterion: str, tops: list[float]) -> list:
+    budget = Budget("macs 0.5", 0.5, 0.5, criterion, "global")
+    return [
+        dataclasses.replace(
+            unfinished_report(),
+            name=f"{criterion}-{seed}",
+            seed=seed,
+            budgets=[budget],
+            measurements=[measured(0.9, 100, stage="baseline"), measured(top, 50)],
+        )
+        for seed, top in enumerate(tops)
+    ]
+
+
+def test_seeds_become_a_mean_and_a_spread() -> None:
+    rows = compare(three_seeds("l2", [0.80, 0.82, 0.84])).rows
+    baseline, tuned = rows
+    assert (baseline.top1, baseline.top1_spread) == (pytest.approx(0.9), pytest.approx(0.0))
+    assert (tuned.top1, tuned.top1_spread) == (pytest.approx(0.82), pytest.approx(0.02))
+    assert (tuned.runs, tuned.seeds, tuned.kept) == (3, [0, 1, 2], 0.5)
+
+
+def test_one_run_has_no_spread() -> None:
+    assert compare(three_seeds("l2", [0.8])).rows[1].top1_spread is None
+
+
+def test_the_pareto_front_leaves_out_what_is_beaten() -> None:
+    found = compare(three_seeds("l2", [0.80]) + three_seeds("gate_logit", [0.85]))
+    assert {(r.stage, r.criterion): r.pareto for r in found.rows} == {
+        ("baseline", ""): True,
+        ("fine-tuned", "l2"): False,
+        ("fine-tuned", "gate_logit"): True,
+    }
+    front = comparison_figure(found)["data"][0]
+    assert (front["name"], front["x"]) == ("Pareto front", [0.00005, 0.0001])
+
+
+def test_runs_on_different_data_are_warned_about() -> None:
+    one, other = three_seeds("l2", [0.8, 0.8])
+    other = dataclasses.replace(other, data={"source": "cifar10"})
+    assert compare([one, other]).warnings == [
+        "The runs were measured on different data (cifar10, digits): "
+        "their accuracies do not compare."
+    ]
+
+
+def test_a_comparison_is_written_as_csv_json_and_html(tmp_path) -> None:
+    found = compare(three_seeds("l2", [0.80, 0.82]))
+    write_comparison_csv(found, tmp_path / "c.csv")
+    rows = list(csv.DictReader((tmp_path / "c.csv").open(newline="")))
+    assert [row["seeds"] for row in rows] == ["0 1", "0 1"]
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["rows"][1]["runs"] == 2
+    write_comparison(found, tmp_path / "c.html")
+    assert "81.00 ± 1.41 %" in (tmp_path / "c.html").read_text()
+
+
+# Model card and page
+
+
+def test_the_model_card_has_front_matter_and_numbers() -> None:
+    from seprune.recipe.yamlfile import YAML  # the reader of the project
+
+    report = make_report()
+    card = model_card(report, report.measurements[-1])
+    front = YAML(typ="safe").load(card.split("---\n")[1])
+    assert front["library_name"] == "seprune"
+    metric = front["model-index"][0]["results"][0]["metrics"][0]
+    assert metric["value"] == report.measurements[-1].top1
+    assert 'seprune.load("path/to/this/folder")' in card
+    assert "| baseline | 87.35 % | 99.00 % | 40,813,184 | 274,490 | 1.12 MB |" in card
+    assert report.command in card
+
+
+def test_the_page_is_small_complete_and_offline(tmp_path) -> None:
+    report = make_report(SE_RESNET_50)
+    write_html(report, tmp_path / "my report é.html")
+    page = (tmp_path / "my report é.html").read_text()
+    assert len(page.encode()) < 6_000_000
+    assert "default-src 'none'" in page
+    plain = entities.unescape(page)
+    for needed in ("What was cut", "What the gates say", "Left whole", report.command, "87.35 %"):
+        assert needed in plain
+    assert "src=" not in page.split("<main>")[1].split('id="plotly"')[0]
+
+
+def test_hostile_names_stay_text(tmp_path) -> None:
+    evil = "</script><script>alert(1)</script>"
+    report = dataclasses.replace(make_report(), name=evil, command=evil, warnings=[evil])
+    write_html(report, tmp_path / "r.html")
+    assert "alert(1)</script>" not in (tmp_path / "r.html").read_text()
+
+
+def test_an_unfinished_run_has_a_page(tmp_path) -> None:
+    write_html(unfinished_report(), tmp_path / "r.html")
+    assert "This run is not finished" in (tmp_path / "r.html").read_text()
+
+
+def test_the_same_report_gives_the_same_page(tmp_path) -> None:
+    for name in ("a.html", "b.html"):
+        write_html(make_report(), tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
