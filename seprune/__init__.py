@@ -1,1 +1,51 @@
-"""seprune: prune Squeeze-and-Excitation networks by what their own gates say."""
+"""seprune: prune Squeeze-and-Excitation networks by what their own gates say.
+
+Importing this module imports neither torch nor any other library; names are looked up on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "find_gates": "gates",
+    "collect_statistics": "statistics",
+    "GateStatistics": "statistics",
+    "CollectOptions": "statistics",
+    "analyse": "groups",
+    "cuttable": "prune",
+    "collecting": "importance",
+    "score": "importance",
+    "Scoring": "importance",
+    "CRITERIA": "importance",
+    "make_plan": "budget",
+    "Allocation": "budget",
+    "PruningPlan": "plan",
+    "refit": "refit",
+    "recalibrate": "evaluation",
+    "evaluate": "evaluation",
+    "FineTuneSettings": "finetune",
+    "Architecture": "saved",
+    "save": "saved",
+    "load": "saved",
+    "GateImportance": "cut",
+    "run": "pipeline",
+}
+# functions that share their name with the room they live in
+_ROOMS = {"prune": "prune", "finetune": "finetune"}
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name) or _ROOMS.get(name)
+    if home is None:
+        raise AttributeError(f"module 'seprune' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"seprune.{home}"), name)
+
+
+if TYPE_CHECKING:
+    from seprune.statistics import GateStatistics as GateStatistics

@@ -47,60 +47,60 @@ def make_plan(
     structure: Structure,
     importance: Importance,
     *,
-    macs: float | str | None = None,
-    params: float | str | None = None,
-    latency: float | None = None,
     allocation: Allocation | None = None,
     measure: Measure | None = None,
+    **budget: float | str,
 ) -> PruningPlan:
     """The plan that keeps the best-scored units within all budgets.
 
     Args:
-        macs, params: fraction kept (0.5) or an amount ("1.0G").
-        latency: fraction kept of what `measure` returns for the whole network.
-        measure: latency of a plan's network on the device at hand.
+        measure: latency of a plan's network on the device at hand, for `latency`.
+        budget: `macs`, `params`, `latency`: a fraction kept (0.5), an amount ("1.0G") or, for the
+            first two, a number of units (int).
 
     Raises:
-        UsageError: a budget that is no fraction and no amount, or none at all.
-        InputError: a budget that cannot be met; names the reachable minimum and what prevents it.
+        UsageError: an unknown budget, or none at all.
+        InputError: a budget that is out of range or cannot be met; names the reachable minimum
+            and what prevents it.
     """
-    targets = _targets(structure, macs=macs, params=params)
-    if not targets and latency is None:
-        raise UsageError("no budget is given", fix="say for example macs=0.5")
+    unknown = sorted(set(budget) - set(BUDGETS))
+    if unknown or not budget:
+        raise UsageError(
+            f"unknown budget '{unknown[0]}'" if unknown else "no budget is given",
+            why=f"budgets are {', '.join(BUDGETS)}",
+            fix="say for example macs=0.5",
+            code="budget",
+        )
+    targets = resolve(structure, budget)
     search = _Search(structure, importance, allocation or Allocation(), targets)
     ratio = search.solve()
-    if latency is not None:
-        ratio = search.solve_latency(latency, measure, ratio)
+    if "latency" in budget:
+        ratio = search.solve_latency(_fraction("latency", budget["latency"]), measure, ratio)
     return search.plan(ratio)
 
 
-def _targets(structure: Structure, **budgets: float | str | None) -> dict[str, tuple[int, int]]:
-    """For every budget (target, whole cost), in units."""
-    whole = structure.whole()
-    costs = {"macs": structure.macs_at(whole), "params": structure.params_at(whole)}
-    return {
-        name: (_amount(name, budget, costs[name]), costs[name])
-        for name, budget in budgets.items()
-        if budget is not None
-    }
-
-
+BUDGETS = ("macs", "params", "latency")
 _SUFFIX = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
+def resolve(structure: Structure, budget: Mapping[str, float | str]) -> dict[str, int]:
+    """The largest `macs` and `params` that a budget allows.
+
+    Raises:
+        InputError: no fraction between 0 and 1, or more than the network has.
+    """
+    whole = structure.whole()
+    costs = {"macs": structure.macs_at(whole), "params": structure.params_at(whole)}
+    return {n: _amount(n, budget[n], costs[n]) for n in costs if n in budget}
+
+
 def _amount(name: str, budget: float | str, whole: int) -> int:
-    if isinstance(budget, str) and budget[-1:].upper() in _SUFFIX:
-        target = float(budget[:-1]) * _SUFFIX[budget[-1].upper()]
+    if isinstance(budget, int) and budget > 1:
+        target = budget
+    elif isinstance(budget, str) and budget[-1:].upper() in _SUFFIX:
+        target = int(float(budget[:-1]) * _SUFFIX[budget[-1].upper()])
     else:
-        fraction = float(budget)
-        if not 0 < fraction < 1:
-            raise InputError(
-                f"budget {name}={budget} is no fraction between 0 and 1",
-                why="a budget says how much is kept",
-                fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
-                code="budget",
-            )
-        target = fraction * whole
+        target = int(_fraction(name, budget) * whole)
     if target >= whole:
         raise InputError(
             f"budget {name}={budget} is met without a cut",
@@ -108,7 +108,19 @@ def _amount(name: str, budget: float | str, whole: int) -> int:
             fix="choose a smaller budget",
             code="budget",
         )
-    return int(target)
+    return target
+
+
+def _fraction(name: str, budget: float | str) -> float:
+    fraction = float(budget)
+    if not 0 < fraction < 1:
+        raise InputError(
+            f"budget {name}={budget} is no fraction between 0 and 1",
+            why="a budget says how much is kept",
+            fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
+            code="budget",
+        )
+    return fraction
 
 
 class _Search:
@@ -117,7 +129,7 @@ class _Search:
         structure: Structure,
         importance: Importance,
         allocation: Allocation,
-        targets: Mapping[str, tuple[int, int]],
+        targets: Mapping[str, int],
     ) -> None:
         self.structure, self.allocation, self.targets = structure, allocation, targets
         self.importance = importance
@@ -190,7 +202,7 @@ class _Search:
 
     def meets(self, kept: Kept) -> bool:
         cost = self.cost(kept)
-        return all(cost[name] <= target for name, (target, _) in self.targets.items())
+        return all(cost[name] <= target for name, target in self.targets.items())
 
     def solve(self) -> float:
         """The smallest ratio that meets all targets."""
@@ -249,7 +261,7 @@ class _Search:
         }
         whole = self.structure.whole()
         facts = {
-            "targets": {n: t for n, (t, _) in self.targets.items()},
+            "targets": dict(self.targets),
             "criterion": self.importance.criterion,
             "allocation": self.allocation.scope,
             "macs": [self.structure.macs_at(whole), self.structure.macs_at(kept)],
@@ -259,12 +271,13 @@ class _Search:
         return plan.annotated(self.reasons, self.trace)
 
     def unreachable(self) -> InputError:
-        least = self.kept(1.0)
-        cost, parts = self.cost(least), []
-        for name, (target, whole) in self.targets.items():
+        cost, parts = self.cost(self.kept(1.0)), []
+        uncut = self.cost(self.structure.whole())
+        for name, target in self.targets.items():
             if cost[name] > target:
+                whole = uncut[name]
                 parts.append(
-                    f"{name} can go down to {cost[name]:,} ({cost[name] / whole:.3f} of the whole), "
+                    f"{name} can go down to {cost[name]:,} ({cost[name] / whole:.3f} of all), "
                     f"the budget is {target:,} ({target / whole:.3f})"
                 )
         held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,10 @@ OTHERS = {
 }  # fmt: skip
 CLAMPS = {"hardtanh", "relu6", "clamp", "clamp_min", "clamp_max", "relu"}
 MIXING = {"convolution", "addmm", "mm", "linear", "bmm", "baddbmm"}
-LEARNED = MIXING | {"native_batch_norm", "native_group_norm", "native_layer_norm"}
+LEARNED = MIXING | {
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "native_group_norm", "native_layer_norm",
+}  # fmt: skip
 ACTIVATIONS = {
     "sigmoid": "sigmoid", "hardsigmoid": "hardsigmoid", "tanh": "tanh", "relu": "relu",
     "_softmax": "softmax", "hardtanh": "hardtanh", "relu6": "hardtanh", "clamp": "clamp",
@@ -275,14 +277,3 @@ def _covers(node: Node, trace: Trace) -> bool:
     """Whether a convolution's kernel sees its whole input at once."""
     image, kernel = trace.shape(node.args[0].value)[2:], trace.shape(node.args[1].value)[2:]
     return image == kernel and max(image) > 1 and not any(node.args[4])
-
-
-def common(paths: Iterable[str]) -> str:
-    """The longest module path that holds all of `paths`."""
-    split = [p.split(".") if p else [] for p in paths]
-    parts = []
-    for level in zip(*split):
-        if len(set(level)) > 1:
-            break
-        parts.append(level[0])
-    return ".".join(parts)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune.dataflow import LEARNED, SUMS, VIEWS, Excitation, Flow, base, common
+from seprune.dataflow import LEARNED, SUMS, VIEWS, Excitation, Flow, base
 from seprune.errors import InputError
 from seprune.labels import Labelling, solve, varying
+from seprune.naming import gate_name, inside
 from seprune.products import Product, find_products, sampled
 from seprune.rules import label
 from seprune.taps import Tap, Taps
-from seprune.trace import Call, Node, Trace, record
+from seprune.trace import Trace, record
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
             type(module) in (nn.Sequential, nn.ModuleList)
             or "torch.nn" not in type(module).__module__
         )
-        if not name or name in called or not own or any(_inside(name, d) for d in done):
+        if not name or name in called or not own or any(inside(name, d) for d in done):
             continue
         alone = _alone(module)
         if alone:
@@ -196,7 +197,7 @@ class _Finder:
         activation, at = self.flow.activation(product.root)
         if not excitation.squeezes or not (excitation.learned or at >= 0):
             return []
-        name = self.name(product, excitation, activation, at)
+        name = gate_name(self.flow, product, excitation, (activation, at))
         found = []
         for branch in self.branches(product, at):
             classes = set(self.classes[branch.labels[branch.labels > 0]].tolist())
@@ -270,41 +271,6 @@ class _Finder:
                 found.update(self.classes[labels[labels > 0]].tolist())
         return found
 
-    # -- names --------------------------------------------------------------------------------
-
-    def name(self, product: Product, excitation: Excitation, activation: str, at: int) -> str:
-        nodes = [self.trace.nodes[n] for n in excitation.nodes]
-        core = [n for n in nodes if base(n) in LEARNED] or [
-            self.trace.nodes[s] for s in excitation.squeezes
-        ]
-        if at >= 0:
-            core.append(self.trace.nodes[at])
-        path = common(n.module for n in core)
-        if self.foreign(path, core[0], product):
-            return f"{path}:{activation if at >= 0 else 'mul'}"
-        whole = [product.node, *(self.trace.nodes[s] for s in excitation.squeezes)]
-        while path and not all(_inside(n.module, path) for n in whole):
-            parent = path.rpartition(".")[0]
-            if not parent or self.foreign(parent, core[0], product):
-                break
-            path = parent
-        return path or f":{activation}"
-
-    def foreign(self, path: str, node: Node, product: Product) -> bool:
-        """Whether the module at `path` holds layers that do not belong to the gate."""
-        call = next((c for c in self.trace.calls if _holds(c, path, node)), None)
-        if call is None:
-            return path == "" and self.foreign_nodes(0, len(self.trace.nodes), product)
-        return self.foreign_nodes(call.first_node, call.end_node, product)
-
-    def foreign_nodes(self, first: int, end: int, product: Product) -> bool:
-        own = self.flow.ancestors(product.gate, first=first)
-        own -= self.flow.ancestors(product.features, first=first)
-        return any(
-            base(n) in LEARNED and n.id not in own and self.flow.live(n)
-            for n in self.trace.nodes[first:end]
-        )
-
     # -- taps ---------------------------------------------------------------------------------
 
     def tapped(self, product: Product, branch: _Branch) -> dict[str, Any]:
@@ -338,11 +304,3 @@ class _Finder:
         place = {element: i for i, element in reversed(list(enumerate(rows)))}
         order = tuple(place[e] for e in branch.elements.tolist())
         return batch_dim, () if order == tuple(range(len(rows))) else order
-
-
-def _inside(path: str, parent: str) -> bool:
-    return path == parent or path.startswith(parent + ".")
-
-
-def _holds(call: Call, path: str, node: Node) -> bool:
-    return call.module == path and call.first_node <= node.id < call.end_node

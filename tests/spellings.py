@@ -206,6 +206,26 @@ spelled(
 )
 
 
+spelled(
+    "bmm of one by one",
+    lambda m, x: torch.bmm(
+        x.reshape(-1, x[0, 0].numel(), 1), m.mlp(mean(x)).sigmoid().reshape(-1, 1, 1)
+    ).view_as(x),
+)
+spelled(
+    "conv groups apart",
+    lambda m, x: (
+        x.unflatten(1, (2, -1)) * m.mlp(mean(x)).sigmoid().view(-1, 2, C // 2, 1, 1)
+    ).flatten(1, 2),
+)
+spelled(
+    "channels first of all",
+    lambda m, x: (x.permute(1, 2, 3, 0) * m.mlp(mean(x)).sigmoid().t()[:, None, None]).permute(
+        3, 0, 1, 2
+    ),
+)
+
+
 def _times_assign(m: Excite, x: Tensor) -> Tensor:
     y = x + 0
     y *= wide(m.mlp(mean(x)).sigmoid())
@@ -248,7 +268,7 @@ act("hardsigmoid module", nn.Hardsigmoid(), "hardsigmoid", hard)
 act("hardsigmoid function", F.hardsigmoid, "hardsigmoid", hard)
 act("hardsigmoid in place", nn.Hardsigmoid(inplace=True), "hardsigmoid", hard)
 act("relu6 / 6", lambda z: F.relu6(z + 3) / 6, "hardsigmoid", hard)
-act("relu6 module / 6", lambda z, r=nn.ReLU6(): r(z + 3.0) * (1 / 6), "hardsigmoid", hard)
+act("relu6 module / 6", lambda z: nn.ReLU6()(z + 3.0) * (1 / 6), "hardsigmoid", hard)
 act("relu6 in place / 6", lambda z: F.relu6(z + 3, inplace=True).div_(6.0), "hardsigmoid", hard)
 act("clamp 0 6", lambda z: (z + 3).clamp(0, 6) / 6, "hardsigmoid", hard)
 act("clamp 0 1", lambda z: (z / 6 + 0.5).clamp(0, 1), "hardsigmoid", hard)
@@ -740,6 +760,9 @@ class Selective(nn.Module):
     def fuse(self, maps: list[Tensor], w: Tensor) -> Tensor:
         if self.spelling == "stack":
             return (torch.stack(maps, 1) * w[..., None, None]).sum(1)
+        if self.spelling == "logits stacked":  # the sample is not the first dimension
+            w = w.log().transpose(0, 1).contiguous().softmax(0)
+            return (torch.stack(maps) * w[..., None, None]).sum(0)
         if self.spelling == "stack 0":
             return (torch.stack(maps) * w.transpose(0, 1)[..., None, None]).sum(0)
         if self.spelling == "cat":
@@ -837,7 +860,7 @@ SPELLINGS["shared by three blocks"] = Spelling(
 SPELLINGS["grouped and depthwise"] = Spelling(
     Grouped, (Want(name="se1", scales=("grouped",)), Want(name="se2", scales=("depthwise",)))
 )
-for _how in ("stack", "stack 0", "cat", "split", "chunk", "unbind", "select",
+for _how in ("stack", "logits stacked", "stack 0", "cat", "split", "chunk", "unbind", "select",
              "bkchw,bkc->bchw", "kbchw,bkc->bchw"):  # fmt: skip
     for _n in (2, 3):
         SPELLINGS[f"SK {_how} of {_n}"] = Spelling(

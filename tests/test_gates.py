@@ -182,7 +182,7 @@ def test_no_function_is_watched_where_a_module_shows_the_gate() -> None:
     assert {g.features.kind for g in gates} <= {"output", "input"}
 
 
-# -- gate modules that the forward never calls ------------------------------------------------------
+# -- gate modules that the forward never calls -----------------------------------------------------
 
 
 class Idle(nn.Module):

@@ -85,8 +85,19 @@ def test_functions_of_other_names_do_not_move_a_tap() -> None:
 
 # -- what is changed -------------------------------------------------------------------------------
 
-KEYS = ["view", "conv", "ECA", "SK stack of 2", "SK stack 0 of 3", "SK split of 2", "functional",
-        "split attention", "shared by three blocks", "addcmul", "channels last by hand"]  # fmt: skip
+KEYS = [
+    "view",
+    "conv",
+    "ECA",
+    "SK stack of 2",
+    "SK logits stacked of 3",
+    "SK split of 2",
+    "functional",
+    "split attention",
+    "shared by three blocks",
+    "addcmul",
+    "channels last by hand",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -125,7 +136,8 @@ def test_derivative_of_a_gate_is_that_of_the_loss() -> None:
 
 
 def test_flat_reads_a_gradient_as_it_reads_the_gate() -> None:
-    gates = find_gates(SPELLINGS["SK stack 0 of 3"].net(), images(2, 12))
+    gates = find_gates(SPELLINGS["SK logits stacked of 3"].net(), images(2, 12))
+    assert [g.tap.batch_dim for g in gates] == [1, 1, 1]
     raw = torch.arange(3 * 4 * C).view(3, 4, C, 1, 1)
     for branch, gate in enumerate(gates):
         assert torch.equal(flat(gate, raw), raw[branch, :, :, 0, 0])
@@ -160,11 +172,16 @@ def test_hooks_are_removed_whatever_happens(net: nn.Module) -> None:
     x = images()
     gates, seen = find_gates(net, x), []
     before, stacked = hooks(net), modes()
+
+    def collect() -> None:
+        with watch(net, gates, collector(seen)):
+            assert hooks(net) > before
+            net(x)
+            raise ValueError("the data are bad")
+
     net.broken = True
-    with pytest.raises(ValueError, match="the data are bad"), watch(net, gates, collector(seen)):
-        assert hooks(net) > before
-        net(x)
-        raise ValueError("the data are bad")
+    with pytest.raises(ValueError, match="the data are bad"):
+        collect()
     net.broken = False
     assert (hooks(net), modes()) == (before, stacked)
     count = len(seen)
@@ -222,9 +239,9 @@ def test_a_gate_that_never_runs_is_not_waited_for() -> None:
 def test_under_autocast_only_rounding_changes(key: str, grad: bool) -> None:
     net, x = SPELLINGS[key].net().eval(), images(3, 12)
     gates, seen = find_gates(net, x), []
-    with torch.set_grad_enabled(grad), watch(net, gates, collector(seen)):
-        with torch.autocast("cpu", torch.bfloat16):
-            net(x)
+    low = torch.autocast("cpu", torch.bfloat16)
+    with torch.set_grad_enabled(grad), watch(net, gates, collector(seen)), low:
+        net(x)
     assert [v.requires_grad for _, v, _ in seen] == [grad] * len(gates)
     for (_, value, _), closed in zip(seen, net.closed(x), strict=True):
         torch.testing.assert_close(value.float(), closed, atol=0.02, rtol=0.02)

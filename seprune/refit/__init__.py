@@ -25,7 +25,7 @@ from seprune.refit.forwards import Forward
 from seprune.refit.squares import Normal, Product, observe
 from seprune.refit.targets import Target, find_targets
 from seprune.taps import Tap
-from seprune.statistics.batches import no_images, open_batches
+from seprune.statistics.batches import open_batches
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,17 @@ def refit(
 def _take(loader: Iterable[Any], count: int) -> Tensor:
     """The first `count` images, on the CPU."""
     parts: list[Tensor] = []
-    try:
-        _, pairs = open_batches(loader, torch.device("cpu"), 0, 1)
-    except InputError as error:
-        raise error
+    _, pairs = open_batches(loader, torch.device("cpu"), 0, 1)
     for images, _ in pairs:
         parts.append(images[: count - sum(map(len, parts))])
         if sum(map(len, parts)) >= count:
             break
     if not parts:
-        raise no_images()
+        raise InputError(
+            "no images to refit on",
+            why="the loader gives empty batches, or images=0 was asked for",
+            fix="give a loader with calibration images",
+        )
     return torch.cat(parts)
 
 
@@ -172,8 +173,10 @@ class _Forwards:
         for t in targets:
             dense[f"{t.layer}:y"] = Tap(t.layer, 0, "output", 0)
             cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0)
-            if t.branch is not None and t.other is not None:
-                dense[f"{t.layer}:branch"], dense[f"{t.layer}:other"] = t.branch, t.other
+            if t.branch is not None:
+                dense[f"{t.layer}:branch"] = t.branch
+            if t.other is not None:
+                dense[f"{t.layer}:other"] = t.other
                 cut[f"{t.layer}:other"] = t.other
             for name in ("y", "branch", "other"):
                 keep[f"{t.layer}:{name}"] = t.dim, t.keep
@@ -206,7 +209,9 @@ class _Work:
         old = layer.weight.detach().clone()
         blocks = self.blocks(layer)
         errors = []
-        for block in blocks * (_SWEEPS if len(blocks) > 1 else 1):
+        import os; R=int(os.environ.get("RECT","0"))
+        for it,block in enumerate(blocks * ((_SWEEPS if len(blocks) > 1 else 1)+(R if target.rectified and target.other is None else 0))):
+            self.masked= it>0
             equations = self.collect(target, layer, block)
             groups = equations.gram.shape[0]
             pull = _by_group(layer.weight[:, block] - old[:, block], groups)
@@ -240,14 +245,23 @@ class _Work:
         slopes, first = None, 0
         for dense, cut in self.forwards.at(target, wait=wait):
             x, y = cut.take(f"{target.layer}:x"), dense.take(f"{target.layer}:y")
-            if target.branch is not None and self.options.compensate:
+            if target.branch is not None:
                 names = [f"{target.layer}:{n}" for n in ("branch", "other")]
-                branch, other = (dense.take(n) for n in names)
+                branch = dense.take(names[0])
                 slopes = _slopes(y, branch, target.dim) if slopes is None else slopes
-                y = y + (other - cut.take(names[1])) * slopes
+                V = branch
+                if target.other is not None:
+                    other=dense.take(names[1])
+                    V = V+other
+                    if self.options.compensate: y = y + (other - cut.take(names[1])) * slopes
             product = observe(layer, x)
             if product is None:
                 raise ArithmeticError("its output is not its weight times its input")
+            if self.masked:
+                from seprune.refit.squares import observe as _o
+                zq = layer(x)
+                Vq = V + (zq - y) / slopes.where(slopes != 0, slopes.new_tensor(1e9))
+                y = torch.where((V > 0) | (slopes == 0), y, torch.where(Vq > 0, zq - Vq * slopes, zq))
             y = y if y.dim() == product.output.dim() else y.unsqueeze(2)
             self.add(sums, product, y, block, first)
             first += len(x)

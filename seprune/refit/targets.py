@@ -37,6 +37,7 @@ class Target:
     norm: str | None = None
     branch: Tap | None = None
     other: Tap | None = None
+    rectified: bool = False
     held: int = 0
 
 def find_targets(
@@ -50,8 +51,16 @@ def find_targets(
     trace = record(parent, images)
     reader = _Reader(trace, parent)
     targets, skipped = [], {}
-    for layer, sides in plan.layers().items():
-        if not _consumes(reader.modules.get(layer), sides):
+    cut=plan.layers()
+    import os
+    names = [c.module for c in sorted(trace.calls,key=lambda c:c.first_node) if isinstance(reader.modules[c.module],(nn.Conv1d, nn.Conv2d, nn.Linear))]
+    if os.environ.get("SCOPE")=="all":
+        first=min(i for i,n in enumerate(names) if _consumes(reader.modules.get(n), cut.get(n,{})))
+        names=names[first:]
+    else: names=cut
+    for layer in names:
+        sides=cut.get(layer,{})
+        if not os.environ.get("SCOPE")=="all" and not _consumes(reader.modules.get(layer), sides):
             continue
         reason = reader.obstacle(layer)
         if reason:
@@ -87,10 +96,10 @@ class _Reader:
 
     def target(self, layer: str, keep: Tensor | None) -> Target:
         call = self.calls[layer][0]
-        branch, other = self.sum(call) or (None, None)
+        branch, other, rectified = self.sum(call) or (None, None, False)
         dim = -1 if isinstance(self.modules[layer], nn.Linear) else 1
         norm = self.norm(call.outputs[0])
-        return Target(layer, keep, dim, norm, branch, other, self.held(call))
+        return Target(layer, keep, dim, norm, branch, other, rectified, self.held(call))
 
     def norm(self, made: int) -> str | None:
         """The BatchNorm with statistics of its own that alone reads a value."""
@@ -106,15 +115,21 @@ class _Reader:
         made = call.outputs[0]
         shape, own, queue = self.trace.shape(made), self.descendants(made), [made]
         for value in queue:
+            if self.rectified(value) and (tap:=self.taps.first([value])):
+                return tap[1], None, True
             for number in self.readers.get(value, ()):
                 node = self.trace.nodes[number]
                 name = node.op.split(".")[1].rstrip("_")
                 if name == "add" and (found := self.operands(node, value, own, call)):
-                    return found
+                    return *found, self.rectified(node.outputs[0])
                 scales = name == "mul" or (name in _AFFINE and node.inputs()[0] == value)
                 if scales and self.trace.shape(node.outputs[0]) == shape:
                     queue.append(node.outputs[0])
         return None
+
+    def rectified(self, value):
+        rs=self.readers.get(value,[])
+        return bool(rs) and value not in self.trace.outputs and all(self.trace.nodes[n].op.split(".")[1].rstrip("_")=="relu" for n in rs)
 
     def operands(
         self, node: Node, value: int, own: set[int], call: Call

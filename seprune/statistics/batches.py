@@ -28,7 +28,7 @@ def open_batches(
     batches = iter(loader.on(device) if shared else loader)  # type: ignore[attr-defined]
     first = next(batches, None)
     if first is None:
-        raise no_images()
+        raise _no_images()
     rest: Iterator[Any] = itertools.chain([first], batches)
     if shared and world > 1:
         rest = iter(loader.on(device, rank, world))  # type: ignore[attr-defined]
@@ -59,7 +59,7 @@ def _pair(batch: Any, device: torch.device, rank: int, world: int) -> Pair:
     ).long()
 
 
-def no_images() -> InputError:
+def _no_images() -> InputError:
     return InputError(
         "no images to collect from",
         why="the loader gives no batch (a set smaller than a batch is dropped by drop_last)",

@@ -1,0 +1,279 @@
+"""The story: run(recipe) -> Report. Each stage counts once the journal has its commit line.
+
+`subject` opens the network and the data, `steps` does the work on plain objects, `reporting` puts
+the numbers together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seprune import saved
+from seprune.data import Data
+from seprune.finetune import finetune
+from seprune.groups import Structure
+from seprune.importance import criterion
+from seprune.pipeline import reporting, steps
+from seprune.pipeline.subject import Subject, data_digests, open_recipe_data, open_subject
+from seprune.progress import Track, silent
+from seprune.prune import cuttable
+from seprune.recipe import Recipe, dump_recipe
+from seprune.report import Measurement, Report
+from seprune.runs import RunFolder, open_run, stage_key
+from seprune.runs.folder import Record
+from seprune.statistics import GateStatistics
+
+STATISTICS, TRAINED, PRUNED, FINETUNED = "statistics.safetensors", "trained", "pruned", "finetuned"
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    track: Track = silent,
+    allow_code: bool = False,
+    command: str = "",
+) -> Report:
+    """Carry out `recipe` in the folder `out`; a run that was stopped goes on from its last stage.
+
+    Raises:
+        SepruneError: whatever a stage finds wrong; earlier stages stay.
+    """
+    criterion(recipe.importance.criterion)  # an unknown name costs nobody an hour of training
+    with open_run(out, dump_recipe(recipe)) as folder:
+        story = Story(recipe, folder, track, allow_code)
+        story.tell()
+        return reporting.write(story.told(command or f"seprune run RECIPE --out {out}"), out)
+
+
+@dataclass
+class Story:
+    """One run: its folder, and what the stages have made so far."""
+
+    recipe: Recipe
+    folder: RunFolder
+    track: Track
+    allow_code: bool = False
+    measurements: list[Measurement] = field(default_factory=list)
+    chapters: list[reporting.Chapter] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    # -- what the stages stand on -----------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Data:
+        return open_recipe_data(self.recipe, track=self.track)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The trained network: from the checkpoint, or trained here."""
+        section, info = self.recipe.model, self.data.info
+        given = open_subject(
+            section,
+            shape=info.input_shape,
+            classes=len(info.classes),
+            seed=self.recipe.seed,
+            allow_code=self.allow_code,
+        )
+        if given.digest is not None or self.recipe.train is None:
+            return given
+        key = self.key("train", self.recipe.train)
+        self.stage("train", key, lambda: self.train(given))
+        model = saved.load(self.folder.path / TRAINED, allow_code=self.allow_code)
+        return Subject(model, given.architecture, given.shape, None, key, given.notes)
+
+    @cached_property
+    def structure(self) -> Structure:
+        return cuttable(self.subject.model, self.subject.example())
+
+    @cached_property
+    def statistics(self) -> GateStatistics | None:
+        if not steps.needs_statistics(self.recipe):
+            return None
+        key = self.key("collect", self.recipe.collect, self.recipe.importance.criterion)
+        path = self.folder.path / STATISTICS
+        self.stage("collect", key, lambda: self.collect(path))
+        return GateStatistics.load(path)
+
+    # -- stages -----------------------------------------------------------------------------------
+
+    def tell(self) -> None:
+        """All stages, in order."""
+        base = self.stage("baseline", self.key("baseline"), self.baseline)
+        self.measurements.append(_measurement("baseline", None, base.facts))
+        budgets = self.recipe.plan.budgets()
+        for budget in budgets:
+            self.branch(budget, alone=len(budgets) == 1)
+        if self.recipe.report.latency:
+            self.measure_latency()
+
+    def branch(self, budget: Mapping[str, float | str], *, alone: bool) -> None:
+        """Plan, prune, fine-tune and measure for one budget."""
+        label = " ".join(f"{k} {v}" for k, v in budget.items())
+        home = self.folder.path if alone else self.folder.path / label.replace(" ", "-")
+        key = self.key("prune", self.recipe.importance, self.recipe.plan, self.recipe.prune, label)
+        made = self.stage(f"prune/{label}", key, lambda: self.prune(budget, home))
+        recovered = {"none": None, "bn": "recalibrated", "refit": "refitted"}
+        self.measurements.append(_measurement("pruned", label, made.facts["pruned"]))
+        if (stage := recovered[self.recipe.prune.recover]) is not None:
+            self.measurements.append(_measurement(stage, label, made.facts["recovered"]))
+        self.chapters.append(reporting.Chapter(label, home, made.facts))
+        if self.recipe.finetune.epochs or self.recipe.finetune.recalibrate:
+            tuned = self.stage(
+                f"finetune/{label}",
+                self.key("finetune", self.recipe.finetune, after=made.key),
+                lambda: self.tune(home),
+            )
+            self.measurements.append(_measurement("fine-tuned", label, tuned.facts))
+
+    def stage(self, name: str, key: str, work: Callable[[], _Done]) -> Record:
+        """The committed record of a stage; done now unless it was done before."""
+        record = self.folder.committed(name, key)
+        if record is None:
+            start = time.monotonic()
+            done = work()
+            facts = {**done.facts, "seconds": time.monotonic() - start}
+            record = self.folder.commit(name, key, files=done.files, facts=facts)
+        self.seconds[name] = float(record.facts["seconds"])
+        return record
+
+    def key(self, stage: str, *parts: Any, after: str = "") -> str:
+        """The hash of all that a stage depends on."""
+        weights = "" if stage == "train" else self.subject.digest
+        return stage_key(
+            stage=stage,
+            model=self.recipe.model.model_dump(exclude={"checkpoint"}),
+            weights=weights,
+            data=data_digests(self.data),
+            seed=self.recipe.seed,
+            parts=[p.model_dump() if hasattr(p, "model_dump") else p for p in parts],
+            after=after,
+        )
+
+    def train(self, given: Subject) -> _Done:
+        assert self.recipe.train is not None  # `subject` asked
+        home = self.folder.path / TRAINED
+        tuned = finetune(
+            given.model,
+            self.data,
+            steps.settings_of(self.recipe.train, self.recipe),
+            folder=home,
+            track=self.track,
+        )
+        saved.save(tuned.model.cpu(), home, given.architecture)
+        return _Done(self.files(home), {"best_epoch": tuned.best_epoch})
+
+    def baseline(self) -> _Done:
+        found = steps.measured(
+            self.subject.model, self.subject, self.data, self.recipe, track=self.track
+        )
+        return _Done([], found | {"bytes": reporting.size_of(self.subject.model)})
+
+    def collect(self, path: Path) -> _Done:
+        statistics = steps.collect(
+            self.subject,
+            self.structure,
+            self.data,
+            self.recipe,
+            folder=self.folder.path / "collecting",
+            track=self.track,
+        )
+        statistics.save(path)
+        return _Done([STATISTICS], {"images": statistics.samples})
+
+    def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
+        cut = steps.cut_in_steps(
+            self.subject,
+            self.structure,
+            self.statistics,
+            self.data,
+            self.recipe,
+            budget,
+            track=self.track,
+        )
+        cut.plan.save(home / "plan.json")
+        reporting.write_importance(cut, home / "importance.csv")
+        saved.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
+        measure = (self.subject, self.data, self.recipe)
+        pruned = steps.measured(cut.pruned, *measure, track=self.track)
+        same = cut.recovered is cut.pruned
+        after = pruned if same else steps.measured(cut.recovered, *measure, track=self.track)
+        size = {"bytes": (home / PRUNED / saved.WEIGHTS).stat().st_size}
+        facts = {
+            "pruned": pruned | size,
+            "recovered": after | size,
+            "plan": dict(cut.plan.facts),
+            "laps": dict(cut.seconds),
+        }
+        own = [home / "plan.json", home / "importance.csv"]
+        return _Done([*own, *self.files(home / PRUNED)], facts)
+
+    def tune(self, home: Path) -> _Done:
+        section, into = self.recipe.finetune, home / FINETUNED
+        pruned = saved.load(home / PRUNED, allow_code=self.allow_code)
+        tuned = finetune(
+            pruned,
+            self.data,
+            steps.settings_of(section, self.recipe),
+            teacher=self.subject.model if section.distill else None,
+            folder=into,
+            track=self.track,
+        )
+        saved.save(tuned.model.cpu(), into, saved.read_architecture(home / PRUNED))
+        found = steps.measured(tuned.model, self.subject, self.data, self.recipe, track=self.track)
+        chosen = tuned.history[tuned.best_epoch].top1 if tuned.best_epoch >= 0 else None
+        size = (into / saved.WEIGHTS).stat().st_size
+        facts = {"bytes": size, "best_epoch": tuned.best_epoch, "validation_top1": chosen}
+        return _Done(self.files(into), found | facts)
+
+    def measure_latency(self) -> None:
+        networks: dict[tuple[str, str | None], torch.nn.Module] = {
+            ("baseline", None): self.subject.model
+        }
+        for chapter in self.chapters:
+            tuned = (chapter.home / FINETUNED / saved.CONFIG).is_file()
+            stage, name = ("fine-tuned", FINETUNED) if tuned else ("pruned", PRUNED)
+            networks[stage, chapter.label] = saved.load(
+                chapter.home / name, allow_code=self.allow_code
+            )
+        self.measurements = steps.with_latency(
+            self.measurements, networks, self.subject, self.recipe
+        )
+
+    def files(self, home: Path) -> list[Path]:
+        """The files of a saved model, the hashes included."""
+        return [p for p in sorted(home.iterdir()) if p.is_file() and p.suffix != ".jsonl"]
+
+    def told(self, command: str) -> reporting.Told:
+        """Everything that the report is made of."""
+        return reporting.Told(
+            recipe=self.recipe,
+            command=command,
+            subject=self.subject,
+            structure=self.structure,
+            data=self.data,
+            statistics=self.statistics,
+            measurements=tuple(self.measurements),
+            chapters=tuple(self.chapters),
+            seconds=dict(self.seconds),
+        )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a stage wrote, and its numbers."""
+
+    files: list[Any]
+    facts: dict[str, Any]
+
+
+def _measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:
+    names = ("top1", "top5", "loss", "count", "nonfinite", "macs", "params", "bytes")
+    return Measurement(stage=stage, budget=budget, **{n: facts.get(n) for n in names})  # type: ignore[arg-type]

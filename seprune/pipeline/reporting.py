@@ -1,0 +1,241 @@
+"""What a run found, put together as a Report and written in its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from seprune import report as reports
+from seprune.cost import not_counted
+from seprune.data import Data
+from seprune.files import read_json, write_text
+from seprune.groups import Structure
+from seprune.importance import Importance
+from seprune.latency import layer_times, speed_warning
+from seprune.pipeline.steps import Cut
+from seprune.pipeline.subject import Subject, data_digests
+from seprune.plan import PruningPlan
+from seprune.recipe import Recipe, dump_recipe
+from seprune.report import GateSummary, GroupCut, Measurement, Report
+from seprune.runs import environment
+from seprune.statistics import GateStatistics
+
+SHOWN_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One budget of a run: where its files are, and what its prune stage said."""
+
+    label: str
+    home: Path
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that a finished run hands to its report."""
+
+    recipe: Recipe
+    command: str
+    subject: Subject
+    structure: Structure
+    data: Data
+    statistics: GateStatistics | None
+    measurements: tuple[Measurement, ...]
+    chapters: tuple[Chapter, ...]
+    seconds: dict[str, float]
+
+
+def write(told: Told, out: Path) -> Report:
+    """Write report.json, report.csv and report.html; returns the report."""
+    from seprune.report import html, measurement, table
+
+    report = compose(told)
+    measurement.write(report, out / "report.json")
+    table.write_csv(report, out / "report.csv")
+    if told.recipe.report.html:
+        html.write_html(report, out / "report.html")
+    for chapter in told.chapters:
+        _write_cards(report, chapter)
+    return report
+
+
+def compose(told: Told) -> Report:
+    """The report of a run."""
+    info = told.data.info
+    shown = list(info.classes)[:SHOWN_CLASSES]
+    subject = told.subject
+    return Report(
+        name=told.recipe.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=told.command,
+        seed=told.recipe.seed,
+        model={
+            "name": subject.architecture.name,
+            "input": list(subject.shape),
+            "classes": subject.architecture.classes,
+            "checkpoint": subject.checkpoint,
+            "sha256": subject.digest,
+            "notes": list(subject.notes),
+        },
+        data={
+            "source": info.source,
+            "counts": {
+                "training": info.training,
+                "validation": info.validation,
+                "reporting": info.reporting,
+            },
+            "classes": shown,
+            "skipped": list(info.skipped),
+        },
+        environment=environment(),
+        hashes=data_digests(told.data),
+        recipe=dump_recipe(told.recipe),
+        measurements=list(told.measurements),
+        budgets=[_budget(told, chapter) for chapter in told.chapters],
+        gates=_gates(told, len(shown)),
+        warnings=_warnings(told),
+        left_whole=_left_whole(told),
+        seconds=told.seconds,
+        not_counted=not_counted(subject.model, subject.example(1)),
+    )
+
+
+def write_importance(cut: Cut, path: Path) -> None:
+    """One row a unit: group, unit, score, kept."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["group", "unit", "score", "kept"])
+    for group in cut.plan.groups:
+        kept = set(group.keep)
+        scores = cut.importance.scores.get(group.name)
+        for unit in range(group.units):
+            score = "" if scores is None else repr(float(scores[unit]))
+            writer.writerow([group.name, unit, score, int(unit in kept)])
+    write_text(path, stream.getvalue())
+
+
+def read_importance(path: Path, criterion: str) -> Importance:
+    """The scores that `write_importance` wrote."""
+    scores: dict[str, list[float]] = {}
+    for row in csv.DictReader(io.StringIO(path.read_text())):
+        if row["score"]:
+            scores.setdefault(row["group"], []).append(float(row["score"]))
+    import torch
+
+    tensors = {n: torch.tensor(v, dtype=torch.float64) for n, v in scores.items()}
+    return Importance(criterion, tensors)
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of the weights as a file holds them."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
+def _budget(told: Told, chapter: Chapter) -> reports.Budget:
+    plan = PruningPlan.loads(read_json(chapter.home / "plan.json"), path=chapter.home)
+    facts = chapter.facts["plan"]
+    scores = read_importance(chapter.home / "importance.csv", facts["criterion"]).scores
+    prunable = {g.name: g.prunable for g in told.structure.groups}
+    layers = {g.name: list(g.layers) for g in told.structure.groups}
+    groups = [
+        GroupCut(
+            name=g.name,
+            before=g.units,
+            after=len(g.keep),
+            prunable=prunable.get(g.name, True),
+            reason=g.reason,
+            layers=layers.get(g.name, []),
+            scores=[float(s) for s in scores[g.name]] if g.name in scores else [],
+            keep=list(g.keep),
+        )
+        for g in plan.groups
+    ]
+    name, value = chapter.label.split(" ")[:2]
+    whole = told.structure.macs_at(told.structure.whole())
+    reached = chapter.facts["pruned"]["macs"] / whole
+    target = facts["targets"].get("macs", whole * reached) / whole
+    return reports.Budget(
+        label=chapter.label,
+        target=float(target),
+        reached=float(reached),
+        criterion=facts["criterion"],
+        allocation=facts["allocation"],
+        seconds={k: float(v) for k, v in chapter.facts["laps"].items()},
+        groups=groups,
+        trace=[dict(t) for t in plan.trace],
+    )
+
+
+def _gates(told: Told, shown: int) -> list[GateSummary]:
+    owners: dict[str, list[str]] = {}
+    for group in told.structure.groups:
+        for link in group.gates:
+            owners.setdefault(link.gate, []).append(group.name)
+    values = told.statistics.values if told.statistics is not None else {}
+    return [
+        GateSummary.of(
+            g, values.get(g.name, {}), groups=owners.get(g.name, ()), classes=range(shown)
+        )
+        for g in told.structure.gates
+    ]
+
+
+def _left_whole(told: Told) -> list[dict[str, str]]:
+    if not told.chapters:
+        return [
+            {"group": g.name, "reason": g.reason or ""}
+            for g in told.structure.groups
+            if not g.prunable
+        ]
+    budget = _budget(told, told.chapters[-1])
+    return [{"group": g.name, "reason": g.reason} for g in budget.groups if g.reason]
+
+
+def _warnings(told: Told) -> list[str]:
+    said = list(told.statistics.warnings) if told.statistics is not None else []
+    idle = [g.name for g in told.structure.gates if not g.runs]
+    if idle:
+        said.append(f"gates that never run: {', '.join(idle)}")
+    if told.subject.digest is None:
+        said.append("the weights are random: accuracies say nothing, costs do")
+    return said + _slow(told)
+
+
+def _slow(told: Told) -> list[str]:
+    """Where the measured speed falls short of what the MACs promise."""
+    base = next(m for m in told.measurements if m.stage == "baseline")
+    found: list[str | None] = []
+    layers = layer_times(told.subject.model, told.subject.shape) if base.latency else []
+    for m in told.measurements:
+        for before, after in zip(base.latency, m.latency):
+            if m is not base:
+                found.append(
+                    speed_warning(
+                        before, after, macs_before=base.macs, macs_after=m.macs, layers=layers
+                    )
+                )
+    return [w for w in found if w]
+
+
+def _write_cards(report: Report, chapter: Chapter) -> None:
+    """A model card beside every saved model; hashes are renewed, since it is part of the folder."""
+    from seprune.files import write_sums
+    from seprune.report.card import model_card
+
+    for m in report.measurements:
+        name = {"fine-tuned": "finetuned", "pruned": "pruned"}.get(m.stage)
+        folder = chapter.home / (name or "")
+        if m.budget == chapter.label and name and folder.is_dir():
+            write_text(folder / "README.md", model_card(report, m))
+            write_sums(folder)
+
+

@@ -1,0 +1,128 @@
+"""What a recipe is about: the data, and the network with its trained weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from seprune import models, saved
+from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
+from seprune.data import Data, DataSettings, open_data
+from seprune.errors import InputError
+from seprune.files import sha256
+from seprune.progress import Track, silent
+from seprune.recipe.sections import Data as DataSection
+from seprune.recipe.sections import Model as ModelSection
+from seprune.recipe.sections import Recipe
+from seprune.saved import Architecture
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network on the CPU, how it is built again, and where its weights came from.
+
+    `digest` is the SHA-256 of the weights file, None for random weights.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    shape: tuple[int, int, int]
+    checkpoint: str | None = None
+    digest: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def example(self, batch: int = 2) -> Tensor:
+        """Two images of noise, for tracing; the same ones every time."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(batch, *self.shape, generator=generator)
+
+
+def open_recipe_data(recipe: Recipe, *, track: Track = silent) -> Data:
+    """The data of a recipe, at the input size that its model section asks for."""
+    return open_section(recipe.data, recipe.model.input, track=track)
+
+
+def open_section(
+    section: DataSection, shape: tuple[int, int, int] | None, *, track: Track = silent
+) -> Data:
+    """The data of a recipe's data section."""
+    given = section.model_dump(exclude={"source"})
+    return open_data(section.source, DataSettings(input=shape, **given), track=track)
+
+
+def open_subject(
+    section: ModelSection,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+    allow_code: bool = False,
+) -> Subject:
+    """The network of a recipe's model section, with its weights.
+
+    Args:
+        shape, classes: of the data, where the section does not say.
+        seed: of the random weights, if there is no checkpoint.
+    """
+    shape, classes = section.input or shape, section.classes or classes
+    folder = _folder(section)
+    if folder is not None:
+        return _from_folder(folder, shape, allow_code=allow_code)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = models.build(
+            section.name, classes=classes, input=shape, allow_code=allow_code, **section.args
+        )
+    shape = shape or models.input_size(section.name, model)
+    architecture = Architecture(section.name, classes, shape, dict(section.args))
+    subject = Subject(model.eval(), architecture, shape)
+    return subject if section.checkpoint is None else with_weights(subject, section)
+
+
+def with_weights(subject: Subject, section: ModelSection) -> Subject:
+    """The subject with the weights of the section's checkpoint."""
+    path = Path(section.checkpoint or "")
+    weights = load_weights(path, weights=section.weights)
+    notes = (*weights.notes, *apply_weights(subject.model, weights, path=path))
+    return replace(subject, checkpoint=str(path), digest=weights.sha256, notes=notes)
+
+
+def _folder(section: ModelSection) -> Path | None:
+    """A folder that seprune wrote, given as the model or where a checkpoint is expected."""
+    for given in (section.checkpoint, section.name):
+        if given and is_pruned_folder(Path(given)):
+            return Path(given)
+    if section.name.startswith((".", "/", "~")) and not section.name.partition(":")[0].endswith(
+        ".py"
+    ):
+        raise InputError(
+            f"{section.name}: not a folder that seprune wrote",
+            why="it lacks config.json with a 'seprune' entry, or model.safetensors",
+            fix="give a folder that `seprune prune --out` wrote, or a name like timm/seresnet18",
+            code="not-ours",
+        )
+    return None
+
+
+def _from_folder(
+    folder: Path, shape: tuple[int, int, int] | None, *, allow_code: bool
+) -> Subject:
+    architecture = saved.read_architecture(folder)
+    model = saved.load(folder, allow_code=allow_code)
+    shape = architecture.input or shape or models.input_size(architecture.name, model)
+    digest = sha256(folder / saved.WEIGHTS)
+    return Subject(model, architecture, shape, str(folder), digest)
+
+
+def data_digests(data: Data) -> dict[str, str]:
+    """Hashes that keep statistics of different data or preprocessing apart."""
+    info = data.info
+    how = f"{info.input_shape} {info.mean} {info.std} {data.settings.crop}"
+    return {
+        "data": info.fingerprint,
+        "preprocessing": hashlib.sha256(how.encode()).hexdigest(),
+    }
