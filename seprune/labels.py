@@ -21,6 +21,10 @@ FIXED = -1  # a position whose number cannot change
 NEUTRAL = 0  # no channel at all: spatial positions, scalars, mixtures of channels
 
 
+class Unforeseen(Exception):  # noqa: N818 - no fault: the operator counts as unknown
+    """An operator is used in a way that its rule does not know; the text says in which."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """One side of one layer: position i carries the channel `labels[i]`."""
@@ -105,7 +109,7 @@ def solve(labelling: Labelling) -> Tensor:
 
 
 class Walker:
-    """Carries labels from node to node; the rules in `rules.py` say how each operator does it."""
+    """Carries labels from node to node; the rules in `rules/` say how each operator does it."""
 
     def __init__(self, trace: Trace, model: nn.Module) -> None:
         self.trace = trace
@@ -116,6 +120,7 @@ class Walker:
     # -- labels of values -------------------------------------------------------------------
 
     def labels(self, value: int) -> Tensor:
+        """The labels of a value, in its shape."""
         known = self.result.values.get(value)
         if known is not None:
             return known
@@ -129,9 +134,11 @@ class Walker:
         return made
 
     def uniform(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        """One label (`FIXED` or `NEUTRAL`) everywhere, without memory."""
         return torch.full((), number, dtype=torch.int64).expand(shape)
 
     def fresh(self, count: int) -> Tensor:
+        """Labels (count,) that nothing carries yet."""
         first = self.result.count + 1
         self.result.count += count
         return torch.arange(first, first + count)
@@ -174,12 +181,14 @@ class Walker:
             self.freeze(pairs[stiff], f"it meets a tensor of fixed size in {where}")
 
     def freeze(self, labels: Tensor, reason: str) -> None:
+        """Leave whole the channels of `labels`, and all that they are or will be tied to."""
         numbers = torch.unique(compact(labels))
         numbers = numbers[numbers > 0]
         if len(numbers):
             self.result.frozen.append((numbers, reason))
 
     def place(self, node: Node) -> str:
+        """Where a reason points to: `view in layer1.0`."""
         name = node.op.split(".")[1].rstrip("_")
         return f"{name} in {node.module or 'the model'}"
 
@@ -194,11 +203,11 @@ class Walker:
             self.result.depends.update(node.outputs)
         return live
 
-    def opaque(self, node: Node, why: str = "") -> None:
+    def opaque(self, node: Node, why: str) -> None:
         """The last resort: leave whole whatever goes in; what comes out has a fixed size."""
         for value in node.inputs():
             if self.trace.values[value].kind == "result" or value in self.result.values:
-                self.freeze(self.labels(value), why or f"no rule for {self.place(node)}")
+                self.freeze(self.labels(value), why)
         for value in node.outputs:
             shape = self.trace.shape(value)
             number = FIXED if torch.Size(shape).numel() > 1 else NEUTRAL
@@ -206,6 +215,7 @@ class Walker:
         self.cost(node, ())
 
     def set(self, node: Node, labels: Tensor, index: int = 0) -> None:
+        """Give the node's result `index` its labels; they broadcast to its shape."""
         value = node.outputs[index]
         labels = labels.expand(self.trace.shape(value))
         if compact(labels).numel() > 100_000:  # a reshape copied what was expanded
@@ -216,6 +226,7 @@ class Walker:
         self.result.values[value] = labels
 
     def cost(self, node: Node, factors: Iterable[Tensor]) -> None:
+        """Note the node's MACs: they fall with the length of every factor."""
         if node.macs:
             per_sample, rest = divmod(node.macs, self.trace.batch)
             if rest:
@@ -223,9 +234,11 @@ class Walker:
             self.result.costs.append(Cost(per_sample, tuple(factors), node.module))
 
     def arg(self, node: Node, index: int, name: str = "", default: Any = None) -> Any:
+        """An argument of the operator, by position or by name."""
         return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
     def tensors(self, node: Node) -> list[Tensor]:
+        """The labels of everything that the operator reads."""
         return [self.labels(v) for v in node.inputs()]
 
     def parameter_name(self, value: int) -> tuple[str, bool]:

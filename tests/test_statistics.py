@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -274,7 +275,9 @@ def _torchrun(tmp_path: Path, processes: int, *arguments: str) -> list[subproces
     script.write_text(_WORKER)
     tests, root = Path(__file__).parent, Path(__file__).parents[1]
     common = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(20000 + os.getpid() % 20000), "PYTHONPATH": str(root)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common |= {"MASTER_PORT": str(free.getsockname()[1]), "PYTHONPATH": str(root)}
     started = [
         subprocess.Popen(
             [sys.executable, str(script), str(tests), *arguments],

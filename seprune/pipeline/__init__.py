@@ -248,8 +248,9 @@ class Story:
         )
 
     def files(self, home: Path) -> list[Path]:
-        """The files of a saved model, the hashes included."""
-        return [p for p in sorted(home.iterdir()) if p.is_file() and p.suffix != ".jsonl"]
+        """The files that make a saved model; a card may be written beside them later."""
+        plans = sorted(home.glob("plan*.json"))
+        return [home / saved.CONFIG, home / saved.WEIGHTS, *plans]
 
     def told(self, command: str) -> reporting.Told:
         """Everything that the report is made of."""

@@ -237,5 +237,3 @@ def _write_cards(report: Report, chapter: Chapter) -> None:
         if m.budget == chapter.label and name and folder.is_dir():
             write_text(folder / "README.md", model_card(report, m))
             write_sums(folder)
-
-

@@ -47,9 +47,7 @@ def scoring_of(recipe: Recipe) -> Scoring:
     """The recipe's importance section as `score` takes it."""
     section = recipe.importance
     normalize = None if section.normalize == "auto" else section.normalize
-    return Scoring(
-        section.criterion, section.combine, section.ungated, normalize, recipe.seed
-    )
+    return Scoring(section.criterion, section.combine, section.ungated, normalize, recipe.seed)
 
 
 def needs_statistics(recipe: Recipe) -> bool:
@@ -115,9 +113,7 @@ def plan(
         timed = latency({"it": small}, subject.shape, batch_sizes=(1,), device=_device(recipe))
         return float(timed[0].median_ms or 0.0)
 
-    return make_plan(
-        structure, importance, allocation=allocation, measure=measure, **dict(budget)
-    )
+    return make_plan(structure, importance, allocation=allocation, measure=measure, **dict(budget))
 
 
 def cut(

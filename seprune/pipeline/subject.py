@@ -108,9 +108,7 @@ def _folder(section: ModelSection) -> Path | None:
     return None
 
 
-def _from_folder(
-    folder: Path, shape: tuple[int, int, int] | None, *, allow_code: bool
-) -> Subject:
+def _from_folder(folder: Path, shape: tuple[int, int, int] | None, *, allow_code: bool) -> Subject:
     architecture = saved.read_architecture(folder)
     model = saved.load(folder, allow_code=allow_code)
     shape = architecture.input or shape or models.input_size(architecture.name, model)

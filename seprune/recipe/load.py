@@ -17,6 +17,7 @@ from seprune.recipe.yamlfile import (
     COMMAND_LINE,
     Document,
     Key,
+    Place,
     Problem,
     dotted,
     dump_yaml,
@@ -61,6 +62,25 @@ def load_recipe(
     for override in overrides:
         document.override(override)
     _refuse_code(document, document.data, (), allow_code=allow_code)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        document.problems.extend(_problem(document, fault) for fault in faults)
+    if document.problems:
+        raise _error(document)
+    return recipe
+
+
+def recipe_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain values, as the stage commands' options give them.
+
+    Raises:
+        UsageError: everything that is wrong, one line each.
+    """
+    document = Document(COMMAND_LINE, values, {(): Place((0, 0), COMMAND_LINE)})
+    for override in overrides:
+        document.override(override)
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:

@@ -1,0 +1,49 @@
+"""The command line: parses, calls, prints. What a command decides is decided in the library.
+
+`console` owns the terminal, `options` the words that commands share, `stages` the work on files,
+`about` what looks and tells.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from seprune.cli import about, console, stages
+from seprune.errors import SepruneError, UsageError
+
+app = typer.Typer(
+    name="seprune",
+    help="Prune Squeeze-and-Excitation networks by what their own gates say about each channel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+stages.register(app)
+about.register(app)
+
+
+def main() -> None:
+    """Run the command line; the one border where errors become exit statuses."""
+    from seprune.runs import interrupts
+
+    try:
+        with interrupts():
+            status = app(standalone_mode=False)
+        sys.stdout.flush()
+    except SepruneError as error:
+        console.fail(error)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:  # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        usage = console.usage_of(error)
+        if usage is None:
+            raise
+        console.fail(UsageError(usage, why="the command line is wrong", fix=console.help_line()))
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)

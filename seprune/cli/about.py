@@ -1,0 +1,300 @@
+"""Commands that look and tell: inspect, report, compare, export, recipes, models, env, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seprune.cli import console, options
+from seprune.errors import InputError, UsageError
+
+recipes = typer.Typer(help="The shipped recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (inspect, report, compare, models, env, verify, convert):
+        app.command()(command)
+    app.add_typer(recipes, name="recipes")
+
+
+def inspect(
+    model: options.Model,
+    checkpoint: options.Checkpoint = None,
+    classes: options.Classes = None,
+    input: options.Input = None,
+    allow_code: options.AllowCode = False,
+    json: options.Json = False,
+) -> None:
+    """Gates and dependency groups, the cost, and what cannot be pruned and why.
+
+    Example: seprune inspect timm/seresnet18 --input 3x224x224
+    """
+    recipe = options.recipe_for(
+        {"name": model, "checkpoint": checkpoint, "classes": classes, "input": input},
+        None, {}, None,
+    )  # fmt: skip
+    from seprune.pipeline.subject import open_subject
+    from seprune.prune import cuttable
+
+    subject = open_subject(recipe.model, allow_code=allow_code)
+    for note in subject.notes:
+        console.tell(f"note: {note}")
+    structure = cuttable(subject.model, subject.example())
+    whole = structure.whole()
+    macs, params = structure.macs_at(whole), structure.params_at(whole)
+    if json:
+        console.give({"model": model, "macs": macs, "params": params, **_facts(structure)})
+        return
+    from seprune.cli import tables
+
+    size = "x".join(map(str, subject.shape))
+    out = console.stderr()
+    out.print(f"{model} at {size}: {macs:,} MACs, {params:,} parameters", soft_wrap=True)
+    out.print(tables.gates(structure))
+    out.print(tables.groups(structure))
+    if not structure.gates:
+        console.tell("note: no channel gates; importance l2 works without them")
+
+
+def _facts(structure: Any) -> dict[str, Any]:
+    """The contract's lists of gates and groups."""
+    owners: dict[str, list[str]] = {}
+    for group in structure.groups:
+        for link in group.gates:
+            owners.setdefault(link.gate, []).append(group.name)
+    gates = [
+        {"name": g.name, "channels": g.channels, "squeeze": g.squeeze,
+         "activation": g.activation, "placement": g.placement,
+         "groups": owners.get(g.name, []), "runs": g.runs, "scales": list(g.scales)}
+        for g in structure.gates
+    ]  # fmt: skip
+    groups = [
+        {"name": g.name, "channels": g.channels, "gates": [link.gate for link in g.gates],
+         "layers": list(g.layers), "prunable": g.prunable, "reason": g.reason,
+         "units": g.units, "role": g.role}
+        for g in structure.groups
+    ]  # fmt: skip
+    return {"gates": gates, "groups": groups}
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or its report.json.")],
+    html: Annotated[Path | None, typer.Option(metavar="F", help="Write the page here.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a channel.")] = None,
+    group: Annotated[str | None, typer.Option(help="The channels of one group.")] = None,
+    gate: Annotated[str | None, typer.Option(help="The channels of one gate.")] = None,
+    json: options.Json = False,
+) -> None:
+    """The report of a run, in the terminal or as a file.
+
+    Example: seprune report runs/quickstart --group layer1.0.conv1
+    """
+    from seprune.report import measurement
+
+    _require_finished(run)
+    found = measurement.read(run)
+    if html is not None:
+        from seprune.report.html import write_html
+
+        write_html(found, html)
+    if csv is not None:
+        from seprune.report.table import write_csv
+
+        write_csv(found, csv)
+    if json:
+        console.give(measurement.to_json(found))
+    elif html is None and csv is None:
+        from seprune.report.terminal import show
+
+        show(found, console.stdout(), group=group, gate=gate)
+
+
+def _require_finished(run: Path) -> None:
+    if run.is_dir() and not (run / "report.json").is_file() and (run / "journal.jsonl").is_file():
+        raise InputError(
+            f"{run}: the run is not finished",
+            why="it has no report.json yet",
+            fix=f"go on with: seprune run {run / 'recipe.yaml'} --out {run}",
+            code="unfinished",
+        )
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    html: Annotated[Path | None, typer.Option(metavar="F", help="Table and figure.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a network.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Several runs side by side: accuracy against MACs, the Pareto front marked.
+
+    Example: seprune compare runs/* --html compare.html
+    """
+    from seprune.report import compare as comparing
+    from seprune.report import measurement
+
+    made = comparing.compare([measurement.read(r) for r in runs])
+    if html is not None:
+        from seprune.report.html import write_comparison
+
+        write_comparison(made, html)
+    if csv is not None:
+        comparing.write_csv(made, csv)
+    if json:
+        console.give(made.to_json())
+    elif html is None and csv is None:
+        from seprune.report.terminal import comparison
+
+        console.stdout().print(comparison(made))
+
+
+@recipes.command("ls")
+def recipes_ls(json: options.Json = False) -> None:
+    """The shipped recipes, each with its first line."""
+    from seprune.recipe import recipe_folder
+
+    found = {}
+    for path in sorted(recipe_folder().glob("*.yaml")):
+        lines = [x.lstrip("# ") for x in path.read_text().splitlines() if x.startswith("#")]
+        found[path.stem] = next((x for x in lines if x and "yaml-language-server" not in x), "")
+    if json:
+        console.give(found)
+    else:
+        for name, line in found.items():
+            print(f"{name:28s} {line}")
+
+
+@recipes.command("show")
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe."""
+    print(_shipped(name).read_text(), end="")
+
+
+@recipes.command("cp")
+def recipes_cp(name: str, target: Path) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    from seprune.files import write_text
+
+    if target.exists():
+        raise UsageError(f"{target}: exists already", why="nothing is overwritten",
+                         fix="choose another name")  # fmt: skip
+    write_text(target, _shipped(name).read_text())
+
+
+@recipes.command("validate")
+def recipes_validate(path: str, overrides: Annotated[list[str] | None, typer.Argument()] = None,
+                     json: options.Json = False) -> None:  # fmt: skip
+    """Check a recipe; all mistakes at once."""
+    from seprune.recipe import load_recipe
+
+    loaded = load_recipe(path, overrides or [])
+    if json:
+        console.give(loaded.model_dump(mode="json"))
+    else:
+        console.tell(f"{path}: a valid recipe")
+
+
+@recipes.command("schema")
+def recipes_schema() -> None:
+    """The JSON Schema of recipes, for editors."""
+    from seprune.recipe import recipe_schema
+
+    console.give(recipe_schema())
+
+
+def _shipped(name: str) -> Path:
+    from seprune.recipe import recipe_folder
+
+    path = recipe_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        known = ", ".join(p.stem for p in sorted(recipe_folder().glob("*.yaml")))
+        raise UsageError(f"no shipped recipe is called '{name}'", why=f"there are: {known}",
+                         fix="seprune recipes ls", code="recipe")  # fmt: skip
+    return path
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="A glob, or a part of the name.")] = "*",
+    json: options.Json = False,
+) -> None:
+    """Networks that can be built here, those with channel gates first."""
+    from seprune.models import names
+
+    found = names(pattern)
+    if json:
+        console.give(found)
+    else:
+        print("\n".join(found))
+    if not found:
+        raise InputError(f"no network is called like '{pattern}'", why="nothing here matches it",
+                         fix="seprune models", code="no-model")  # fmt: skip
+
+
+def env(json: options.Json = False) -> None:
+    """Versions, devices, the torch/torchvision pair, extras, free disk."""
+    from seprune.runs import environment
+
+    facts = environment()
+    if json:
+        console.give(facts)
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(name)
+            for key, item in value.items():
+                print(f"  {key:18s} {_spelled(item)}")
+        else:
+            print(f"{name:20s} {value}")
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+    return str(value) if value is not None else "missing"
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run or a saved network.")],
+    json: options.Json = False,
+) -> None:
+    """Check the hashes and the journal of a folder that seprune wrote."""
+    from seprune.runs import verify as check
+
+    problems = check(folder)
+    if json:
+        console.give({"folder": str(folder), "problems": problems})
+    for problem in problems:
+        console.tell(problem)
+    if problems:
+        raise InputError(
+            f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            why="files are not what seprune wrote",
+            fix="run the stage that wrote them again, or copy the folder again",
+            code="damaged",
+        )
+    console.tell(f"{folder}: whole")
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A pickled model whose author you trust.")],
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Yes, run the code in this file.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="F")] = None,
+    json: options.Json = False,
+) -> None:
+    """Take the weights out of a pickled model, in a process of its own, into safetensors."""
+    from seprune.checkpoint import convert as carry_out
+    from seprune.checkpoint import load_weights
+
+    target = out or file.with_suffix(".safetensors")
+    weights = carry_out(file, target) if allow_pickle else load_weights(file)
+    if allow_pickle:
+        console.tell(f"{len(weights.tensors)} tensors: {target}")
+    else:
+        console.tell(f"{file}: {len(weights.tensors)} tensors can be read as they are")
+    if json:
+        console.give({"file": str(target if allow_pickle else file),
+                      "tensors": len(weights.tensors), "sha256": weights.sha256})  # fmt: skip

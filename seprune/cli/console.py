@@ -1,0 +1,128 @@
+"""The terminal: progress, errors, tables on stderr; results, JSON first of all, on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from seprune.errors import SepruneError
+from seprune.runs import safe_point
+
+T = TypeVar("T")
+QUIET_SECONDS = 10.0
+
+
+def stderr() -> Console:
+    """Where people look: tables, progress, errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def stdout() -> Console:
+    """Where results go that somebody asked for."""
+    return Console(highlight=False)
+
+
+def track(iterable: Iterable[T], *, label: str, total: int, unit: str = "images") -> Iterator[T]:
+    """A bar with rate and time left in a terminal, a plain line now and then elsewhere."""
+    source = _live if stderr().is_terminal else _plain
+    for item in source(iterable, label, total, unit):
+        yield item
+        safe_point()
+
+
+def _live(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=stderr(), transient=True, refresh_per_second=4) as progress:
+        task = progress.add_task(escape(label), total=total, unit=unit, rate="")
+        start = time.monotonic()
+        for done, item in enumerate(iterable, 1):
+            yield item
+            rate = done / max(time.monotonic() - start, 1e-9)
+            progress.update(task, completed=done, rate=f"{rate:,.0f}/s")
+
+
+def _plain(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
+    start = said = time.monotonic()
+    done = 0
+    for done, item in enumerate(iterable, 1):
+        yield item
+        now = time.monotonic()
+        if now - said > QUIET_SECONDS:
+            said = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            tell(f"{label}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+    took = time.monotonic() - start
+    if took > 2:
+        tell(f"{label}: {done:,} {unit} in {took:.1f} s")
+
+
+def tell(line: str) -> None:
+    """One line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def give(document: Any) -> None:
+    """The one JSON document on stdout; NaN and infinities become null."""
+    print(json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def wants_json() -> bool:
+    """Whether the command line asks for JSON."""
+    return "--json" in sys.argv[1:]
+
+
+def fail(error: SepruneError) -> None:
+    """Say what is wrong, why, and what to type next."""
+    if wants_json():
+        said = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
+        give({"error": said})
+    console = stderr()
+    console.print("error: ", style="bold red", end="")
+    console.print(error.what, markup=False, soft_wrap=True)
+    for word, text in (("why", error.why), ("next", error.fix)):
+        if text:
+            console.print(f" {word}: ", style="bold", end="")
+            console.print(text, markup=False, soft_wrap=True)
+
+
+def usage_of(error: Exception) -> str | None:
+    """What the parser of the command line complains about, or None if it was something else."""
+    formatted = getattr(error, "format_message", None)
+    if formatted is not None:
+        return str(formatted())
+    return "stopped at a question" if type(error).__name__ == "Abort" else None
+
+
+def help_line() -> str:
+    """The help of the command that was typed."""
+    words = [w for w in sys.argv[1:2] if not w.startswith("-")]
+    return " ".join(["seprune", *words, "--help"])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,80 @@
+"""Tables of `inspect`, `rank` and `prune`, within 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from seprune.groups import Structure
+    from seprune.importance import Importance
+    from seprune.plan import PruningPlan
+
+
+def gates(structure: Structure) -> Table:
+    """One row a gate."""
+    table = _table(f"{len(structure.gates)} gates")
+    table.add_column("gate", overflow="fold", ratio=1)
+    table.add_column("channels", justify="right", no_wrap=True)
+    for name in ("squeeze", "activation", "placement"):
+        table.add_column(name, no_wrap=True)
+    for gate in structure.gates:
+        name = gate.name if gate.runs else f"{gate.name} (never runs)"
+        table.add_row(name, str(gate.channels), gate.squeeze, gate.activation, gate.placement)
+    return table
+
+
+def groups(structure: Structure) -> Table:
+    """One row a dependency group."""
+    table = _table(f"{len(structure.groups)} dependency groups")
+    table.add_column("group", overflow="fold", ratio=3)
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("gates", justify="right", no_wrap=True)
+    table.add_column("note", overflow="fold", ratio=2)
+    for group in structure.groups:
+        note = group.reason or ("SE hidden width" if group.role == "bottleneck" else "")
+        if group.units != group.channels and group.prunable:
+            note = f"{group.units} units {note}".strip()
+        style = None if group.prunable else "dim"
+        table.add_row(
+            group.name, str(group.channels), str(len(group.gates) or ""), note, style=style
+        )
+    return table
+
+
+def widths(plan: PruningPlan) -> Table:
+    """The width of every group before and after."""
+    macs, params = plan.facts["macs"], plan.facts["params"]
+    table = _table(
+        f"MACs {macs[0]:,} -> {macs[1]:,} ({macs[1] / macs[0]:.3f}), "
+        f"params {params[0]:,} -> {params[1]:,}"
+    )
+    table.add_column("group", overflow="fold", ratio=3)
+    table.add_column("before", justify="right", no_wrap=True)
+    table.add_column("after", justify="right", no_wrap=True)
+    table.add_column("note", overflow="fold", ratio=2)
+    for group in plan.groups:
+        changed = group.kept_channels != group.channels
+        style = None if changed else "dim"
+        table.add_row(
+            group.name, str(group.channels), str(group.kept_channels), group.reason or "",
+            style=style,
+        )  # fmt: skip
+    return table
+
+
+def ranking(importance: Importance) -> Table:
+    """Lowest, middle and highest score of every group."""
+    table = _table(f"scores by {importance.criterion} (higher: keep)")
+    table.add_column("group", overflow="fold", ratio=1)
+    for name in ("units", "lowest", "median", "highest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, scores in importance.scores.items():
+        ends = [f"{float(v):.3g}" for v in (scores.min(), scores.median(), scores.max())]
+        table.add_row(name, str(len(scores)), *ends)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, expand=True)
