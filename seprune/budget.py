@@ -89,8 +89,7 @@ def resolve(structure: Structure, budget: Mapping[str, float | str]) -> dict[str
     Raises:
         InputError: no fraction between 0 and 1, or more than the network has.
     """
-    whole = structure.whole()
-    costs = {"macs": structure.macs_at(whole), "params": structure.params_at(whole)}
+    costs = structure.costs()
     return {n: _amount(n, budget[n], costs[n]) for n in costs if n in budget}
 
 
@@ -98,7 +97,7 @@ def _amount(name: str, budget: float | str, whole: int) -> int:
     if isinstance(budget, int) and budget > 1:
         target = budget
     elif isinstance(budget, str) and budget[-1:].upper() in _SUFFIX:
-        target = int(float(budget[:-1]) * _SUFFIX[budget[-1].upper()])
+        target = int(_number(name, budget, budget[:-1]) * _SUFFIX[budget[-1].upper()])
     else:
         target = int(_fraction(name, budget) * whole)
     if target >= whole:
@@ -112,7 +111,7 @@ def _amount(name: str, budget: float | str, whole: int) -> int:
 
 
 def _fraction(name: str, budget: float | str) -> float:
-    fraction = float(budget)
+    fraction = _number(name, budget, budget)
     if not 0 < fraction < 1:
         raise InputError(
             f"budget {name}={budget} is no fraction between 0 and 1",
@@ -121,6 +120,21 @@ def _fraction(name: str, budget: float | str) -> float:
             code="budget",
         )
     return fraction
+
+
+def _number(name: str, budget: float | str, text: float | str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not 0 <= number < float("inf"):
+        raise UsageError(
+            f"budget {name}={budget} is not a number",
+            why="a budget says how much is kept",
+            fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
+            code="budget",
+        )
+    return number
 
 
 class _Search:
@@ -206,6 +220,8 @@ class _Search:
 
     def solve(self) -> float:
         """The smallest ratio that meets all targets."""
+        if not self.targets:
+            return 0.0
         ratios = np.unique(np.concatenate([[0.0], *self.ranks.values()]))
         if not self.meets(self.kept(1.0)):
             raise self.unreachable()
@@ -291,7 +307,7 @@ class _Search:
         )
 
 
-_SCALED = "its width follows the channels that it gates"
+_SCALED = "SE hidden width: follows its channels"
 
 
 def _reason(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
@@ -303,9 +319,7 @@ def _reason(group: ChannelGroup, importance: Importance, allocation: Allocation)
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):
             return f"protected by '{pattern}'"
     if group.role == "bottleneck" and allocation.bottleneck != "rank":
-        return (
-            "the excitation keeps its hidden width" if allocation.bottleneck == "keep" else _SCALED
-        )
+        return "SE hidden width: kept" if allocation.bottleneck == "keep" else _SCALED
     return None if group.name in importance.scores else "it has no score"
 
 

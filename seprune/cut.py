@@ -18,6 +18,7 @@ _OUT = {
     nn.GroupNorm: tp.prune_groupnorm_out_channels,
     nn.PReLU: tp.prune_prelu_out_channels,
     nn.modules.batchnorm._BatchNorm: tp.prune_batchnorm_out_channels,
+    nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
 }
 _IN = {nn.Linear: tp.prune_linear_in_channels}
 
@@ -74,7 +75,7 @@ def _width(module: nn.Module) -> int:
     for name in ("num_features", "num_channels", "num_parameters"):
         if hasattr(module, name):
             return int(getattr(module, name))
-    return int(module.normalized_shape[-1])  # type: ignore[index, union-attr]
+    return int(module.normalized_shape[-1])  # type: ignore[index]
 
 
 def _cut_convolution(conv: Any, keep: dict[str, Tensor]) -> None:
@@ -106,7 +107,7 @@ def _cut_conv_groups(conv: Any, outs: Tensor, ins: Tensor) -> None:
     """Grouped convolutions give up whole conv groups, or the same number inside each."""
     groups, per_in = conv.groups, conv.in_channels // conv.groups
     held = torch.zeros(conv.in_channels, dtype=torch.bool)
-    if ("depthwise" if per_in == 1 else "") == "depthwise":  # a channel multiplier
+    if per_in == 1:  # depthwise with a channel multiplier
         ins = torch.unique(outs // (conv.out_channels // groups))
     held[ins] = True
     full = held.view(groups, per_in)
@@ -137,6 +138,8 @@ def _cut_parameter(model: nn.Module, path: str, dim: int, keep: Tensor) -> None:
     made = tensor.detach().index_select(dim, keep.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
         setattr(module, name, nn.Parameter(made, requires_grad=tensor.requires_grad))
+        if isinstance(module, nn.PReLU):
+            module.num_parameters = len(keep)
     else:
         module._buffers[name] = made
 

@@ -62,7 +62,7 @@ def evaluate(
     classes = 0
     with evaluating(model, place), torch.no_grad(), autocast(place, precision):
         part = share(loader, place, rank, world)
-        for images, labels in track(part, label="evaluating", total=_length(part)):
+        for images, labels in track(part, label="evaluating", total=_length(part), unit="batches"):
             logits = logits_of(model(images)).float()
             classes = logits.shape[1]
             sums += _sums(logits, labels)
@@ -129,7 +129,9 @@ def recalibrate(
             norm.reset_running_stats()
             norm.train()
         part = share(loader, place, rank, world)
-        for images, _ in track(part, label="recalibrating BatchNorm", total=_length(part)):
+        for images, _ in track(
+            part, label="recalibrating BatchNorm", total=_length(part), unit="batches"
+        ):
             seen += len(images)
             for norm in norms.values():
                 norm.momentum = len(images) / seen

@@ -109,6 +109,11 @@ class Structure:
         """Units of every group before the cut."""
         return {g.name: g.units for g in self.groups}
 
+    def costs(self) -> dict[str, int]:
+        """MACs of one sample and parameters, before the cut."""
+        whole = self.whole()
+        return {"macs": self.macs_at(whole), "params": self.params_at(whole)}
+
     def macs_at(self, kept: Mapping[str, int]) -> int:
         """MACs of one sample with `kept` units in each group."""
         return sum(t.at(kept) for t in self.macs)
@@ -239,7 +244,9 @@ class _Builder:
             held = self.of(site.labels)
             if set(draft.classes) <= set(held.tolist()):
                 index = _positions(held, draft.classes)
-                found.setdefault((site.kind, site.name), Source(site.kind, site.name, index, len(held)))
+                found.setdefault(
+                    (site.kind, site.name), Source(site.kind, site.name, index, len(held))
+                )
         return tuple(found.values())
 
     # -- costs --------------------------------------------------------------------------------

@@ -116,6 +116,12 @@ class Walker:
         self.modules = dict(model.named_modules())
         self.result = Labelling()
         self.by_layer: dict[tuple[str, str], Tensor] = {}
+        owners: dict[int, str] = {}
+        self.first = {  # of the modules that hold the same weight
+            path: owners.setdefault(id(module._parameters["weight"]), path)
+            for path, module in self.modules.items()
+            if module._parameters.get("weight") is not None
+        }
 
     # -- labels of values -------------------------------------------------------------------
 
@@ -157,11 +163,16 @@ class Walker:
     # -- ties -------------------------------------------------------------------------------
 
     def slot(self, slot: Slot) -> None:
-        """Note a side of a layer; a second call of a shared layer ties its labels to the first."""
-        before = self.by_layer.get((slot.layer, slot.side))
-        if before is not None and before.shape == slot.labels.shape:
-            self.tie(before, slot.labels, f"{slot.layer} is shared")
-            return
+        """Note a side of a layer; a second call of a shared layer ties its labels to the first.
+
+        So does another layer with the same weight.
+        """
+        for layer in (slot.layer, self.first.get(slot.layer, slot.layer)):
+            before = self.by_layer.get((layer, slot.side))
+            if before is not None and before.shape == slot.labels.shape:
+                self.tie(before, slot.labels, f"{layer}, which is shared")
+                if layer == slot.layer:
+                    return
         self.by_layer[slot.layer, slot.side] = slot.labels
         self.result.slots.append(slot)
 

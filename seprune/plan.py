@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from seprune.files import read_json, write_text
 from seprune.groups import ChannelGroup, Member, Positions
 
 FORMAT = 1
+_SIDE = re.compile(r"out|in|dim\d|\.[A-Za-z]\w*(\[\d{1,3}\])?")
+_MOST = 10**7  # positions on one side: more than any layer has
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,13 @@ class PruningPlan:
                 code="newer",
             )
         groups = tuple(_read_group(g, path) for g in content["groups"])
-        return cls(groups, dict(content.get("facts") or {}), tuple(content.get("trace") or ()))
+        facts, trace = content.get("facts") or {}, content.get("trace") or []
+        if not isinstance(facts, dict) or not isinstance(trace, list):
+            raise InputError(f"{path}: not a pruning plan",
+                             why="'facts' is no mapping or 'trace' no list",
+                             fix="restore the file, or make the plan again",
+                             code="plan")  # fmt: skip
+        return cls(groups, facts, tuple(trace))
 
 
 def plan_of(
@@ -170,14 +179,20 @@ def _read_group(entry: Any, path: Path) -> PlannedGroup:
             str(name), int(entry["channels"]), int(entry["units"]),
             tuple(entry["keep"]), members, entry.get("reason"),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _impossible(path, str(name), f"{type(error).__name__}: {error}") from error
+    except KeyError as error:
+        raise _impossible(path, str(name), f"it has no {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _impossible(path, str(name), str(error)) from error
     _check_group(group, path)
     return group
 
 
 def _read_member(entry: Mapping[str, Any], units: int) -> Member:
-    total = int(entry["total"])
+    total, side = int(entry["total"]), str(entry["side"])
+    if not _SIDE.fullmatch(side):
+        raise ValueError(f"'{side}' is no side of a layer")
+    if not 0 < units <= total <= _MOST:
+        raise ValueError(f"{units} units do not fit into {total}")
     if "index" in entry:
         index = np.asarray(entry["index"], dtype=np.int64).reshape(units, -1)
     else:
@@ -185,7 +200,7 @@ def _read_member(entry: Mapping[str, Any], units: int) -> Member:
         if not 0 < units * each <= total:
             raise ValueError(f"{units} units of {each} do not fit into {total}")
         index = np.arange(units * each, dtype=np.int64).reshape(units, each) + int(entry["at"])
-    return Member(str(entry["layer"]), str(entry["side"]), index, total)
+    return Member(str(entry["layer"]), side, index, total)
 
 
 def _check_group(group: PlannedGroup, path: Path) -> None:
@@ -194,15 +209,22 @@ def _check_group(group: PlannedGroup, path: Path) -> None:
              or not 0 <= k < group.units]  # fmt: skip
     if wrong:
         raise _impossible(path, group.name, f"unit {wrong[0]} is not one of 0..{group.units - 1}")
+    if group.channels < 1 or group.channels % group.units:
+        raise _impossible(
+            path, group.name, f"{group.channels} channels are not {group.units} equal units"
+        )
     if not keep:
         raise _impossible(path, group.name, "no unit is kept")
     if list(keep) != sorted(set(keep)):
         raise _impossible(path, group.name, "units are repeated or not in ascending order")
     for member in group.members:
-        if member.index.min() < 0 or member.index.max() >= member.total:
+        index = member.index
+        if not index.size or index.min() < 0 or index.max() >= member.total:
             raise _impossible(
                 path, group.name, f"{member.layer} has positions 0..{member.total - 1} only"
             )
+        if len(np.unique(index)) < index.size:
+            raise _impossible(path, group.name, f"positions of {member.layer} are repeated")
 
 
 def _impossible(path: Path, name: str, why: str) -> InputError:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from seprune.cut import cut_layer
 from seprune.errors import InputError
@@ -31,25 +34,53 @@ def prune(model: nn.Module, plan: PruningPlan, inputs: Any = None) -> nn.Module:
     small = copy.deepcopy(model)
     apply(small, plan)
     if inputs is not None:
-        record(small, inputs)
+        _run(small, inputs)
     return small
+
+
+def _run(small: nn.Module, inputs: Any) -> None:
+    try:
+        record(small, inputs)
+    except InputError as error:
+        raise InputError(
+            f"the cut network does not run: {error.what}",
+            why=error.why,
+            fix="plan on what `cuttable` finds, or protect that layer with plan.protect",
+            code="uncuttable",
+        ) from error
 
 
 def apply(model: nn.Module, plan: PruningPlan) -> None:
     """Cut `model` itself as `plan` says (used on models that nobody else holds)."""
     _check(model, plan)
-    for layer, sides in plan.layers().items():
-        cut_layer(model, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
+    with tied(model):
+        for layer, sides in plan.layers().items():
+            cut_layer(model, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
+
+
+@contextmanager
+def tied(model: nn.Module) -> Iterator[None]:
+    """Layers that shared one parameter share one afterwards."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    yield
+    for first, *others in names.values():
+        parameter = model.get_parameter(first)
+        for name in others:
+            owner, _, leaf = name.rpartition(".")
+            if model.get_parameter(name).shape == parameter.shape:
+                setattr(model.get_submodule(owner), leaf, parameter)
 
 
 def _check(model: nn.Module, plan: PruningPlan) -> None:
     """Refuse a plan for another model before the first layer is touched."""
-    modules, tensors = dict(model.named_modules()), dict(model.named_parameters())
-    tensors |= dict(model.named_buffers())
+    modules = dict(model.named_modules())
+    tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for group in plan.groups:
-        for member in group.members:
+        for member in group.members if len(group.keep) < group.units else ():
             found = _length(modules.get(member.layer), tensors.get(member.layer), member.side)
-            if found is not None and found != member.total:
+            if found != member.total:
                 raise InputError(
                     f"the plan does not fit the model: layer '{member.layer}'",
                     why=f"the plan expects {member.total} on side '{member.side}', "
@@ -59,18 +90,26 @@ def _check(model: nn.Module, plan: PruningPlan) -> None:
                 )
 
 
-def _length(module: nn.Module | None, tensor: Tensor | None, side: str) -> int | None:
-    """How many positions a side has now; 0 if the layer is missing, None if it is not counted."""
+_WIDTHS = {
+    "out": ("out_channels", "out_features", "num_features", "num_channels", "normalized_shape"),
+    "in": ("in_channels", "in_features"),
+}
+
+
+def _length(module: nn.Module | None, tensor: Tensor | None, side: str) -> int:
+    """How many positions a side has now; 0 if there is no such side."""
     if side.startswith("dim"):
-        return tensor.shape[int(side[3:])] if tensor is not None else 0
-    if module is None:
-        return 0
-    names = {"out": ("out_channels", "out_features", "num_features", "num_channels"),
-             "in": ("in_channels", "in_features")}.get(side, ())  # fmt: skip
-    for name in names:
-        if isinstance(held := getattr(module, name, None), int):
+        dim = int(side[3:])
+        return tensor.shape[dim] if tensor is not None and dim < tensor.dim() else 0
+    name, _, index = side.removeprefix(".").partition("[")
+    for attribute in _WIDTHS.get(side, (name,)):
+        held = getattr(module, attribute, None)
+        if isinstance(held, (list, tuple)):
+            place = int(index[:-1]) if index else -1
+            held = held[place] if place < len(held) else 0
+        if isinstance(held, int) and not isinstance(held, bool):
             return held
-    return None
+    return 0
 
 
 # -- what can be cut at all ---------------------------------------------------------------------
@@ -79,28 +118,31 @@ def _length(module: nn.Module | None, tensor: Tensor | None, side: str) -> int |
 def cuttable(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Structure:
     """`analyse`, with every group that a trial cut proves impossible left whole and named.
 
-    Half of every group is cut on a copy without data (meta device where the model runs there);
-    groups at a layer that fails are left whole and the rest is tried again.
+    About half of every group is cut on a copy without data (meta device, where the model runs);
+    the groups at a layer that fails, or those of them that fail alone, are left whole and the rest
+    is tried again.
     """
+    deadline = time.monotonic() + limit_seconds
     structure = analyse(model, inputs, limit_seconds=limit_seconds)
     trial = _Trial(model, inputs)
     groups = list(structure.groups)
-    for _ in range(len(groups) + 1):
-        fault = trial.fault(groups)
-        if fault is None:
-            return replace(structure, groups=tuple(groups))
+    while (fault := trial.fault(groups)) is not None:
         layer, why = fault
-        blamed = _blamed(groups, layer)
+        late = time.monotonic() > deadline
+        blamed = _blamed(groups, "" if late else layer)
+        if late:
+            why = f"no time was left to look for what can be cut after this: {why}"
         if not blamed:
-            break
-        for number in blamed:
+            raise InputError(
+                "no channel group of this model can be cut",
+                why=why,
+                fix="use the model as it is, or report its architecture",
+                code="uncuttable",
+            )
+        alone = [] if late else [i for i in blamed if trial.fault([groups[i]]) is not None]
+        for number in alone or blamed:
             groups[number] = replace(groups[number], prunable=False, reason=why)
-    raise InputError(
-        "no channel group of this model can be cut",
-        why=why,
-        fix="use the model as it is, or report its architecture",
-        code="uncuttable",
-    )
+    return replace(structure, groups=tuple(groups))
 
 
 def _blamed(groups: Sequence[ChannelGroup], layer: str) -> list[int]:
@@ -121,17 +163,19 @@ def _under(path: str, parent: str) -> bool:
 
 
 class _Trial:
-    """Cuts half of every group from a copy of the model that holds no data, and runs it."""
+    """Cuts about half of every group from a copy of the model that holds no data, and runs it."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.model, self.inputs = model, inputs
-        self.device = "meta"
-        if self._run(self._copy()) is not None:
+        self.device, self.shapes = "meta", None
+        if isinstance(shapes := self._run(self._copy()), tuple):
             self.device = "cpu"
+            shapes = self._run(self._copy())
+        self.shapes = shapes
 
     def fault(self, groups: Sequence[ChannelGroup]) -> tuple[str, str] | None:
         """(layer, reason) of the first failure, or None."""
-        keep = {g.name: range(0, g.units, 2) for g in groups if g.prunable and g.units > 1}
+        keep = {g.name: _half(g.units) for g in groups if g.prunable and g.units > 1}
         plan = plan_of(groups, keep, {})
         small = self._copy()
         for layer, sides in plan.layers().items():
@@ -139,7 +183,12 @@ class _Trial:
                 cut_layer(small, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
             except (InputError, RuntimeError, AttributeError, TypeError) as error:
                 return layer, f"layer {layer} cannot be cut: {_first_line(error)}"
-        return self._run(small)
+        found = self._run(small)
+        if isinstance(found, tuple):
+            return found
+        if self.device == "meta" and found != self.shapes:  # shapes that no value decides
+            return "", f"a trial cut changes the output from {self.shapes} to {found}"
+        return None
 
     def _copy(self) -> nn.Module:
         if self.device != "meta":
@@ -152,16 +201,23 @@ class _Trial:
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
         return copy.deepcopy(self.model, memo)
 
-    def _run(self, model: nn.Module) -> tuple[str, str] | None:
+    def _run(self, model: nn.Module) -> tuple[str, str] | list[list[int]]:
+        """The shapes of the outputs, or (layer, reason) of what fails."""
         inputs = tree_map(lambda t: t.to(self.device) if isinstance(t, Tensor) else t, self.inputs)
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         with evaluating(model), torch.no_grad(), _where(model) as stack:
             try:
-                model(*arguments)
+                outputs = model(*arguments)
             except Exception as error:  # the stranger's forward decides what it raises
                 layer = stack[-1] if stack else ""
                 return layer, f"a trial cut fails in layer {layer}: {_first_line(error)}"
-        return None
+        return [list(t.shape) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+
+
+def _half(units: int) -> list[int]:
+    """About half of the units, spread; no divisor of their number: sizes in code then show up."""
+    count = next((k for k in range(units // 2 + 1, units) if math.gcd(k, units) == 1), 1)
+    return [i * units // count for i in range(count)]
 
 
 @contextmanager
@@ -169,14 +225,24 @@ def _where(model: nn.Module) -> Iterator[list[str]]:
     """The paths of the modules that are running; a forward that raises leaves its path on."""
     stack: list[str] = []
     handles = []
+
+    def leave(*_: Any) -> None:  # what a hook returns would replace the output
+        stack.pop()
+
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+        if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+            enter = partial(_enter, stack, name)
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
     try:
         yield stack
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _enter(stack: list[str], name: str, *_: Any) -> None:
+    stack.append(name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from seprune.errors import InputError
 from seprune.files import SUMS, check_sums, read_json, write_json, write_sums, write_with
 from seprune.models import build
 from seprune.plan import PruningPlan
-from seprune.prune import apply
+from seprune.prune import apply, tied
 
 FORMAT = 1
 CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"
@@ -41,7 +41,11 @@ class Architecture:
 
 
 def save(
-    model: nn.Module, folder: Path, architecture: Architecture, *, about: Mapping[str, Any] = {}
+    model: nn.Module,
+    folder: Path,
+    architecture: Architecture,
+    *,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model` to `folder`; every file is complete or absent, the hashes come last.
 
@@ -63,7 +67,7 @@ def save(
     write_with(folder / WEIGHTS, fill, need=size + 100_000)
     for number, plan in enumerate(architecture.plans):
         plan.save(folder / _plan_name(number))
-    write_json(folder / CONFIG, _config(architecture, about))
+    write_json(folder / CONFIG, _config(architecture, about or {}))
     write_sums(folder)
 
 
@@ -211,7 +215,8 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> N
             code="mismatch",
         )
     state = model.state_dict()
-    model.load_state_dict({n: tensors[n] for n in state}, assign=True)
+    with tied(model):
+        model.load_state_dict({n: tensors[n] for n in state}, assign=True)
     for name in set(named) - set(state):  # buffers that a state dict leaves out
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner)._buffers[leaf] = tensors[name]

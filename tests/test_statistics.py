@@ -249,6 +249,7 @@ from test_statistics import Net, loader
 from seprune.errors import SepruneError
 from seprune.statistics import CollectOptions, collect_statistics
 from pathlib import Path
+import torch.distributed as dist
 torch.manual_seed(0); torch.set_num_threads(1)
 data = loader(int(sys.argv[3]), 6)
 if len(sys.argv) > 4:
@@ -263,10 +264,11 @@ try:
     found = collect_statistics(
         Net().double(), data, gradients="logits", options=CollectOptions(units=("conv1",))
     )
+    if not dist.is_initialized() or dist.get_rank() == 0: found.save(Path(sys.argv[2]))
 except SepruneError as error:
     sys.exit(str(error))
-import torch.distributed as dist
-if not dist.is_initialized() or dist.get_rank() == 0: found.save(Path(sys.argv[2]))
+finally:  # gloo's threads abort the interpreter now and then if they outlive it
+    if dist.is_initialized(): dist.destroy_process_group()
 """
 
 
@@ -311,7 +313,7 @@ def test_processes_equal_one(tmp_path: Path, processes: int, count: int) -> None
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     done = _torchrun(tmp_path, 2, str(tmp_path / "s.safetensors"), "41", "fail")
-    assert all(p.returncode == 1 for p in done)
+    assert [p.returncode for p in done] == [1, 1], [p.stderr[-2000:] for p in done]
     assert "process 1 of 2 failed, so process 0 stops" in done[0].stderr
     assert "ValueError: disk on fire" in done[0].stderr
 

@@ -145,9 +145,9 @@ def compare(
     if json:
         console.give(made.to_json())
     elif html is None and csv is None:
-        from seprune.report.terminal import comparison
+        from seprune.cli.tables import comparison
 
-        console.stdout().print(comparison(made))
+        console.stdout().print(comparison(made.table()))
 
 
 @recipes.command("ls")

@@ -116,7 +116,10 @@ def usage_of(error: Exception) -> str | None:
 
 def help_line() -> str:
     """The help of the command that was typed."""
-    words = [w for w in sys.argv[1:2] if not w.startswith("-")]
+    from seprune.cli import app
+
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    words = [w for w in sys.argv[1:2] if w in known | {"recipes"}]
     return " ".join(["seprune", *words, "--help"])
 
 

@@ -65,7 +65,7 @@ def collect(
         str,
         typer.Option(
             help="none, labels, smoothed, sampled, logits; auto: what --importance needs."
-        ),  # fmt: skip
+        ),
     ] = "auto",
     importance: options.Criterion = "gate_logit",
     device: options.Device = "auto",
@@ -85,12 +85,8 @@ def collect(
         {"collect": {"images": images, "gradients": gradients},
          "importance": {"criterion": importance}, "device": device, "seed": seed}, set,
     )  # fmt: skip
-    subject, found = _open(recipe, allow_code)
-    structure = _structure(subject)
-    folder = out.with_name(f".{out.name}.collecting")
-    statistics = steps.collect(
-        subject, structure, found, recipe, folder=folder, track=console.track
-    )
+    bench = steps.Bench(recipe, *_open(recipe, allow_code), console.track)
+    statistics = bench.collect(out.with_name(f".{out.name}.collecting"))
     statistics.save(out)
     for warning in statistics.warnings:
         console.tell(f"note: {warning}")
@@ -119,7 +115,6 @@ def rank(
 
     Example: seprune rank seprune/se_resnet20 --checkpoint F.pth --statistics stats.safetensors
     """
-    from seprune.importance import score
     from seprune.pipeline import steps
 
     recipe = options.recipe_for(
@@ -127,9 +122,8 @@ def rank(
         {"importance": {"criterion": importance}}, set,
     )  # fmt: skip
     subject = _subject(recipe, allow_code)
-    structure = _structure(subject)
-    held = _statistics(statistics, subject)
-    made = score(structure, held, model=subject.model, scoring=steps.scoring_of(recipe))
+    bench = steps.Bench(recipe, subject, None)
+    made = bench.rank(_statistics(statistics, subject))
     rows = [(name, unit, float(s)) for name, scores in made.scores.items()
             for unit, s in enumerate(scores)]  # fmt: skip
     if out is not None:
@@ -184,9 +178,11 @@ def prune(
          "importance": {"criterion": importance}, "device": device, "seed": seed}, set,
     )  # fmt: skip
     from seprune.cli import pruning
+    from seprune.pipeline import steps
 
     subject, found = _open(recipe, allow_code) if data else (_subject(recipe, allow_code), None)
-    job = pruning.Job(recipe, subject, found, _statistics(statistics, subject), out)
+    bench = steps.Bench(recipe, subject, found, console.track)
+    job = pruning.Job(bench, _statistics(statistics, subject), out)
     result = job.plan_only() if dry_run else job.prune()
     if json:
         console.give(result)
@@ -232,8 +228,9 @@ def finetune(
         )
         parent = _subject(other, allow_code, like=subject).model
     from seprune.cli import pruning
+    from seprune.pipeline import steps
 
-    result = pruning.tune(recipe, subject, found, parent, out)
+    result = pruning.tune(steps.Bench(recipe, subject, found, console.track), parent, out)
     if json:
         console.give(result)
 
@@ -280,16 +277,9 @@ def _model(
 
 
 def _open(recipe: Recipe, allow_code: bool) -> tuple[Subject, Any]:
-    from seprune.pipeline.subject import open_recipe_data, open_subject
+    from seprune.pipeline.subject import open_both
 
-    found = open_recipe_data(recipe, track=console.track)
-    subject = open_subject(
-        recipe.model,
-        shape=found.info.input_shape,
-        classes=len(found.info.classes),
-        seed=recipe.seed,
-        allow_code=allow_code,
-    )
+    subject, found = open_both(recipe, allow_code=allow_code, track=console.track)
     _say(subject)
     return subject, found
 
@@ -313,12 +303,6 @@ def _say(subject: Subject) -> None:
         console.tell(f"note: {note}")
     if subject.checkpoint is None:
         console.tell("note: no checkpoint is given, so the weights are random")
-
-
-def _structure(subject: Subject) -> Any:
-    from seprune.prune import cuttable
-
-    return cuttable(subject.model, subject.example())
 
 
 def _statistics(path: Path | None, subject: Subject) -> Any:

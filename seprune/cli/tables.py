@@ -76,5 +76,15 @@ def ranking(importance: Importance) -> Table:
     return table
 
 
+def comparison(rows: list[list[str]]) -> Table:
+    """Runs side by side; the first row holds the column names."""
+    table = _table("")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, overflow="fold", justify="right" if number > 1 else "left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=None, pad_edge=False, expand=True)

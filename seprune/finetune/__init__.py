@@ -35,11 +35,10 @@ __all__ = [
 
 def finetune(
     model: nn.Module,
-    data: Data | Batches,
+    data: Data | Batches | tuple[Batches, Batches],
     settings: FineTuneSettings | None = None,
     *,
     teacher: nn.Module | None = None,
-    validation: Batches | None = None,
     folder: Path | None = None,
     track: Track = silent,
 ) -> FineTuned:
@@ -50,9 +49,9 @@ def finetune(
     after each epoch.
 
     Args:
-        data: a `Data`, or a loader of (images, labels) with a length.
+        data: a `Data`; a loader of (images, labels) with a length; or two of them, of which the
+            second, for validation, chooses the epoch.
         teacher: a dense parent to distil from.
-        validation: chooses the epoch; default: the validation split of `data`.
         folder: holds the saved state and `metrics.jsonl`.
 
     Raises:
@@ -60,6 +59,7 @@ def finetune(
         EnvironmentFault: out of memory with single images.
     """
     settings = settings or FineTuneSettings()
+    data, validation = data if isinstance(data, tuple) else (data, None)
     loader, calibration, validation = _loaders(data, settings, validation)
     with _own_random(settings.seed):
         job = Job(model, settings, teacher=teacher, loader=loader, folder=folder, track=track)

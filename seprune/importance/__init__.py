@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Criterion:
     """What a criterion needs, and the statistic or the function of the weights that it is."""
 
     family: Literal["gate", "sensitivity", "weights"]
-    of: Callable[..., Tensor]
+    of: Callable[..., Any]  # a tensor of scores; None from weights that have none
     gradients: Literal["none", "labels", "smoothed", "sampled", "logits"] = "none"
     normalize: Normalize = "none"
 
@@ -149,7 +149,8 @@ def score(
     scoring = scoring or Scoring()
     rule = criterion(scoring.criterion)
     if rule.family == "weights":
-        scores = {g.name: rule.of(_needed(model), g, scoring.seed) for g in structure.groups}
+        found = {g.name: rule.of(_needed(model), g, scoring.seed) for g in structure.groups}
+        scores = {name: value for name, value in found.items() if value is not None}
     elif statistics is None:
         raise _lacking(scoring.criterion, "no statistics were given")
     elif rule.family == "gate":
@@ -235,7 +236,8 @@ def _of_source(
     statistics: GateStatistics, rule: Criterion, kind: str, name: str, index: object
 ) -> Tensor:
     table = statistics.values if kind == "gate" else statistics.units
-    return rule.of(table[name])[torch.as_tensor(index)].sum(1)
+    values: Tensor = rule.of(table[name])
+    return values[torch.as_tensor(index)].sum(1)
 
 
 def _combined(parts: Tensor, combine: Combine) -> Tensor:

@@ -49,13 +49,10 @@ def _owners(structure: Structure) -> dict[str, list[tuple[ChannelGroup, torch.Te
 
 def _influence(module: nn.Module) -> Tensor:
     """|W| summed over kernel positions, (outputs, inputs), also for grouped convolutions."""
-    weight = (
-        module.weight.detach().double().cpu().abs().flatten(2).sum(2)
-        if (
-            module.weight.dim() > 2  # type: ignore[union-attr, operator]
-        )
-        else module.weight.detach().double().cpu().abs()
-    )  # type: ignore[union-attr, operator]
+    weight = module.get_parameter("weight").detach().double().cpu().abs()
+    weight = weight.reshape(*weight.shape[:2], -1).sum(2)
+    if getattr(module, "transposed", False):
+        weight = weight.T
     groups = int(getattr(module, "groups", 1))
     if groups == 1:
         return weight

@@ -18,12 +18,10 @@ import torch
 from seprune import saved
 from seprune.data import Data
 from seprune.finetune import finetune
-from seprune.groups import Structure
 from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
-from seprune.pipeline.subject import Subject, data_digests, open_recipe_data, open_subject
+from seprune.pipeline.subject import Subject, data_digests, open_both
 from seprune.progress import Track, silent
-from seprune.prune import cuttable
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
 from seprune.runs import RunFolder, open_run, stage_key
@@ -68,20 +66,17 @@ class Story:
     # -- what the stages stand on -----------------------------------------------------------------
 
     @cached_property
+    def opened(self) -> tuple[Subject, Data]:
+        return open_both(self.recipe, allow_code=self.allow_code, track=self.track)
+
+    @property
     def data(self) -> Data:
-        return open_recipe_data(self.recipe, track=self.track)
+        return self.opened[1]
 
     @cached_property
     def subject(self) -> Subject:
         """The trained network: from the checkpoint, or trained here."""
-        section, info = self.recipe.model, self.data.info
-        given = open_subject(
-            section,
-            shape=info.input_shape,
-            classes=len(info.classes),
-            seed=self.recipe.seed,
-            allow_code=self.allow_code,
-        )
+        given = self.opened[0]
         if given.digest is not None or self.recipe.train is None:
             return given
         key = self.key("train", self.recipe.train)
@@ -90,12 +85,12 @@ class Story:
         return Subject(model, given.architecture, given.shape, None, key, given.notes)
 
     @cached_property
-    def structure(self) -> Structure:
-        return cuttable(self.subject.model, self.subject.example())
+    def bench(self) -> steps.Bench:
+        return steps.Bench(self.recipe, self.subject, self.data, self.track)
 
     @cached_property
     def statistics(self) -> GateStatistics | None:
-        if not steps.needs_statistics(self.recipe):
+        if not self.bench.needs_statistics:
             return None
         key = self.key("collect", self.recipe.collect, self.recipe.importance.criterion)
         path = self.folder.path / STATISTICS
@@ -163,7 +158,7 @@ class Story:
         tuned = finetune(
             given.model,
             self.data,
-            steps.settings_of(self.recipe.train, self.recipe),
+            steps.Bench(self.recipe, given, self.data).settings(self.recipe.train),
             folder=home,
             track=self.track,
         )
@@ -171,40 +166,22 @@ class Story:
         return _Done(self.files(home), {"best_epoch": tuned.best_epoch})
 
     def baseline(self) -> _Done:
-        found = steps.measured(
-            self.subject.model, self.subject, self.data, self.recipe, track=self.track
-        )
+        found = self.bench.measured(self.subject.model)
         return _Done([], found | {"bytes": reporting.size_of(self.subject.model)})
 
     def collect(self, path: Path) -> _Done:
-        statistics = steps.collect(
-            self.subject,
-            self.structure,
-            self.data,
-            self.recipe,
-            folder=self.folder.path / "collecting",
-            track=self.track,
-        )
+        statistics = self.bench.collect(self.folder.path / "collecting")
         statistics.save(path)
         return _Done([STATISTICS], {"images": statistics.samples})
 
     def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
-        cut = steps.cut_in_steps(
-            self.subject,
-            self.structure,
-            self.statistics,
-            self.data,
-            self.recipe,
-            budget,
-            track=self.track,
-        )
+        cut = self.bench.cut_in_steps(self.statistics, budget)
         cut.plan.save(home / "plan.json")
         reporting.write_importance(cut, home / "importance.csv")
         saved.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
-        measure = (self.subject, self.data, self.recipe)
-        pruned = steps.measured(cut.pruned, *measure, track=self.track)
+        pruned = self.bench.measured(cut.pruned)
         same = cut.recovered is cut.pruned
-        after = pruned if same else steps.measured(cut.recovered, *measure, track=self.track)
+        after = pruned if same else self.bench.measured(cut.recovered)
         size = {"bytes": (home / PRUNED / saved.WEIGHTS).stat().st_size}
         facts = {
             "pruned": pruned | size,
@@ -221,13 +198,13 @@ class Story:
         tuned = finetune(
             pruned,
             self.data,
-            steps.settings_of(section, self.recipe),
+            self.bench.settings(section),
             teacher=self.subject.model if section.distill else None,
             folder=into,
             track=self.track,
         )
         saved.save(tuned.model.cpu(), into, saved.read_architecture(home / PRUNED))
-        found = steps.measured(tuned.model, self.subject, self.data, self.recipe, track=self.track)
+        found = self.bench.measured(tuned.model)
         chosen = tuned.history[tuned.best_epoch].top1 if tuned.best_epoch >= 0 else None
         size = (into / saved.WEIGHTS).stat().st_size
         facts = {"bytes": size, "best_epoch": tuned.best_epoch, "validation_top1": chosen}
@@ -243,9 +220,7 @@ class Story:
             networks[stage, chapter.label] = saved.load(
                 chapter.home / name, allow_code=self.allow_code
             )
-        self.measurements = steps.with_latency(
-            self.measurements, networks, self.subject, self.recipe
-        )
+        self.measurements = steps.with_latency(self.measurements, networks, self.bench)
 
     def files(self, home: Path) -> list[Path]:
         """The files that make a saved model; a card may be written beside them later."""
@@ -258,7 +233,7 @@ class Story:
             recipe=self.recipe,
             command=command,
             subject=self.subject,
-            structure=self.structure,
+            structure=self.bench.structure,
             data=self.data,
             statistics=self.statistics,
             measurements=tuple(self.measurements),

@@ -159,7 +159,6 @@ def _budget(told: Told, chapter: Chapter) -> reports.Budget:
         )
         for g in plan.groups
     ]
-    name, value = chapter.label.split(" ")[:2]
     whole = told.structure.macs_at(told.structure.whole())
     reached = chapter.facts["pruned"]["macs"] / whole
     target = facts["targets"].get("macs", whole * reached) / whole

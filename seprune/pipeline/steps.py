@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from seprune.budget import Allocation, make_plan, resolve
 from seprune.cost import count
 from seprune.data import Data
-from seprune.errors import InputError
-from seprune.evaluation import Evaluation, evaluate, recalibrate
+from seprune.errors import InputError, UsageError
+from seprune.evaluation import evaluate, recalibrate
 from seprune.finetune import FineTuneSettings
 from seprune.groups import Structure
 from seprune.importance import Importance, Scoring, collecting, criterion, score
 from seprune.latency import latency
 from seprune.pipeline.subject import Subject, data_digests
 from seprune.plan import PruningPlan
+from seprune.processes import resolve_device
 from seprune.progress import Track, silent
 from seprune.prune import cuttable, prune
 from seprune.recipe.sections import Recipe, Train
@@ -29,12 +32,13 @@ from seprune.report import Measurement
 from seprune.saved import Architecture
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 
+Budget = Mapping[str, float | str]
+
 
 @dataclass(frozen=True)
 class Cut:
     """What a budget made of a network, before and after it was recovered."""
 
-    structure: Structure
     importance: Importance
     plan: PruningPlan
     pruned: nn.Module
@@ -43,212 +47,189 @@ class Cut:
     seconds: Mapping[str, float]
 
 
-def scoring_of(recipe: Recipe) -> Scoring:
-    """The recipe's importance section as `score` takes it."""
-    section = recipe.importance
-    normalize = None if section.normalize == "auto" else section.normalize
-    return Scoring(section.criterion, section.combine, section.ungated, normalize, recipe.seed)
+@dataclass(frozen=True)
+class Bench:
+    """A network under work: how it is to be treated, by which images, and who is told."""
 
+    recipe: Recipe
+    subject: Subject
+    data: Data | None
+    track: Track = silent
 
-def needs_statistics(recipe: Recipe) -> bool:
-    """Whether the recipe's criterion looks at gates at all."""
-    return criterion(recipe.importance.criterion).family != "weights"
+    @cached_property
+    def structure(self) -> Structure:
+        """Gates, groups and costs; what a trial cut proves impossible is left whole."""
+        return cuttable(self.subject.model, self.subject.example())
 
+    @property
+    def scoring(self) -> Scoring:
+        """The recipe's importance section as `score` takes it."""
+        said = self.recipe.importance
+        normalize = None if said.normalize == "auto" else said.normalize
+        return Scoring(said.criterion, said.combine, said.ungated, normalize, self.recipe.seed)
 
-def collect(
-    subject: Subject,
-    structure: Structure,
-    data: Data,
-    recipe: Recipe,
-    *,
-    folder: Path | None = None,
-    track: Track = silent,
-) -> GateStatistics:
-    """Statistics for the recipe's criterion over the calibration set."""
-    section, rule = recipe.collect, criterion(recipe.importance.criterion)
-    gradients = rule.gradients if section.gradients == "auto" else section.gradients
-    options = CollectOptions(
-        device=recipe.device, seed=recipe.seed, folder=folder, meta=data_digests(data)
-    )
-    if gradients != "none":
-        options = collecting(structure, options)
-    if not structure.gates:
-        raise InputError(
-            f"{subject.architecture.name}: no channel gates",
-            why=f"criterion '{recipe.importance.criterion}' scores channels by their gates",
-            fix="importance.criterion=l2 works without gates",
-            code="no-gates",
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the recipe's criterion looks at gates at all."""
+        return criterion(self.recipe.importance.criterion).family != "weights"
+
+    def images(self) -> Data:
+        """The data.
+
+        Raises:
+            UsageError: there are none, and this step needs them.
+        """
+        if self.data is None:
+            raise UsageError(
+                f"criterion '{self.recipe.importance.criterion}' with recovery "
+                f"'{self.recipe.prune.recover}' needs calibration images",
+                why="no data are given",
+                fix="--data FOLDER, or --importance l2 --recover none",
+            )
+        return self.data
+
+    def collect(self, folder: Path | None = None) -> GateStatistics:
+        """Statistics for the recipe's criterion over the calibration set."""
+        recipe, section = self.recipe, self.recipe.collect
+        if not self.structure.gates:
+            raise InputError(
+                f"{self.subject.architecture.name}: no channel gates",
+                why=f"criterion '{recipe.importance.criterion}' scores channels by their gates",
+                fix="importance.criterion=l2 works without gates",
+                code="no-gates",
+            )
+        rule, data = criterion(recipe.importance.criterion), self.images()
+        gradients = rule.gradients if section.gradients == "auto" else section.gradients
+        options = CollectOptions(
+            device=recipe.device, seed=recipe.seed, folder=folder, meta=data_digests(data)
         )
-    loader = data.calibration(section.images, batch_size=section.batch_size, seed=recipe.seed)
-    return collect_statistics(
-        subject.model,
-        loader,
-        gates=structure.gates,
-        gradients=gradients,
-        options=options,
-        track=track,
-    )
+        return collect_statistics(
+            self.subject.model,
+            data.calibration(section.images, batch_size=section.batch_size, seed=recipe.seed),
+            gates=self.structure.gates,
+            gradients=gradients,
+            options=collecting(self.structure, options) if gradients != "none" else options,
+            track=self.track,
+        )
 
+    def rank(self, statistics: GateStatistics | None) -> Importance:
+        """Scores by the recipe's criterion."""
+        return score(self.structure, statistics, model=self.subject.model, scoring=self.scoring)
 
-def plan(
-    subject: Subject,
-    structure: Structure,
-    importance: Importance,
-    recipe: Recipe,
-    budget: Mapping[str, float | str],
-) -> PruningPlan:
-    """The plan for one budget."""
-    section = recipe.plan
-    allocation = Allocation(
-        section.allocation,
-        section.floor,
-        section.min_channels,
-        section.round_to,
-        section.protect,
-        section.bottleneck,
-    )
+    def plan(self, importance: Importance, budget: Budget) -> PruningPlan:
+        """The plan for one budget."""
+        said = self.recipe.plan
+        allocation = Allocation(
+            said.allocation,
+            said.floor,
+            said.min_channels,
+            said.round_to,
+            said.protect,
+            said.bottleneck,
+        )
+        return make_plan(
+            self.structure,
+            importance,
+            allocation=allocation,
+            measure=self.milliseconds,
+            **dict(budget),
+        )
 
-    def measure(candidate: PruningPlan) -> float:
-        small = prune(subject.model, candidate)
-        timed = latency({"it": small}, subject.shape, batch_sizes=(1,), device=_device(recipe))
+    def milliseconds(self, plan: PruningPlan) -> float:
+        """Latency of one image through the network that `plan` makes."""
+        small = prune(self.subject.model, plan)
+        timed = latency({"it": small}, self.subject.shape, batch_sizes=(1,), device=self.device)
         return float(timed[0].median_ms or 0.0)
 
-    return make_plan(structure, importance, allocation=allocation, measure=measure, **dict(budget))
+    def cut(self, statistics: GateStatistics | None, budget: Budget) -> Cut:
+        """Score, plan, cut and recover once."""
+        clock = _Clock()
+        importance = self.rank(statistics)
+        clock.lap("score")
+        made = self.plan(importance, budget)
+        clock.lap("plan")
+        pruned = prune(self.subject.model, made, self.subject.example())
+        clock.lap("prune")
+        recovered = self.recover(pruned, made)
+        clock.lap("recover")
+        architecture = self.subject.architecture.cut(made)
+        return Cut(importance, made, pruned, recovered, architecture, clock.laps)
 
+    def recover(self, pruned: nn.Module, made: PruningPlan) -> nn.Module:
+        """The pruned network as `prune.recover` wants it."""
+        how, recipe = self.recipe.prune.recover, self.recipe
+        if how == "none":
+            return pruned
+        loader = self.images().calibration(recipe.collect.images, seed=recipe.seed)
+        if how == "bn":
+            return recalibrate(pruned, loader, device=recipe.device, track=self.track)
+        options = RefitOptions(images=recipe.collect.images, device=recipe.device)
+        parent = self.subject.model
+        return refit(parent, pruned, made, loader, options=options, track=self.track).model
 
-def cut(
-    subject: Subject,
-    structure: Structure,
-    statistics: GateStatistics | None,
-    data: Data | None,
-    recipe: Recipe,
-    budget: Mapping[str, float | str],
-    *,
-    track: Track = silent,
-) -> Cut:
-    """Score, plan, cut and recover once."""
-    clock = _Clock()
-    importance = score(structure, statistics, model=subject.model, scoring=scoring_of(recipe))
-    clock.lap("score")
-    made = plan(subject, structure, importance, recipe, budget)
-    clock.lap("plan")
-    pruned = prune(subject.model, made, subject.example())
-    clock.lap("prune")
-    recovered = recover(subject, pruned, made, data, recipe, track=track)
-    clock.lap("recover")
-    architecture = subject.architecture.cut(made)
-    return Cut(structure, importance, made, pruned, recovered, architecture, clock.laps)
+    def cut_in_steps(self, statistics: GateStatistics | None, budget: Budget) -> Cut:
+        """`cut` in `plan.steps` cuts of equal proportion, with fresh statistics before each."""
+        steps, bench, seconds = self.recipe.plan.steps, self, dict[str, float]()
+        final = resolve(self.structure, budget)
+        whole = self.structure.costs()
+        for step in range(1, steps + 1):
+            part = {n: int(whole[n] * (t / whole[n]) ** (step / steps)) for n, t in final.items()}
+            made = bench.cut(statistics, {**budget, **final} if step == steps else part)
+            for name, value in made.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+            if step < steps:
+                at = replace(bench.subject, model=made.recovered, architecture=made.architecture)
+                bench = replace(bench, subject=at)
+                statistics = bench.collect() if bench.needs_statistics else None
+        return replace(made, seconds=seconds)
 
+    def settings(self, section: Train) -> FineTuneSettings:
+        """A training section as `finetune` takes it."""
+        given = section.model_dump(exclude={"distill", "precision", "channels_last"})
+        on_gpu = self.device.startswith("cuda")
+        auto: Literal["bf16", "no"] = "bf16" if on_gpu else "no"
+        distill = section.distill
+        return FineTuneSettings(
+            **given,
+            precision=auto if section.precision == "auto" else section.precision,
+            channels_last=on_gpu if section.channels_last == "auto" else section.channels_last,
+            distill_alpha=distill.weight if distill else 0.0,
+            distill_temperature=distill.temperature if distill else 1.0,
+            device=self.recipe.device,
+            seed=self.recipe.seed,
+        )
 
-def recover(
-    subject: Subject,
-    pruned: nn.Module,
-    made: PruningPlan,
-    data: Data | None,
-    recipe: Recipe,
-    *,
-    track: Track = silent,
-) -> nn.Module:
-    """The pruned network as `prune.recover` wants it."""
-    how = recipe.prune.recover
-    if how == "none" or data is None:
-        return pruned
-    loader = data.calibration(recipe.collect.images, seed=recipe.seed)
-    if how == "bn":
-        return recalibrate(pruned, loader, device=recipe.device, track=track)
-    options = RefitOptions(images=recipe.collect.images, device=recipe.device)
-    return refit(subject.model, pruned, made, loader, options=options, track=track).model
+    def measured(self, model: nn.Module) -> dict[str, Any]:
+        """The numbers of a `Measurement` but its stage, budget, size and latency."""
+        reporting = self.images().reporting()
+        found = evaluate(model, reporting, device=self.recipe.device, track=self.track)
+        cost = count(model.cpu(), self.subject.example(1))
+        numbers = asdict(found) | {"macs": cost.macs, "params": cost.params}
+        return numbers | {"loss": found.loss if math.isfinite(found.loss) else None}
 
-
-def cut_in_steps(
-    subject: Subject,
-    structure: Structure,
-    statistics: GateStatistics | None,
-    data: Data,
-    recipe: Recipe,
-    budget: Mapping[str, float | str],
-    *,
-    track: Track = silent,
-) -> Cut:
-    """`cut` in `plan.steps` cuts of equal proportion, with fresh statistics before each."""
-    steps, at = recipe.plan.steps, subject
-    final = resolve(structure, budget)
-    whole = {"macs": structure.macs_at(structure.whole()),
-             "params": structure.params_at(structure.whole())}  # fmt: skip
-    seconds: dict[str, float] = {}
-    for step in range(1, steps + 1):
-        if step > 1:
-            structure = cuttable(at.model, at.example())
-            if needs_statistics(recipe):
-                statistics = collect(at, structure, data, recipe, track=track)
-        part = {n: int(whole[n] * (t / whole[n]) ** (step / steps)) for n, t in final.items()}
-        share = {**budget, **final} if step == steps else part
-        made = cut(at, structure, statistics, data, recipe, share, track=track)
-        for name, value in made.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + value
-        at = replace(at, model=made.recovered, architecture=made.architecture)
-    return replace(made, seconds=seconds)
-
-
-def settings_of(section: Train, recipe: Recipe) -> FineTuneSettings:
-    """A training section as `finetune` takes it."""
-    given = section.model_dump(exclude={"distill", "precision", "channels_last"})
-    on_gpu = _device(recipe).startswith("cuda")
-    precision = ("bf16" if on_gpu else "no") if section.precision == "auto" else section.precision
-    last = on_gpu if section.channels_last == "auto" else section.channels_last
-    distill = section.distill
-    return FineTuneSettings(
-        **given,
-        precision=precision,
-        channels_last=last,
-        distill_alpha=distill.weight if distill else 0.0,
-        distill_temperature=distill.temperature if distill else 1.0,
-        device=recipe.device,
-        seed=recipe.seed,
-    )
-
-
-def measured(
-    model: nn.Module, subject: Subject, data: Data, recipe: Recipe, *, track: Track = silent
-) -> dict[str, Any]:
-    """The numbers of a `Measurement` but its stage, budget, size and latency."""
-    found: Evaluation = evaluate(model, data.reporting(), device=recipe.device, track=track)
-    cost = count(model.cpu(), subject.example(1))
-    return {
-        "top1": found.top1,
-        "top5": found.top5,
-        "loss": found.loss if found.loss == found.loss else None,
-        "count": found.count,
-        "nonfinite": found.nonfinite,
-        "macs": cost.macs,
-        "params": cost.params,
-    }
+    @property
+    def device(self) -> str:
+        """The device that the recipe's `device` means here."""
+        return str(resolve_device(self.recipe.device))
 
 
 def with_latency(
     measurements: Sequence[Measurement],
     networks: Mapping[tuple[str, str | None], nn.Module],
-    subject: Subject,
-    recipe: Recipe,
+    bench: Bench,
 ) -> list[Measurement]:
     """The measurements with latencies; all networks take turns in one process."""
     names = {f"{stage} {budget or ''}".strip(): (stage, budget) for stage, budget in networks}
     times = latency(
         {name: networks[key] for name, key in names.items()},
-        subject.shape,
-        batch_sizes=recipe.report.batch_sizes,
-        device=_device(recipe),
+        bench.subject.shape,
+        batch_sizes=bench.recipe.report.batch_sizes,
+        device=bench.device,
     )
     return [
         replace(m, latency=[t for t in times if names[t.name] == (m.stage, m.budget)])
         for m in measurements
     ]
-
-
-def _device(recipe: Recipe) -> str:
-    from seprune.processes import resolve_device
-
-    return str(resolve_device(recipe.device))
 
 
 class _Clock:

@@ -13,12 +13,14 @@ from seprune import models, saved
 from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
 from seprune.data import Data, DataSettings, open_data
 from seprune.errors import InputError
+from seprune.evaluation import logits_of
 from seprune.files import sha256
 from seprune.progress import Track, silent
 from seprune.recipe.sections import Data as DataSection
 from seprune.recipe.sections import Model as ModelSection
 from seprune.recipe.sections import Recipe
 from seprune.saved import Architecture
+from seprune.trace import evaluating, record
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,55 @@ class Subject:
         return torch.rand(batch, *self.shape, generator=generator)
 
 
-def open_recipe_data(recipe: Recipe, *, track: Track = silent) -> Data:
-    """The data of a recipe, at the input size that its model section asks for."""
-    return open_section(recipe.data, recipe.model.input, track=track)
+def open_both(
+    recipe: Recipe, *, allow_code: bool = False, track: Track = silent
+) -> tuple[Subject, Data]:
+    """Network and data of a recipe, each at the other's size; the network has seen one image.
+
+    A saved folder and `model.input` say how large images are, else the data do.
+
+    Raises:
+        InputError: the network does not take these images; names the layer.
+    """
+    section = recipe.model
+    saved_one = _folder(section) is not None
+    if saved_one:
+        subject = open_subject(section, allow_code=allow_code)
+        data = open_section(recipe.data, subject.shape, track=track)
+    else:
+        data = open_section(recipe.data, section.input, track=track)
+        info = data.info
+        subject = open_subject(
+            section,
+            shape=info.input_shape,
+            classes=len(info.classes),
+            seed=recipe.seed,
+            allow_code=allow_code,
+        )
+    outputs = logits_of(run_once(subject.model, subject.example(1))).shape[-1]
+    if outputs != len(data.info.classes):
+        raise InputError(
+            f"the network has {outputs} outputs, the data have {len(data.info.classes)} classes",
+            why=f"{subject.architecture.name} against {data.info.source}",
+            fix=f"use the data it was trained for, or --classes {len(data.info.classes)}",
+            code="classes",
+        )
+    return subject, data
 
 
 def open_section(
     section: DataSection, shape: tuple[int, int, int] | None, *, track: Track = silent
 ) -> Data:
-    """The data of a recipe's data section."""
+    """The data of a recipe's data section, at one input size."""
     given = section.model_dump(exclude={"source"})
     return open_data(section.source, DataSettings(input=shape, **given), track=track)
+
+
+def run_once(model: nn.Module, images: Tensor) -> object:
+    """What the model gives for these images; a failing forward is named like any other fault."""
+    record(model, images)
+    with evaluating(model), torch.no_grad():
+        return model(images)
 
 
 def open_subject(
@@ -87,8 +127,8 @@ def with_weights(subject: Subject, section: ModelSection) -> Subject:
     """The subject with the weights of the section's checkpoint."""
     path = Path(section.checkpoint or "")
     weights = load_weights(path, weights=section.weights)
-    notes = (*weights.notes, *apply_weights(subject.model, weights, path=path))
-    return replace(subject, checkpoint=str(path), digest=weights.sha256, notes=notes)
+    notes = dict.fromkeys((*weights.notes, *apply_weights(subject.model, weights, path=path)))
+    return replace(subject, checkpoint=str(path), digest=weights.sha256, notes=tuple(notes))
 
 
 def _folder(section: ModelSection) -> Path | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from seprune.processes import resolve_device
 from seprune.progress import Track, silent
 from seprune.refit.forwards import Forward
 from seprune.refit.squares import Normal, Product, observe
-from seprune.refit.targets import Target, find_targets
-from seprune.taps import Tap
+from seprune.refit.targets import Target, aim, find_targets
 from seprune.statistics.batches import open_batches
+from seprune.taps import Tap
+from seprune.trace import record
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class RefitOptions:
 
     images: int = 2048
     ridge: float = 1e-3
-    rows: int = 1 << 17
+    rows: int = 1 << 16
     held: int = 4 << 30
     gram: int = 512 << 20
     device: str = "auto"
-    compensate: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Refitted:
 
 _BATCH = 128  # images per forward
 _CHUNK = 64 << 20  # bytes of unfolded inputs at a time
-_SWEEPS = 4  # over the blocks of a layer whose normal equations do not fit at once
+_TURNS = 5  # for a layer before a ReLU, or one whose normal equations do not fit at once
+_ENOUGH = 0.98  # a turn that leaves more than this part of the error is the last one
 
 
 def refit(
@@ -100,9 +101,11 @@ def refit(
     teacher = copy.deepcopy(parent).to(device).eval()
     model.to(device).eval()
     targets, skipped = find_targets(teacher, plan, images[:2].to(device))
+    record(model, images[:2].to(device))
+    _check(model, targets, teacher)
     errors: dict[str, tuple[float, float]] = {}
     with torch.no_grad(), _Forwards(teacher, model, images, targets) as forwards:
-        work = _Work(model, forwards, options, len(images))
+        work = _Work(model, forwards, options)
         for target in track(targets, label="refitting", total=len(targets), unit="layers"):
             try:
                 errors[target.layer] = work.refit(target)
@@ -131,6 +134,20 @@ def _take(loader: Iterable[Any], count: int) -> Tensor:
     return torch.cat(parts)
 
 
+def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> None:
+    for target in targets:
+        layer, dense = (dict(m.named_modules()).get(target.layer) for m in (model, teacher))
+        have = len(layer.weight) if hasattr(layer, "weight") else 0  # type: ignore[union-attr]
+        want = len(dense.weight if target.keep is None else target.keep)  # type: ignore[union-attr]
+        if have != want:
+            raise InputError(
+                f"the pruned network does not fit the plan: layer '{target.layer}'",
+                why=f"the plan keeps {want} of its outputs, the network has {have}",
+                fix="refit what prune(parent, plan) returned",
+                code="plan",
+            )
+
+
 def _place(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -150,36 +167,43 @@ class _Forwards:
     def __exit__(self, *_: Any) -> None:
         self.stop()
 
-    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[Forward, Forward]]:
-        """(teacher, model) of every batch; without `wait` they start anew and end afterwards."""
-        batches = self.images.split(_BATCH)
-        if wait:
-            for number, batch in enumerate(batches):
-                if number == len(self.waiting):
-                    self.waiting.append(self.start(batch, self.targets))
-                yield self.waiting[number]
-            return
-        self.stop()
-        for batch in batches:
-            pair = self.start(batch, [target])
-            try:
-                yield pair
-            finally:
-                for forward in pair:
-                    forward.stop()
+    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """For every batch what the parent shows, and the input of the layer.
+
+        Without `wait` all forwards start anew and end when they have been here.
+        """
+        for number, batch in enumerate(torch.split(self.images, _BATCH)):
+            if not wait:
+                self.stop()
+            if not wait or number == len(self.waiting):
+                later = self.targets[self.targets.index(target) :]
+                self.waiting.append(self.start(batch, later if wait else [target]))
+            yield self.show(target, *self.waiting[-1 if not wait else number])
+        if not wait:
+            self.stop()
+
+    def show(
+        self, target: Target, dense: Forward, cut: Forward
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        name = target.layer
+        x = cut.take(f"{name}:x")
+        wanted = {"y": True, "branch": target.branch, "other": target.other}
+        seen = {part: dense.take(f"{name}:{part}") for part, tap in wanted.items() if tap}
+        if target.other is not None:
+            seen["gap"] = seen["other"] - cut.take(f"{name}:other")
+        return seen, x
 
     def start(self, batch: Tensor, targets: Sequence[Target]) -> tuple[Forward, Forward]:
-        dense, cut, keep = {}, {}, {}
+        dense: dict[str, Tap] = {}
+        cut: dict[str, Tap] = {}
+        keep: dict[str, tuple[int, Tensor | None]] = {}
         for t in targets:
-            dense[f"{t.layer}:y"] = Tap(t.layer, 0, "output", 0)
+            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
+            dense |= {f"{t.layer}:{part}": tap for part, tap in taps.items() if tap}
             cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0)
-            if t.branch is not None:
-                dense[f"{t.layer}:branch"] = t.branch
             if t.other is not None:
-                dense[f"{t.layer}:other"] = t.other
                 cut[f"{t.layer}:other"] = t.other
-            for name in ("y", "branch", "other"):
-                keep[f"{t.layer}:{name}"] = t.dim, t.keep
+            keep |= {f"{t.layer}:{part}": (t.dim, t.keep) for part in taps}
         whole = {name: (0, None) for name in cut if name.endswith(":other")}
         batch = batch.to(_place(self.model))
         return Forward(self.teacher, batch, dense, keep), Forward(self.model, batch, cut, whole)
@@ -197,37 +221,56 @@ class _Forwards:
 
 
 class _Work:
-    def __init__(
-        self, model: nn.Module, forwards: _Forwards, options: RefitOptions, images: int
-    ) -> None:
-        self.model, self.forwards, self.options, self.images = model, forwards, options, images
+    """Solves one layer after the other."""
+
+    def __init__(self, model: nn.Module, forwards: _Forwards, options: RefitOptions) -> None:
+        self.model, self.forwards, self.options = model, forwards, options
 
     def refit(self, target: Target) -> tuple[float, float]:
         """Give one layer its new weights; returns its errors before and after."""
         layer: Any = self.model.get_submodule(target.layer)
-        norm: Any = self.model.get_submodule(target.norm) if target.norm else None
-        old = layer.weight.detach().clone()
-        blocks = self.blocks(layer)
-        errors = []
-        import os; R=int(os.environ.get("RECT","0"))
-        for it,block in enumerate(blocks * ((_SWEEPS if len(blocks) > 1 else 1)+(R if target.rectified and target.other is None else 0))):
-            self.masked= it>0
-            equations = self.collect(target, layer, block)
-            groups = equations.gram.shape[0]
-            pull = _by_group(layer.weight[:, block] - old[:, block], groups)
-            intercept = layer.bias is not None or norm is not None
-            found = equations.solve(self.options.ridge, pull, intercept=intercept)
-            errors += [found.before, found.after]
-            change = found.change.mT.reshape_as(layer.weight[:, block])
-            if not bool(change.isfinite().all()):
-                raise ArithmeticError("its new weights are not finite")
-            layer.weight[:, block] += change
-            shift = found.shift.reshape(-1).to(old.dtype)
-            if layer.bias is not None:
-                layer.bias += shift
-            elif norm is not None:
-                norm.running_mean -= shift
+        owners = [layer, self.model.get_submodule(target.norm)] if target.norm else [layer]
+        state = [copy.deepcopy(owner.state_dict()) for owner in owners]
+        try:
+            return self.solve(target, layer)
+        except ArithmeticError:
+            for owner, held in zip(owners, state):
+                owner.load_state_dict(held)
+            raise
+
+    def solve(self, target: Target, layer: Any) -> tuple[float, float]:
+        old, blocks = layer.weight.detach().clone(), self.blocks(layer)
+        errors: list[float] = []
+        known: Normal | None = None
+        for turn in range(_TURNS if len(blocks) > 1 or target.rectified else 1):
+            if turn and errors[-1] > _ENOUGH * errors[-2 * len(blocks)]:
+                break
+            for block in blocks:
+                known = self.collect(target, layer, block, None if len(blocks) > 1 else known)
+                pull = _by_group(layer.weight[:, block] - old[:, block], len(known.gram))
+                intercept = layer.bias is not None or target.norm is not None
+                found = known.solve(self.options.ridge, pull, intercept=intercept)
+                errors += [found.before, found.after]
+                layer.weight[:, block] += found.change.mT.reshape_as(layer.weight[:, block])
+                self.shift(target, layer, found.shift.reshape(-1))
         return errors[0], errors[-1]
+
+    def shift(self, target: Target, layer: Any, by: Tensor) -> None:
+        """Raise the output of a layer, or of the norm after it, by an intercept."""
+        if layer.bias is not None:
+            layer.bias += by
+        elif target.norm is not None:
+            norm: Any = self.model.get_submodule(target.norm)
+            norm.running_mean -= by
+
+    def shifted(self, target: Target, layer: Any) -> Tensor | None:
+        """What `shift` has added outside of the layer."""
+        if layer.bias is not None or target.norm is None:
+            return None
+        dense, cut = (m.get_submodule(target.norm) for m in (self.forwards.teacher, self.model))
+        mean: Any = dense.running_mean
+        kept = mean if target.keep is None else mean[target.keep.to(mean.device)]
+        return kept - cut.running_mean  # type: ignore[no-any-return]
 
     def blocks(self, layer: Any) -> list[slice]:
         """Slices of the input channels whose normal equations fit into `options.gram`."""
@@ -236,57 +279,49 @@ class _Work:
         size = max(1, int((self.options.gram / 8 / groups) ** 0.5) // kernel)
         return [slice(i, min(i + size, inputs)) for i in range(0, inputs, size)]
 
-    def collect(self, target: Target, layer: Any, block: slice) -> Normal:
-        """The normal equations of one block of inputs over all images."""
+    def collect(self, target: Target, layer: Any, block: slice, known: Normal | None) -> Normal:
+        """The normal equations of one block of inputs; `known`: those of earlier weights."""
         groups, kernel = getattr(layer, "groups", 1), layer.weight[0, 0].numel()
         width = len(range(*block.indices(layer.weight.shape[1]))) * kernel
-        sums = Normal.empty(groups, width, len(layer.weight) // groups, layer.weight.device)
-        wait = 2 * target.held * self.images <= self.options.held
-        slopes, first = None, 0
-        for dense, cut in self.forwards.at(target, wait=wait):
-            x, y = cut.take(f"{target.layer}:x"), dense.take(f"{target.layer}:y")
-            if target.branch is not None:
-                names = [f"{target.layer}:{n}" for n in ("branch", "other")]
-                branch = dense.take(names[0])
-                slopes = _slopes(y, branch, target.dim) if slopes is None else slopes
-                V = branch
-                if target.other is not None:
-                    other=dense.take(names[1])
-                    V = V+other
-                    if self.options.compensate: y = y + (other - cut.take(names[1])) * slopes
-            product = observe(layer, x)
-            if product is None:
+        sums = known.again() if known else Normal.empty(
+            groups, width, len(layer.weight) // groups, layer.weight.device)  # fmt: skip
+        slope, first, offset = None, 0, self.shifted(target, layer)
+        wait = 2 * target.held * len(self.forwards.images) <= self.options.held
+        for seen, x in self.forwards.at(target, wait=wait):
+            call = observe(layer, x)
+            if call is None:
                 raise ArithmeticError("its output is not its weight times its input")
-            if self.masked:
-                from seprune.refit.squares import observe as _o
-                zq = layer(x)
-                Vq = V + (zq - y) / slopes.where(slopes != 0, slopes.new_tensor(1e9))
-                y = torch.where((V > 0) | (slopes == 0), y, torch.where(Vq > 0, zq - Vq * slopes, zq))
-            y = y if y.dim() == product.output.dim() else y.unsqueeze(2)
-            self.add(sums, product, y, block, first)
+            slope = _slope(seen, target.dim) if slope is None else slope
+            made = call.output.reshape_as(seen["y"])
+            if offset is not None:
+                made = made + offset.reshape(slope.shape)
+            wanted = aim(target, made, seen, slope)
+            rows = (call.rows(v.reshape_as(call.output)) for v in (wanted - made, wanted))
+            self.add(sums, call, block, rows, first)
             first += len(x)
         return sums
 
-    def add(self, sums: Normal, call: Product, y: Tensor, block: slice, first: int) -> None:
-        """Add one batch, in chunks, at some positions of every image."""
-        target, residual = call.rows(y), call.rows(y - call.output)
-        positions = target.shape[-1]
-        some = min(positions, -(-self.options.rows // self.images))
-        chunk = max(1, _CHUNK // (4 * positions * sums.gram.shape[0] * sums.gram.shape[1]))
-        for start in range(0, len(y), chunk):
+    def add(
+        self, sums: Normal, call: Product, block: slice, rows: Iterable[Tensor], first: int
+    ) -> None:
+        """Add one batch, in chunks, at some positions of every image; `first`: image number."""
+        residual, target = rows
+        positions, images = target.shape[-1], len(self.forwards.images)
+        some = min(positions, -(-self.options.rows // images))
+        chunk = max(1, _CHUNK // (4 * positions * sums.sums.numel()))
+        for start in range(0, len(target), chunk):
             part = slice(start, start + chunk)
-            x = replace(call, input=call.input[part]).columns(block)
-            rows = (x, residual[part], target[part])
+            parts = (call.columns(part, block), residual[part], target[part])
             if some < positions:
-                index = _positions(positions, some, range(first + start, first + start + len(x)))
-                index = index.to(x.device)[:, None, None]
-                rows = tuple(r.gather(3, index.expand(*r.shape[:3], -1)) for r in rows)
-            sums.add(*rows)
+                numbers = range(first + start, first + start + len(parts[0]))
+                index = _positions(positions, some, numbers).to(target.device)[:, None, None]
+                parts = tuple(p.gather(3, index.expand(*p.shape[:3], -1)) for p in parts)  # type: ignore[assignment]
+            sums.add(*parts)
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:
     """(groups, K, outputs per group), float64."""
-    return weight.flatten(1).unflatten(0, (groups, -1)).mT.double()
+    return weight.reshape(groups, len(weight) // groups, -1).mT.double()
 
 
 def _positions(total: int, some: int, images: range) -> Tensor:
@@ -296,10 +331,14 @@ def _positions(total: int, some: int, images: range) -> Tensor:
     return order[turns % total]
 
 
-def _slopes(y: Tensor, branch: Tensor, dim: int) -> Tensor:
-    """One over the factor with which each channel of `y` enters `branch`; 0 where it is not one."""
+def _slope(seen: Mapping[str, Tensor], dim: int) -> Tensor:
+    """The factor (1, C, 1, ...) with which each channel of y enters the branch; 0: it does not."""
+    y, branch = seen["y"], seen.get("branch")
     dims = [d for d in range(y.dim()) if d != dim % y.dim()]
-    a, b = y - y.mean(dims, keepdim=True), branch - branch.mean(dims, keepdim=True)
+    a = y - y.mean(dims, keepdim=True)
+    if branch is None:
+        return torch.zeros_like(y.mean(dims, keepdim=True))
+    b = branch - branch.mean(dims, keepdim=True)
     both, own, other = ((p * q).sum(dims, keepdim=True) for p, q in ((a, b), (a, a), (b, b)))
-    alike = both.square() > 0.25 * own * other
-    return torch.where(alike, own / both, torch.zeros_like(own))
+    alike = (both.square() > 0.25 * own * other) & (other > 1e-6 * other.mean())
+    return torch.where(alike, both / own, torch.zeros_like(own))

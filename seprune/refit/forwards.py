@@ -38,16 +38,20 @@ class Forward:
         self.taps = [(tap, partial(self._see, name)) for name, tap in taps.items()]
         self.seen: dict[str, Tensor] = {}
         self.fault: BaseException | None = None
-        self.stopping = False
+        self.stopping = self.ended = False
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def take(self, name: str) -> Tensor:
-        """Run on until the tensor called `name` has been seen."""
+        """Run on until the tensor called `name` has been seen.
+
+        Raises:
+            ArithmeticError: it never came.
+        """
         while name not in self.seen:
-            if not self.thread.is_alive():
-                raise RuntimeError(f"the forward ended before {name}")
+            if self.ended:
+                raise ArithmeticError(f"the forward ended before it came to {name}")
             self.go.release()
             self.paused.acquire()
             if self.fault is not None:
@@ -77,6 +81,7 @@ class Forward:
             self.fault = error
         finally:
             del self.model, self.images
+            self.ended = True
             self.paused.release()
 
     def _see(self, name: str, tensor: Tensor) -> None:
@@ -95,4 +100,4 @@ class Forward:
 def twin(model: nn.Module) -> nn.Module:
     """Another module tree around the same tensors: hooks of its own, weights in common."""
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)  # type: ignore[arg-type]
+    return copy.deepcopy(model, memo)

@@ -25,39 +25,41 @@ class Product:
     dilation: tuple[int, ...] = ()
     groups: int = 1
 
-    def columns(self, block: slice) -> Tensor:
+    def columns(self, part: slice, block: slice) -> Tensor:
         """What the weights multiply: (B, conv groups, block of channels x kernel, positions)."""
+        x = self.input[part]
         if not self.kernel:
-            x = self.input.flatten(1, -2) if self.input.dim() > 2 else self.input.unsqueeze(1)
+            x = x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
             return x.movedim(-1, 1)[:, None, block]
-        x = self.input.unflatten(1, (self.groups, -1))[:, :, block].flatten(1, 2)
+        x = x.reshape(len(x), self.groups, -1, *x.shape[2:])[:, :, block].flatten(1, 2)
         if set(self.kernel) == {1}:
             x = x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
         else:
             x = F.unfold(x, self.kernel, dilation=self.dilation, stride=self.stride)
-        return x.unflatten(1, (self.groups, -1))
+        return x.reshape(len(x), self.groups, -1, x.shape[-1])
 
     def rows(self, made: Tensor) -> Tensor:
         """A tensor like `output` as (B, conv groups, outputs per group, positions)."""
         if not self.kernel:
             made = made.flatten(1, -2) if made.dim() > 2 else made.unsqueeze(1)
             return made.movedim(-1, 1)[:, None]
-        return made.flatten(2).unflatten(1, (self.groups, -1))
+        flat = made.flatten(2)
+        return flat.reshape(len(flat), self.groups, -1, flat.shape[-1])
 
 
 def observe(layer: nn.Module, x: Tensor) -> Product | None:
     """Run `layer` on `x`; None where its output is not one product with the weight as it stands."""
     with _Products(layer.weight) as seen:  # type: ignore[arg-type]
         output = layer(x)
-    found = seen.found[0] if len(seen.found) == 1 else None
-    return found if found is not None and found.output is output else None
+    (product, result), *more = seen.found or [(None, None)]
+    return product if result is output and not more else None
 
 
 class _Products(TorchFunctionMode):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
-        self.found: list[Product] = []
+        self.found: list[tuple[Product, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -69,7 +71,7 @@ class _Products(TorchFunctionMode):
                 made = Product(x, result)
                 if name != "linear":
                     made = _convolution(made, weight, **(geometry | (kwargs or {})))
-                self.found.append(made)
+                self.found.append((made, result))
         return result
 
 
@@ -109,20 +111,37 @@ class Normal:
     residual: Tensor  # (2, groups, outputs per group): sum and sum of squares
     target: Tensor  # the same
     rows: int = 0
+    whole: bool = False  # gram and sums are complete
 
     @classmethod
     def empty(cls, groups: int, width: int, outputs: int, device: torch.device) -> Normal:
         """Sums of nothing."""
-        shapes = ((groups, width, width), (groups, width, outputs), (groups, width),
-                  (2, groups, outputs), (2, groups, outputs))  # fmt: skip
-        return cls(*(torch.zeros(s, dtype=torch.float64, device=device) for s in shapes))
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        pairs = zeros(2, groups, outputs)
+        return cls(
+            gram=zeros(groups, width, width),
+            cross=zeros(groups, width, outputs),
+            sums=zeros(groups, width),
+            residual=pairs,
+            target=pairs.clone(),
+        )
+
+    def again(self) -> Normal:
+        """The same columns, for other residuals."""
+        zeros = [torch.zeros_like(t) for t in (self.cross, self.residual, self.target)]
+        return Normal(self.gram, zeros[0], self.sums, zeros[1], zeros[2], whole=True)
 
     def add(self, x_BGKP: Tensor, residual_BGOP: Tensor, target_BGOP: Tensor) -> None:
         """Add the rows of some images."""
-        x, r, t = (v.movedim(0, 2).flatten(2).double() for v in (x_BGKP, residual_BGOP, target_BGOP))
-        self.gram += x @ x.mT
+        parts = (x_BGKP, residual_BGOP, target_BGOP)
+        x, r, t = (part.movedim(0, 2).flatten(2).double() for part in parts)
+        if not self.whole:
+            self.gram += x @ x.mT
+            self.sums += x.sum(2)
         self.cross += x @ r.mT
-        self.sums += x.sum(2)
         self.residual += torch.stack([r.sum(2), r.square().sum(2)])
         self.target += torch.stack([t.sum(2), t.square().sum(2)])
         self.rows += x.shape[2]
@@ -147,9 +166,9 @@ class Normal:
         weight = ridge * diagonal.mean(1)[:, None, None] + 1e-30
         eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         factor, info = torch.linalg.cholesky_ex(gram + weight * eye)
-        if not bool(cross.isfinite().all()) or bool((info != 0).any()):
-            raise ArithmeticError("its normal equations have no finite unique solution")
         change = torch.cholesky_solve(cross - weight * pull, factor)
+        if bool((info != 0).any()) or not bool(change.isfinite().all()):
+            raise ArithmeticError("its normal equations have no finite unique solution")
         shift = (self.residual[0] - torch.einsum("gk,gko->go", self.sums, change)) / self.rows
         after = square - (change * (2 * cross - gram @ change)).sum(1)
         spread = self.target[1] - self.target[0].square() / self.rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from seprune.plan import PruningPlan
 from seprune.taps import Tap, Taps
-from seprune.trace import Call, Node, Trace, record
+from seprune.trace import Call, Node, record
 
-# operators that change every channel by a factor and an offset of its own
-_AFFINE = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "mul",
-           "clone", "alias", "detach", "div", "_to_copy"}  # fmt: skip
+_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
+_SAME = {"clone", "alias", "detach", "_to_copy", "div"}  # read channel by channel, like a norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """One layer to refit, and its place in the forward.
 
@@ -26,114 +25,129 @@ class Target:
         keep: positions of the dense output that the cut layer still has, along `dim`; None: all.
         norm: the BatchNorm that alone reads the output: it takes the intercept of a layer
             without bias.
-        branch, other: operands of the residual sum that the output goes into, if the other one is
-            known before the layer runs: then the layer makes up for the error of that one.
+        branch: where the output has arrived at a residual sum or at a ReLU, each channel scaled
+            by norms and gates.
+        other: the other operand of that sum, if it is known before the layer runs: then the layer
+            makes up for the error of that one.
+        rectified: nothing but a ReLU reads the sum, or the branch where there is no sum.
         held: bytes per sample that a forward holds when it reaches the layer.
     """
 
     layer: str
     keep: Tensor | None
-    dim: int = 1
-    norm: str | None = None
-    branch: Tap | None = None
-    other: Tap | None = None
-    rectified: bool = False
-    held: int = 0
+    dim: int
+    norm: str | None
+    branch: Tap | None
+    other: Tap | None
+    rectified: bool
+    held: int
+
 
 def find_targets(
     parent: nn.Module, plan: PruningPlan, images: Tensor
 ) -> tuple[list[Target], dict[str, str]]:
-    """The consumers of cut channels in the order of the forward, and those left out, with why.
+    """The layers from the first consumer of cut channels on, in the order of the forward.
 
-    Consumers are convolutions and linear layers with fewer inputs, and depthwise convolutions with
-    fewer channels.
+    Returns:
+        Those that can be refitted, and the others with the reason.
     """
-    trace = record(parent, images)
-    reader = _Reader(trace, parent)
-    targets, skipped = [], {}
-    cut=plan.layers()
-    import os
-    names = [c.module for c in sorted(trace.calls,key=lambda c:c.first_node) if isinstance(reader.modules[c.module],(nn.Conv1d, nn.Conv2d, nn.Linear))]
-    if os.environ.get("SCOPE")=="all":
-        first=min(i for i,n in enumerate(names) if _consumes(reader.modules.get(n), cut.get(n,{})))
-        names=names[first:]
-    else: names=cut
-    for layer in names:
-        sides=cut.get(layer,{})
-        if not os.environ.get("SCOPE")=="all" and not _consumes(reader.modules.get(layer), sides):
-            continue
-        reason = reader.obstacle(layer)
-        if reason:
-            skipped[layer] = reason
-            continue
-        keep = torch.from_numpy(sides["out"]) if "out" in sides else None
-        targets.append(reader.target(layer, keep))
-    order = {call.module: call.first_node for call in trace.calls}
-    return sorted(targets, key=lambda t: order[t.layer]), skipped
+    reader, cut = _Reader(parent, images), plan.layers()
+    consumers = {layer for layer, sides in cut.items() if reader.consumes(layer, sides)}
+    targets, skipped = [], {n: "it never runs" for n in consumers if n not in reader.calls}
+    for call in reader.layers(consumers):
+        reason = reader.obstacle(call.module)
+        if reason is None:
+            sides = cut.get(call.module, {})
+            keep = torch.from_numpy(sides["out"]) if "out" in sides else None
+            targets.append(reader.target(call, keep))
+        else:
+            skipped[call.module] = reason
+    return targets, skipped
 
 
-def _consumes(module: Any, sides: Mapping[str, Any]) -> bool:
-    if "in" in sides or "dim1" in sides:
-        return True
-    depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels
-    return depthwise and "out" in sides
+def aim(target: Target, made: Tensor, seen: Mapping[str, Tensor], slope: Tensor) -> Tensor:
+    """What the output `made` of a cut layer should be instead, of the same shape.
+
+    y + (other of the parent - other of the cut network) / slope; where a ReLU follows and the
+    parent is not above 0 there, any value that is not above 0 will do (Zhang et al.,
+    arXiv:1505.06798), so `made` itself stays the target.
+
+    Args:
+        seen: `y`, `branch`, `other` of the parent and `gap`, the error of the other operand.
+        slope: (1, C, 1, ...) how much `branch` grows with the output; 0 where it does not follow.
+    """
+    known = slope != 0
+    inverse = torch.where(known, 1 / slope, torch.zeros_like(slope))
+    wanted = seen["y"] + seen["gap"] * inverse if "gap" in seen else seen["y"]
+    if not target.rectified:
+        return wanted
+    dense = seen["branch"] + seen["other"] if "other" in seen else seen["branch"]
+    now = dense + (made - wanted) * slope
+    free = made - now.clamp_min(0) * inverse
+    return torch.where(known & (dense <= 0), free, wanted)
 
 
 class _Reader:
-    def __init__(self, trace: Trace, model: nn.Module) -> None:
-        self.trace, self.modules = trace, dict(model.named_modules())
-        self.taps, self.readers = Taps(trace), trace.consumers()
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.trace, self.modules = record(model, images), dict(model.named_modules())
+        self.taps, self.readers = Taps(self.trace), self.trace.consumers()
         self.calls: dict[str, list[Call]] = {}
-        for call in trace.calls:
+        for call in sorted(self.trace.calls, key=lambda c: c.first_node):
             self.calls.setdefault(call.module, []).append(call)
 
-    def obstacle(self, layer: str) -> str | None:
-        module, calls = self.modules.get(layer), len(self.calls.get(layer, ()))
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-            kind = type(module).__name__ if module is not None else "a bare parameter"
-            return f"{kind} is no layer that can be refitted"
-        return None if calls == 1 else f"it runs {calls} times in one forward"
+    def consumes(self, layer: str, sides: Mapping[str, Any]) -> bool:
+        """Fewer inputs, or a depthwise convolution with fewer channels."""
+        module: Any = self.modules.get(layer)
+        depthwise = _is_layer(module) and getattr(module, "groups", 1) > 1 and "out" in sides
+        return "in" in sides or "dim1" in sides or depthwise
 
-    def target(self, layer: str, keep: Tensor | None) -> Target:
-        call = self.calls[layer][0]
-        branch, other, rectified = self.sum(call) or (None, None, False)
-        dim = -1 if isinstance(self.modules[layer], nn.Linear) else 1
-        norm = self.norm(call.outputs[0])
-        return Target(layer, keep, dim, norm, branch, other, rectified, self.held(call))
+    def layers(self, consumers: set[str]) -> Iterator[Call]:
+        """Convolutions and linear layers, and what else is a consumer, from the first one on."""
+        begun = False
+        for name, calls in self.calls.items():
+            begun = begun or name in consumers
+            if begun and (name in consumers or _is_layer(self.modules[name])):
+                yield calls[0]
+
+    def obstacle(self, layer: str) -> str | None:
+        module, count = self.modules[layer], len(self.calls[layer])
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            return f"a {type(module).__name__} cannot be refitted"
+        return None if count == 1 else f"it runs {count} times in one forward"
+
+    def target(self, call: Call, keep: Tensor | None) -> Target:
+        dim = -1 if isinstance(self.modules[call.module], nn.Linear) else 1
+        norm, (branch, other, rectified) = self.norm(call.outputs[0]), self.landing(call)
+        return Target(call.module, keep, dim, norm, branch, other, rectified, self.held(call))
 
     def norm(self, made: int) -> str | None:
         """The BatchNorm with statistics of its own that alone reads a value."""
         readers = self.readers.get(made, [])
         node = self.trace.nodes[readers[0]] if len(readers) == 1 else None
-        module = self.modules.get(node.module) if node else None
+        if node is None or node.inputs()[0] != made:
+            return None
+        module, once = self.modules.get(node.module), len(self.calls.get(node.module, ())) == 1
         known = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-        once = node is not None and len(self.calls.get(node.module, ())) == 1
-        return node.module if node and known and once and node.inputs()[0] == made else None
+        return node.module if known and once else None
 
-    def sum(self, call: Call) -> tuple[Tap, Tap] | None:
-        """The operands of the residual sum after a layer, its own first."""
+    def landing(self, call: Call) -> tuple[Tap | None, Tap | None, bool]:
+        """Follow an output through norms and gates to a residual sum or a ReLU."""
         made = call.outputs[0]
         shape, own, queue = self.trace.shape(made), self.descendants(made), [made]
         for value in queue:
-            if self.rectified(value) and (tap:=self.taps.first([value])):
+            if self.rectified(value) and (tap := self.taps.first([value])):
                 return tap[1], None, True
             for number in self.readers.get(value, ()):
                 node = self.trace.nodes[number]
                 name = node.op.split(".")[1].rstrip("_")
                 if name == "add" and (found := self.operands(node, value, own, call)):
                     return *found, self.rectified(node.outputs[0])
-                scales = name == "mul" or (name in _AFFINE and node.inputs()[0] == value)
+                scales = name == "mul" or (name in _NORMS | _SAME and node.inputs()[0] == value)
                 if scales and self.trace.shape(node.outputs[0]) == shape:
                     queue.append(node.outputs[0])
-        return None
+        return None, None, False
 
-    def rectified(self, value):
-        rs=self.readers.get(value,[])
-        return bool(rs) and value not in self.trace.outputs and all(self.trace.nodes[n].op.split(".")[1].rstrip("_")=="relu" for n in rs)
-
-    def operands(
-        self, node: Node, value: int, own: set[int], call: Call
-    ) -> tuple[Tap, Tap] | None:
+    def operands(self, node: Node, value: int, own: set[int], call: Call) -> tuple[Tap, Tap] | None:
         """Taps on both operands of a sum whose other one is complete before `call`."""
         others = [v for v in node.inputs() if v not in own]
         if len(others) != 1 or self.trace.values[others[0]].kind not in ("result", "input"):
@@ -148,11 +162,14 @@ class _Reader:
     def before(self, tap: Tap, call: Call) -> bool:
         """Whether a tap shows its tensor before `call` begins."""
         found = [c for c in self.calls.get(tap.module, ()) if c.call == tap.call]
-        if tap.kind == "output":
-            return all(c.end_node <= call.first_node for c in found)
-        if tap.kind == "input":
-            return all(c.first_node <= call.first_node for c in found)
-        return False
+        ends = {"output": lambda c: c.end_node, "input": lambda c: c.first_node}.get(tap.kind)
+        return ends is not None and all(ends(c) <= call.first_node for c in found)
+
+    def rectified(self, value: int) -> bool:
+        """Whether nothing but ReLUs reads a value."""
+        readers = [self.trace.nodes[n] for n in self.readers.get(value, ())]
+        relus = all(n.op.split(".")[1].rstrip("_") == "relu" for n in readers)
+        return bool(readers) and relus and value not in self.trace.outputs
 
     def descendants(self, value: int) -> set[int]:
         found = {value}
@@ -167,5 +184,9 @@ class _Reader:
         for value, readers in self.readers.items():
             info = self.trace.values[value]
             if info.kind in ("result", "input") and info.node < call.first_node <= max(readers):
-                total += 4 * int(torch.Size(info.shape).numel()) // self.trace.batch
+                total += 4 * torch.Size(info.shape).numel() // self.trace.batch
         return total
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))

@@ -58,13 +58,13 @@ _ELEMENTWISE = (
 )
 _UNARY = (
     "relu relu6 sigmoid hardsigmoid tanh hardtanh hardswish silu mish gelu elu selu celu "
-    "leaky_relu softplus softsign exp log log1p expm1 sqrt rsqrt reciprocal neg abs square sin cos erf sign "
-    "clamp clamp_min clamp_max threshold softmax _softmax _log_softmax clone detach alias _to_copy "
-    "contiguous dropout native_dropout bernoulli lift_fresh logsigmoid log_sigmoid_forward "
-    "hardshrink softshrink cumsum round floor ceil trunc isnan isfinite nan_to_num fill "
-    "rand_like randn_like zeros_like ones_like empty_like full_like"
+    "leaky_relu softplus softsign exp log log1p expm1 sqrt rsqrt reciprocal neg abs square sin cos "
+    "erf sign clamp clamp_min clamp_max threshold softmax _softmax _log_softmax clone detach alias "
+    "_to_copy contiguous dropout native_dropout bernoulli lift_fresh logsigmoid "
+    "log_sigmoid_forward hardshrink softshrink cumsum round floor ceil trunc isnan isfinite "
+    "nan_to_num fill rand_like randn_like zeros_like ones_like empty_like full_like"
 )
-_VIEWS = "permute transpose t unsqueeze squeeze expand unbind cat stack repeat expand_as numpy_T"
+_VIEWS = "permute transpose t unsqueeze squeeze expand cat stack repeat expand_as numpy_T"
 _SPATIAL = (
     "max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool1d avg_pool3d "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "split_with_sizes": views.split,
     "slice": views.slice_,
     "select": views.select,
+    "unbind": views.unbind,
     "roll": views.still,
     "flip": views.still,
     "empty": elementwise.fill,

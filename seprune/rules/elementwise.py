@@ -33,7 +33,7 @@ def fill(walker: Walker, node: Node) -> None:
 
 
 def tie_all(walker: Walker, node: Node, operands: list[Tensor]) -> Tensor:
-    shape = torch.broadcast_shapes(*[o.shape for o in operands])
+    shape = torch.broadcast_shapes(*[o.shape for o in operands])  # type: ignore[no-untyped-call]
     out: Tensor | None = None
     for operand in operands:
         wide = operand.expand(shape)

@@ -12,7 +12,7 @@ from seprune.trace import Node
 
 def convolution(walker: Walker, node: Node) -> None:
     x, weight = node.args[0].value, node.args[1].value
-    transposed, groups = walker.arg(node, 6), int(walker.arg(node, 8))
+    transposed, groups = bool(walker.arg(node, 6)), int(walker.arg(node, 8))
     shape, kernel = walker.trace.shape(x), walker.trace.shape(weight)
     outs = kernel[1] * groups if transposed else kernel[0]
     read = walker.labels(x)
@@ -21,10 +21,13 @@ def convolution(walker: Walker, node: Node) -> None:
         _positional(walker, node, outs)
         return
     layer = _layer(walker, node, weight)
-    into, out = ("in", "out") if layer in walker.modules else ("dim1", "dim0")
-    depthwise = groups == shape[1]
-    if out == "dim0" and groups > 1:
-        if not depthwise:
+    owned = layer in walker.modules
+    into, out = ("in", "out") if owned else ("dim0", "dim1") if transposed else ("dim1", "dim0")
+    depthwise = groups == shape[1] > 1
+    if transposed and groups > 1 and not (depthwise and outs == groups):
+        raise Unforeseen("conv groups of a transposed convolution")
+    if not owned and groups > 1:
+        if not depthwise or transposed:
             raise Unforeseen("conv groups of a bare parameter")
         attribute(walker, node, [groups], [channels])
     if depthwise:
@@ -98,7 +101,7 @@ def linear(walker: Walker, node: Node) -> None:
     name, _ = walker.parameter_name(weight)
     channels = along(walker.labels(x), -1)
     if not name or channels is None:
-        walker.opaque(node)
+        walker.opaque(node, f"no rule for {walker.place(node)}")
         return
     layer = _layer(walker, node, weight)
     made = walker.fresh(walker.trace.shape(weight)[0])

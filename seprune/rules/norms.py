@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from seprune.labels import Slot, Unforeseen, Walker, along
 from seprune.trace import Node, Ref
 
@@ -28,9 +30,11 @@ def layer_norm(walker: Walker, node: Node) -> None:
 def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
     read = walker.labels(node.args[0].value)
     channels = along(read, dim)
+    module = walker.modules.get(node.module)
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and channels is not None:
+        channels = channels[: module.num_features]  # torch folds samples and channels together
     if channels is None:
         raise Unforeseen("channels are mixed with positions")
-    module = walker.modules.get(node.module)
     names = [
         walker.parameter_name(node.args[i].value)[0]
         for i in parameters
@@ -42,6 +46,6 @@ def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
         for i in parameters:
             if len(node.args) > i and isinstance(node.args[i], Ref):
                 walker.tie(channels, walker.labels(node.args[i].value), walker.place(node))
-    elif hasattr(module, "num_features") or hasattr(module, "num_channels"):
+    elif any(hasattr(module, n) for n in ("num_features", "num_channels", "normalized_shape")):
         walker.slot(Slot(node.module, "out", channels, node.id))
     walker.set(node, read)

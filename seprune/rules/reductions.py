@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from seprune.labels import NEUTRAL, Unforeseen, Walker, varying
+from seprune.labels import FIXED, NEUTRAL, Unforeseen, Walker, varying
 from seprune.trace import Node
 
 
@@ -28,7 +28,7 @@ def pad(walker: Walker, node: Node) -> None:
     widths = list(node.args[1])
     moved = {read.dim() - 1 - i // 2 for i, w in enumerate(widths) if w}
     if moved & set(varying(read)):
-        walker.set(node, torch.constant_pad_nd(read, widths, NEUTRAL))
+        walker.set(node, torch.constant_pad_nd(read, widths, FIXED))  # their number stays
     else:
         spatial(walker, node)
 
@@ -36,7 +36,8 @@ def pad(walker: Walker, node: Node) -> None:
 def reduce(walker: Walker, node: Node) -> None:
     """Sums and means: a reduced dimension of one channel disappears, several are mixed."""
     read = walker.labels(node.args[0].value)
-    dims = walker.arg(node, 1, "dim")
+    named = "norm" in node.op  # the order of the norm stands before the dimensions
+    dims = walker.arg(node, 2 if named else 1, "dim")
     dims = list(range(read.dim())) if dims is None or dims == [] else dims
     dims = [d % read.dim() for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
     differ = varying(read)

@@ -129,6 +129,14 @@ def select(walker: Walker, node: Node) -> None:
     replay(walker, node)
 
 
+def unbind(walker: Walker, node: Node) -> None:
+    """Branches may be taken apart; channels one by one may not."""
+    read = walker.labels(node.args[0].value)
+    if varying(read) == [walker.arg(node, 1, "dim", 0) % read.dim()]:
+        walker.freeze(read, f"channels are taken apart one by one by {walker.place(node)}")
+    replay(walker, node)
+
+
 def attribute(walker: Walker, node: Node, sizes: list[int], parts: list[Tensor]) -> bool:
     """Find the module attribute that told forward where to split, so that the cut can set it."""
     module = walker.modules.get(node.module)

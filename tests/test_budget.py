@@ -1,0 +1,325 @@
+"""Budgets are met, floors are kept, and what cannot be reached is said with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cutting import counted, kept
+from nets import SE, Block, Chain, Inner, Residual, images
+from torch import nn
+
+from seprune.budget import Allocation, make_plan, resolve
+from seprune.errors import InputError, UsageError
+from seprune.groups import Structure, analyse
+from seprune.importance import Importance
+from seprune.plan import PruningPlan
+from seprune.prune import prune
+
+
+def structure_of(width: int = 32) -> Structure:
+    return analyse(Residual(width), images())
+
+
+def scores(structure: Structure, seed: int = 0) -> Importance:
+    draw = torch.Generator().manual_seed(seed)
+    made = {g.name: torch.rand(g.units, generator=draw).double() for g in structure.groups}
+    return Importance("random", made)
+
+
+def constant(structure: Structure) -> Importance:
+    made = {g.name: torch.ones(g.units, dtype=torch.float64) for g in structure.groups}
+    return Importance("constant", made)
+
+
+FREE = Allocation(floor=0.0, min_channels=1)
+
+
+# -- the target ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["global", "isomorphic", "uniform"])
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("budget", [0.75, 0.5, 0.25])
+def test_a_budget_is_met_within_one_per_cent_by_the_network_actually_cut(scope, kind, budget):
+    torch.manual_seed(0)
+    model = Residual(64)
+    structure = analyse(model, images())
+    plan = make_plan(structure, scores(structure), allocation=Allocation(scope), **{kind: budget})
+    small = counted(prune(model, plan), images())
+    dense = counted(model, images())
+    which = ("macs", "params").index(kind)
+    assert budget - 0.01 <= small[which] / dense[which] <= budget
+    assert plan.facts["macs"] == [dense[0], small[0]]
+    assert plan.facts["params"] == [dense[1], small[1]]
+    assert plan.facts["targets"] == {kind: int(budget * dense[which])}
+    assert (plan.facts["criterion"], plan.facts["allocation"]) == ("random", scope)
+    assert plan.trace
+    assert all(set(step) == {"ratio", kind} for step in plan.trace)
+
+
+def test_several_budgets_hold_at_once():
+    structure = structure_of()
+    plan = make_plan(structure, scores(structure), macs=0.6, params=0.4)
+    at, whole = kept(plan), structure.whole()
+    assert structure.macs_at(at) <= 0.6 * structure.macs_at(whole)
+    assert structure.params_at(at) <= 0.4 * structure.params_at(whole)
+    tight = make_plan(structure, scores(structure), params=0.4)
+    assert structure.params_at(kept(tight)) - structure.params_at(at) <= 0.01 * structure.params_at(
+        whole
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "amount"),
+    [("1.5M", 1_500_000), ("2m", 2_000_000), ("0.001G", 1_000_000), ("900k", 900_000),
+     (1_234_567, 1_234_567)],
+)  # fmt: skip
+def test_amounts_are_read_as_people_write_them(budget, amount):
+    structure = structure_of()
+    assert structure.macs_at(structure.whole()) > 2_000_000
+    assert resolve(structure, {"macs": budget}) == {"macs": amount}
+    plan = make_plan(structure, scores(structure), allocation=FREE, macs=budget)
+    # a unit of this small network costs up to 4 %
+    assert 0.96 * amount <= structure.macs_at(kept(plan)) <= amount
+
+
+def test_the_best_scored_units_stay():
+    structure = structure_of()
+    importance = scores(structure)
+    plan = make_plan(structure, importance, allocation=FREE, macs=0.5)
+    free = {g.name for g in structure.groups if g.prunable and g.role == "features"}
+    for group in plan.groups:
+        values = importance.scores[group.name].numpy()
+        best = sorted(np.argsort(-values)[: len(group.keep)].tolist())
+        assert list(group.keep) == (best if group.name in free else list(range(group.units)))
+    gone = [importance.scores[g.name][u] for g in plan.groups if g.name in free
+            for u in range(g.units) if u not in g.keep]  # fmt: skip
+    stays = [importance.scores[g.name][u] for g in plan.groups if g.name in free for u in g.keep]
+    # one ranking over all groups: a single threshold, up to the last units that were given back
+    assert sum(float(s) < float(max(gone)) for s in stays) <= len(free)
+
+
+def test_equal_scores_give_the_same_plan_every_time_and_keep_the_first_channels():
+    structure = structure_of()
+    plans = [make_plan(structure, constant(structure), macs=0.5).dumps() for _ in range(3)]
+    assert plans[0] == plans[1] == plans[2]
+    for group in make_plan(structure, constant(structure), macs=0.5).groups:
+        assert list(group.keep) == list(range(len(group.keep)))
+
+
+# -- floors and rounding ---------------------------------------------------------------------------
+
+
+def test_floors_hold_in_every_group():
+    structure = structure_of(64)
+    allocation = Allocation(floor=0.25, min_channels=8)
+    plan = make_plan(structure, scores(structure), allocation=allocation, macs=0.12)
+    assert min(len(g.keep) for g in plan.groups if g.units == 64) >= 16
+    low = Allocation(floor=0.0, min_channels=20)
+    plan = make_plan(structure, scores(structure), allocation=low, macs=0.2)
+    assert min(len(g.keep) for g in plan.groups if g.units == 64) >= 20
+
+
+@pytest.mark.parametrize("step", [4, 8, 16])
+def test_widths_are_rounded(step):
+    structure = structure_of(64)
+    allocation = Allocation(round_to=step)
+    plan = make_plan(structure, scores(structure), allocation=allocation, macs=0.4)
+    widths = [b for a, b in plan.widths().values() if a == 64]
+    assert all(w % step == 0 for w in widths)
+    assert len(widths) == 3
+    assert structure.macs_at(kept(plan)) <= 0.4 * structure.macs_at(structure.whole())
+
+
+def test_conv_groups_are_rounded_by_channels_not_by_units():
+    model = Chain(nn.Conv2d(32, 32, 3, padding=1, groups=16), width=32)
+    structure = analyse(model, images())
+    plan = make_plan(structure, scores(structure), allocation=Allocation(round_to=8), macs=0.55)
+    before, after = plan.widths()["a"]
+    assert before == 32
+    assert after % 8 == 0
+    assert len(plan.groups[0].keep) * 2 == after
+    small = prune(model, plan, images())
+    assert small.middle.groups == after // 2
+
+
+def test_isomorphic_groups_are_ranked_among_themselves():
+    """Two kinds of groups with scores of another size: each kind loses its share."""
+    structure = structure_of(32)
+    importance = scores(structure)
+    for name in ("blocks.0.conv1", "blocks.1.conv1"):
+        importance.scores[name].mul_(1000)
+    everywhere = make_plan(structure, importance, macs=0.5).widths()
+    assert everywhere["blocks.0.conv1"] == [32, 32]  # the global ranking never reaches them
+    alike = make_plan(structure, importance, allocation=Allocation("isomorphic"), macs=0.5)
+    inner = alike.widths()["blocks.0.conv1"][1] + alike.widths()["blocks.1.conv1"][1]
+    stream = alike.widths()["stem"][1]
+    assert abs(inner / 64 - stream / 32) < 0.06
+
+
+def test_uniform_takes_the_same_share_of_every_group():
+    structure = structure_of(32)
+    importance = scores(structure)
+    importance.scores["stem"].mul_(1000)
+    plan = make_plan(structure, importance, allocation=Allocation("uniform"), macs=0.5)
+    shares = {b / a for a, b in plan.widths().values() if a == 32}
+    assert max(shares) - min(shares) <= 1 / 32
+
+
+# -- what stays whole ------------------------------------------------------------------------------
+
+
+def test_protected_layers_stay_whole_and_say_so():
+    structure = structure_of()
+    allocation = Allocation(protect=("blocks.0.*",))
+    plan = make_plan(structure, scores(structure), allocation=allocation, macs=0.7)
+    reasons = {g.name: g.reason for g in plan.groups}
+    # the stream is made in blocks.0.conv2 as well
+    assert reasons["stem"] == reasons["blocks.0.conv1"] == "protected by 'blocks.0.*'"
+    assert plan.widths()["stem"] == [32, 32]
+    assert plan.widths()["blocks.1.conv1"][1] < 32
+    assert reasons["fc"] == "it is an output of the model"
+
+
+def excited(width: int = 32) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), Block(width, SE(width, 16)),
+                         nn.Conv2d(width, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # fmt: skip
+
+
+def test_bottlenecks_are_kept_scaled_or_ranked():
+    structure = analyse(excited(), images())
+    found: dict[str, Any] = {}
+    for how in ("keep", "scale", "rank"):
+        allocation = Allocation(floor=0.0, min_channels=1, bottleneck=how)
+        plan = make_plan(structure, scores(structure), allocation=allocation, macs=0.4)
+        found[how] = plan.widths()["1.se.fc.0"], plan.widths()["0"], plan
+    assert found["keep"][0] == [16, 16]
+    reasons = {g.name: g.reason for g in found["keep"][2].groups}
+    assert reasons["1.se.fc.0"] == "SE hidden width: kept"
+    (_, hidden), (_, stream), plan = found["scale"]
+    assert hidden == -(-16 * stream // 32)
+    assert {g.name: g.reason for g in plan.groups}["1.se.fc.0"] == (
+        "its width follows the channels that it gates"
+    )
+    assert found["rank"][0][1] < 16
+    assert {g.name: g.reason for g in found["rank"][2].groups}["1.se.fc.0"] is None
+    for _, _, plan in found.values():
+        prune(excited(), plan, images())
+
+
+def test_groups_without_a_score_stay_whole():
+    structure = structure_of()
+    importance = scores(structure)
+    importance.scores.pop("stem")  # type: ignore[attr-defined]
+    plan = make_plan(structure, importance, macs=0.7)
+    assert {g.name: g.reason for g in plan.groups}["stem"] == "it has no score"
+    assert plan.widths()["stem"] == [32, 32]
+
+
+# -- latency ---------------------------------------------------------------------------------------
+
+
+def test_a_latency_budget_asks_the_device():
+    structure = structure_of()
+    asked = []
+
+    def measure(plan: PruningPlan) -> float:
+        asked.append(kept(plan))
+        return structure.macs_at(kept(plan)) / 1e9 + 0.0001  # with a part that no cut removes
+
+    plan = make_plan(structure, scores(structure), measure=measure, latency=0.6)
+    whole = measure(make_whole(structure))
+    assert measure(plan) <= 0.6 * whole
+    assert measure(plan) >= 0.5 * whole
+    assert len(asked) < 20
+    assert [set(step) for step in plan.trace] == [{"ratio", "latency"}] * 8
+
+
+def make_whole(structure: Structure) -> PruningPlan:
+    from seprune.plan import plan_of
+
+    return plan_of(structure.groups, {}, {})
+
+
+def test_a_latency_budget_that_no_cut_reaches_says_what_can_be_had():
+    structure = structure_of()
+    with pytest.raises(InputError) as caught:
+        make_plan(structure, scores(structure), measure=lambda plan: 1.0, latency=0.5)
+    assert caught.value.what == "budget latency=0.5 cannot be met"
+    assert caught.value.why == "the smallest network takes 1.00 of it"
+    with pytest.raises(UsageError, match="a latency budget needs a device to measure on"):
+        make_plan(structure, scores(structure), latency=0.5)
+
+
+# -- what cannot be done ---------------------------------------------------------------------------
+
+
+def test_a_budget_out_of_reach_names_the_minimum_and_what_stands_in_the_way():
+    structure = structure_of()
+    allocation = Allocation(floor=0.5, min_channels=8, protect=("stem",))
+    with pytest.raises(InputError) as caught:
+        make_plan(structure, scores(structure), allocation=allocation, macs=0.1)
+    whole = structure.macs_at(structure.whole())
+    least = structure.macs_at(structure.whole() | {"blocks.0.conv1": 16, "blocks.1.conv1": 16})
+    assert caught.value.what == (
+        f"the budget cannot be met: macs can go down to {least:,} ({least / whole:.3f} of all), "
+        f"the budget is {int(0.1 * whole):,} (0.100)"
+    )
+    assert caught.value.why.startswith("every group keeps at least 50% and 8 channels. ")
+    assert "stem (protected by 'stem')" in caught.value.why
+    assert "fc (it is an output of the model)" in caught.value.why
+    assert caught.value.fix == "choose a larger budget, or lower plan.floor and plan.min_channels"
+    assert (caught.value.code, caught.value.exit_status) == ("budget", 3)
+    # and what it names can be had
+    plan = make_plan(structure, scores(structure), allocation=allocation, macs=least)
+    assert structure.macs_at(kept(plan)) == least
+
+
+@pytest.mark.parametrize("budget", [0, 0.0, 1, 1.0, 1.5])
+def test_a_fraction_is_between_0_and_1(budget):
+    structure = structure_of()
+    with pytest.raises(InputError) as caught:
+        make_plan(structure, scores(structure), macs=budget)
+    assert caught.value.what == f"budget macs={budget} is no fraction between 0 and 1"
+    assert caught.value.fix == "macs=0.5 keeps half; an amount is written macs=1.0G"
+
+
+@pytest.mark.parametrize("budget", ["half", "G", "xM", "nan", "-1G", -0.5, float("inf")])
+def test_a_budget_is_a_number(budget):
+    structure = structure_of()
+    with pytest.raises(UsageError) as caught:
+        make_plan(structure, scores(structure), macs=budget)
+    assert caught.value.what == f"budget macs={budget} is not a number"
+
+
+def test_a_model_that_is_already_below_its_budget_is_said():
+    structure = structure_of()
+    whole = structure.macs_at(structure.whole())
+    for budget in (whole, "1.0G"):
+        with pytest.raises(InputError) as caught:
+            make_plan(structure, scores(structure), macs=budget)
+        assert caught.value.what == f"budget macs={budget} is met without a cut"
+        assert caught.value.why == f"the network has {whole:,} macs"
+
+
+def test_unknown_and_missing_budgets():
+    structure = structure_of()
+    with pytest.raises(UsageError) as caught:
+        make_plan(structure, scores(structure), flops=0.5)
+    assert str(caught.value) == (
+        "unknown budget 'flops'\n"
+        "why: budgets are macs, params, latency\n"
+        "next: say for example macs=0.5"
+    )
+    with pytest.raises(UsageError, match="no budget is given"):
+        make_plan(structure, scores(structure))
+
+
+def test_a_group_that_nothing_can_be_taken_from_is_no_trouble():
+    structure = analyse(Inner(), images())
+    plan = make_plan(structure, scores(structure), macs=0.9)
+    assert plan.widths()["stem"] == [6, 6]  # fewer than the floor of 8
+    assert plan.widths()["expand"][1] < 12

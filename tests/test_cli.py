@@ -1,0 +1,237 @@
+"""The command line: JSON of the contract, exit statuses, three-part errors, no torch for help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seprune import cli
+from seprune.models import build
+
+NET = "seprune/se_resnet8"
+
+
+@pytest.fixture
+def seprune(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr()
+        return int(status or 0), said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "net.pth"
+    torch.save(build(NET).state_dict(), path)
+    return path
+
+
+def test_inspect_gives_the_json_of_the_contract(seprune):
+    status, out, _ = seprune("inspect", NET, "--json")
+    said = json.loads(out)
+    assert status == 0
+    assert set(said) == {"model", "macs", "params", "gates", "groups"}
+    gate, group = said["gates"][0], said["groups"][0]
+    keys = {"name", "channels", "squeeze", "activation", "placement", "groups", "runs"}
+    assert keys <= set(gate)
+    assert {"name", "channels", "gates", "layers", "prunable", "reason"} <= set(group)
+    assert gate["placement"] == "residual"
+    assert gate["groups"] == [group["name"]]
+    assert said["groups"][-1]["reason"] == "it is an output of the model"
+
+
+def test_inspect_draws_tables_within_80_columns(seprune, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    status, out, err = seprune("inspect", NET)
+    assert (status, out) == (0, "")
+    assert "dependency groups" in err
+    assert max(map(len, err.splitlines())) <= 80
+    assert "\x1b" not in err
+
+
+def test_prune_evaluate_finetune_verify_on_files(seprune, weights, tmp_path):
+    small, tuned = tmp_path / "small net", tmp_path / "tuned"
+    status, out, _ = seprune(
+        *("prune", NET, "--checkpoint", weights, "--data", "digits", "--macs", "0.5"),
+        *("--recover", "bn", "--out", small, "--set", "plan.min_channels=2"),
+        *("--set", "collect.images=64", "--json"),
+    )
+    said = json.loads(out)
+    assert status == 0
+    assert said["macs_after"] <= 0.5 * said["macs_before"]
+    assert {"params_before", "params_after", "groups", "seconds"} <= set(said)
+    assert all(before >= after > 0 for before, after in said["groups"].values())
+    files = {p.name for p in small.iterdir()}
+    assert files == {"config.json", "model.safetensors", "plan.json", "statistics.safetensors",
+                     "SHA256SUMS"}  # fmt: skip
+    assert seprune("verify", small)[0] == 0
+
+    status, out, _ = seprune("evaluate", small, "--data", "digits", "--json")
+    assert status == 0
+    assert set(json.loads(out)) == {"top1", "top5", "loss", "count", "nonfinite"}
+    assert json.loads(out)["count"] == 359
+
+    status, out, _ = seprune(
+        *("finetune", small, "--data", "digits", "--epochs", "1", "--out", tuned, "--json"),
+        *("--teacher", NET, "--teacher-checkpoint", weights),
+    )
+    assert status == 0
+    assert json.loads(out)["params"] == said["params_after"]
+    assert seprune("verify", tuned)[0] == 0
+
+    (small / "plan.json").write_bytes((small / "plan.json").read_bytes() + b" ")
+    status, _, err = seprune("verify", small)
+    assert status == 3
+    assert "plan.json" in err
+
+
+def test_collect_then_rank_then_prune_from_the_statistics(seprune, weights, tmp_path):
+    kept = tmp_path / "statistics.safetensors"
+    status, out, _ = seprune(
+        *("collect", NET, "--checkpoint", weights, "--data", "digits", "--images", "64"),
+        *("--out", kept, "--json"),
+    )
+    assert (status, json.loads(out)["images"]) == (0, 64)
+    status, out, _ = seprune(
+        "rank", NET, "--checkpoint", weights, "--statistics", kept, "--json",
+        "--out", tmp_path / "importance.csv",
+    )  # fmt: skip
+    scores = json.loads(out)["scores"]
+    assert status == 0
+    rows = (tmp_path / "importance.csv").read_text().splitlines()
+    assert len(rows) == 1 + sum(map(len, scores.values()))
+    status, out, err = seprune(
+        *("prune", NET, "--checkpoint", weights, "--statistics", kept, "--macs", "0.6"),
+        *("--dry-run", "--out", tmp_path / "plan", "--json", "--set", "plan.min_channels=2"),
+    )
+    assert status == 0, err
+    assert [p.name for p in (tmp_path / "plan").iterdir()] == ["plan.json"]
+
+
+def test_statistics_of_other_weights_are_refused(seprune, weights, tmp_path):
+    kept = tmp_path / "s.safetensors"
+    seprune("collect", NET, "--data", "digits", "--images", "32", "--out", kept, "--seed", "5")
+    status, _, err = seprune("rank", NET, "--checkpoint", weights, "--statistics", kept)
+    assert status == 3
+    assert "model" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["prune", NET, "--out", "x"], 2, "needs calibration images"),
+        (["prune", NET, "--out", "x", "--macs", "1.5", "--importance", "l2"], 2, "plan.macs"),
+        (["prune", NET, "--out", "x", "--macs", "0.001", "--importance", "l2"], 3, "can go down"),
+        (["prune", NET, "--out", "x", "--importance", "l3"], 2, "unknown criterion 'l3'"),
+        (["inspect", "seprune/se_resnet9"], 2, "no such model"),
+        (["inspect", NET, "--input", "3x32"], 2, "not channels x height x width"),
+        (["inspect", NET, "--checkpoint", "absent.pth"], 3, "absent.pth"),
+        (["inspect", "./nowhere"], 3, "not a folder that seprune wrote"),
+        (["evaluate", NET, "--data", "nowhere"], 3, "nowhere"),
+        (["evaluate", NET, "--data", "digits", "--classes", "7"], 3, "7 outputs"),
+        (["run", "quickstart", "plan.mcas=0.5"], 2, "did you mean plan.macs"),
+        (["run", "quickstrat"], 2, "did you mean quickstart"),
+        (["report", "nowhere"], 3, "report.json"),
+        (["models", "no*such"], 3, "no network is called like"),
+        (["recipes", "show", "nothing"], 2, "no shipped recipe"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["prune", NET, "--frob"], 2, "--frob"),
+    ],
+)
+def test_faults_say_what_why_and_what_next(words, status, said, seprune, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got, out, err = seprune(*words)
+    assert got == status
+    assert said in err.replace("\n", " ")
+    assert " next: " in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_a_fault_with_json_is_one_json_document(seprune):
+    status, out, _ = seprune("inspect", "seprune/se_resnet9", "--json")
+    assert status == 2
+    assert json.loads(out)["error"]["code"] == "usage"
+
+
+def test_an_empty_checkpoint_is_named_for_what_it_is(seprune, tmp_path):
+    path = tmp_path / "empty.pth"
+    path.touch()
+    status, _, err = seprune("inspect", NET, "--checkpoint", path)
+    assert status == 3
+    assert "empty (0 bytes)" in err
+
+
+def test_code_runs_only_when_the_command_line_says_so(seprune, tmp_path):
+    file = tmp_path / "net.py"
+    canary = tmp_path / "ran"
+    file.write_text(
+        f"open({str(canary)!r}, 'w').close()\n"
+        "from seprune.models import build\n"
+        "def make(**_):\n    return build('seprune/se_resnet8')\n"
+    )
+    status, _, err = seprune("inspect", f"{file}:make")
+    assert status == 2
+    assert "--allow-code" in err
+    assert not canary.exists()
+    status, out, _ = seprune(
+        "inspect", f"{file}:make", "--allow-code", "--input", "1x8x8", "--json"
+    )
+    assert status == 0
+    assert canary.exists()
+    assert len(json.loads(out)["gates"]) == 3
+
+
+def test_recipes_are_listed_shown_copied_and_validated(seprune, tmp_path):
+    assert "quickstart" in seprune("recipes", "ls")[1]
+    shown = seprune("recipes", "show", "quickstart")[1]
+    copy = tmp_path / "mine.yaml"
+    assert seprune("recipes", "cp", "quickstart", copy)[0] == 0
+    assert copy.read_text() == shown
+    assert seprune("recipes", "cp", "quickstart", copy)[0] == 2
+    assert seprune("recipes", "validate", copy)[0] == 0
+    assert json.loads(seprune("recipes", "schema")[1])["title"] == "Recipe"
+
+
+def test_help_and_recipe_errors_do_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['seprune', *sys.argv[1:]]\n"
+        "from seprune.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('torch' in sys.modules)"
+    )
+    for words in (["--help"], ["run", "--help"], ["run", "quickstart", "plan.macs=7"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "False", words
+
+
+def test_every_command_has_an_example_and_help():
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        assert command.callback.__doc__, command
+
+
+def test_python_cli_py_works_from_a_checkout():
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "cli.py", "recipes", "ls"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout

@@ -1,0 +1,217 @@
+"""The whole story on the embedded digits: stages, journal, resume, other people's networks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seprune.errors import InputError, UsageError
+from seprune.pipeline import run
+from seprune.recipe import load_recipe
+from seprune.report.measurement import read
+from seprune.saved import load
+
+SMALL = (
+    "model.name=seprune/se_resnet8",
+    "train.epochs=1",
+    "train.warmup_epochs=0",
+    "collect.images=64",
+    "plan.macs=0.5",
+    "plan.min_channels=2",
+    "finetune.epochs=1",
+    "finetune.recalibrate=64",
+    "report.latency=false",
+    "device=cpu",
+)
+
+
+def recipe(*overrides: str):
+    return load_recipe("quickstart", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run with a space") / "übung"
+    return out, run(recipe(), out)
+
+
+def test_every_file_of_the_contract_is_there(told):
+    out, _ = told
+    names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    folder = {"config.json", "model.safetensors", "plan.json", "SHA256SUMS", "README.md"}
+    assert names >= {
+        "recipe.yaml",
+        "environment.json",
+        "journal.jsonl",
+        "statistics.safetensors",
+        "importance.csv",
+        "plan.json",
+        "report.json",
+        "report.csv",
+        "report.html",
+        *(f"pruned/{n}" for n in folder),
+        *(f"finetuned/{n}" for n in folder),
+        "finetuned/metrics.jsonl",
+    }
+
+
+def test_the_report_tells_the_story_in_order(told):
+    out, report = told
+    stages = [m.stage for m in report.measurements]
+    assert stages == ["baseline", "pruned", "refitted", "fine-tuned"]
+    base, pruned, _, tuned = report.measurements
+    assert base.count == tuned.count == 359
+    assert pruned.macs == tuned.macs <= 0.5 * base.macs
+    assert read(out).measurements == report.measurements
+    assert report.budgets[0].criterion == "gate_logit"
+
+
+def test_the_saved_network_has_the_measured_cost(told):
+    out, report = told
+    tuned = load(out / "finetuned")
+    assert sum(p.numel() for p in tuned.parameters()) == report.measurements[-1].params
+
+
+def test_the_same_command_does_no_stage_twice(told):
+    out, report = told
+    before = (out / "journal.jsonl").read_bytes()
+    again = run(recipe(), out)
+    assert (out / "journal.jsonl").read_bytes() == before
+    assert again.measurements == report.measurements
+
+
+def test_a_damaged_stage_is_done_again_and_ends_the_same(told):
+    out, report = told
+    path = out / "finetuned" / "model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    again = run(recipe(), out)
+    assert path.read_bytes() == good
+    assert again.measurements == report.measurements
+
+
+def test_another_recipe_is_refused_in_the_same_folder(told):
+    out, _ = told
+    with pytest.raises(UsageError, match=r"plan\.macs") as caught:
+        run(recipe("plan.macs=0.4"), out)
+    assert caught.value.exit_status == 2
+
+
+def test_several_budgets_share_baseline_and_statistics(tmp_path):
+    report = run(recipe("plan.macs=[0.6, 0.4]", "prune.recover=none"), tmp_path)
+    assert [m.budget for m in report.measurements] == [None, *["macs 0.6"] * 2, *["macs 0.4"] * 2]
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    names = [json.loads(line)["stage"] for line in lines]
+    assert names.count("collect") == names.count("train") == 1
+    assert (tmp_path / "macs-0.6" / "finetuned" / "model.safetensors").is_file()
+    assert (tmp_path / "macs-0.4" / "plan.json").is_file()
+
+
+def test_a_checkpoint_skips_the_training(told, tmp_path):
+    out, report = told
+    again = run(recipe(f"model.checkpoint={out / 'trained'}", "finetune.epochs=0"), tmp_path)
+    assert not (tmp_path / "trained").exists()
+    assert again.measurements[0].top1 == report.measurements[0].top1
+
+
+def test_a_pruned_network_is_pruned_again(told, tmp_path):
+    out, _ = told
+    twice = run(
+        recipe(f"model.name={out / 'finetuned'}", "plan.macs=0.7", "importance.criterion=l2"),
+        tmp_path,
+    )
+    assert twice.measurements[1].macs <= 0.7 * twice.measurements[0].macs
+    assert (tmp_path / "pruned" / "plan-2.json").is_file()
+    again = load(tmp_path / "pruned")
+    assert sum(p.numel() for p in again.parameters()) == twice.measurements[1].params
+
+
+def test_several_small_cuts_reach_the_same_budget(tmp_path):
+    report = run(recipe("plan.steps=2", "prune.recover=bn", "finetune.epochs=0"), tmp_path)
+    base, pruned = report.measurements[:2]
+    assert 0.4 * base.macs <= pruned.macs <= 0.5 * base.macs
+    assert (tmp_path / "pruned" / "plan-2.json").is_file()
+
+
+def test_a_network_without_gates_is_a_clear_error_and_prunes_by_weights(tmp_path):
+    args = ("model.name=seprune/se_resnet8", "model.args.stages=''", "finetune.epochs=0")
+    with pytest.raises(InputError, match="no channel gates") as caught:
+        run(recipe(*args), tmp_path / "gates")
+    assert "importance.criterion=l2" in caught.value.fix
+    report = run(recipe(*args, "importance.criterion=l2"), tmp_path / "weights")
+    assert report.measurements[1].macs <= 0.5 * report.measurements[0].macs
+
+
+def test_an_unknown_criterion_is_found_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match="unknown criterion 'gate_logits'") as caught:
+        run(recipe("importance.criterion=gate_logits"), tmp_path / "x")
+    assert caught.value.fix == "importance.criterion=gate_logit"
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/seresnet18"])
+def test_nothing_is_tied_to_one_network(name, tmp_path):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="the extra timm is not installed")
+    report = run(
+        load_recipe(
+            "quickstart",
+            [*SMALL[2:], f"model.name={name}", "model.input=[3,32,32]", "train=null"],
+        ),
+        tmp_path,
+    )
+    assert report.measurements[-1].macs <= 0.5 * report.measurements[0].macs
+    assert any("random" in w for w in report.warnings)
+
+
+def _start(out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "seprune", "run", "quickstart", "--out", str(out), *SMALL]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_stage_and_the_same_command_ends_bit_equal(tmp_path):
+    """Killed after each new commit line, then once more by the clock, until it is through."""
+    whole = _start(tmp_path / "whole")
+    assert whole.wait() == 0
+    out, seen = tmp_path / "killed", 0
+    for _ in range(12):
+        process = _start(out)
+        journal = out / "journal.jsonl"
+        while process.poll() is None:
+            lines = len(journal.read_bytes().splitlines()) if journal.exists() else 0
+            if lines > seen:
+                seen = lines
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.01)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    assert process.returncode == 0
+    for name in ("trained", "pruned", "finetuned"):
+        one = (tmp_path / "whole" / name / "model.safetensors").read_bytes()
+        assert (out / name / "model.safetensors").read_bytes() == one
+    one, two = read(tmp_path / "whole"), read(out)
+    assert one.measurements == two.measurements
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_state_and_says_how_to_go_on(tmp_path):
+    process = _start(tmp_path)
+    while not (tmp_path / "journal.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0].decode()
+    assert process.returncode == 143, said
+    assert "go on with: seprune run quickstart --out" in said
+    assert "Traceback" not in said

@@ -1,0 +1,41 @@
+"""The README says what the results say, and its commands are real."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_what_the_kept_json_renders_to():
+    script, text = _script(), (ROOT / "README.md").read_text()
+    assert script.rendered(text, script.table(json.loads(script.KEPT.read_text()))) == text
+
+
+def test_every_command_in_the_readme_exists():
+    from seprune.cli import app
+
+    known = {c.name or c.callback.__name__ for c in app.registered_commands} | {"recipes"}
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"^seprune (\w+)", text, re.MULTILINE))
+    used |= set(re.findall(r"`seprune (\w+)", text))
+    assert used
+    assert used <= known
+
+
+def test_every_name_of_the_python_example_exists():
+    import seprune
+
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"seprune\.([A-Za-z_]+)\(", text))
+    assert used <= set(seprune.__all__)

@@ -1,0 +1,311 @@
+"""Closed-form recovery: exact where it can be, better where it cannot."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from nets import Inner, Residual, images
+from torch import nn
+
+from seprune.errors import InputError
+from seprune.groups import analyse
+from seprune.plan import plan_of
+from seprune.prune import prune
+from seprune.refit import RefitOptions, refit
+
+EXACT = RefitOptions(ridge=1e-12, device="cpu")
+CPU = RefitOptions(device="cpu")
+
+
+class Pair(nn.Module):
+    """Two layers; the second half of the first one's channels is a mixture of the first half."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def dependent(first, second):
+    """`first` without bias, its upper channels exact linear combinations of its lower ones."""
+    with torch.no_grad():
+        half = len(first.weight) // 2
+        mix = torch.randn(half, half)
+        first.weight[half:] = (mix @ first.weight[:half].flatten(1)).view_as(first.weight[half:])
+    return Pair(first, second).eval()
+
+
+def halved(model, x):
+    """The plan that keeps the lower half of every group, and the cut network."""
+    groups = analyse(model, x).groups
+    plan = plan_of(groups, {g.name: range(g.units // 2) for g in groups if g.prunable}, {})
+    return plan, prune(model, plan)
+
+
+def seeded(make):
+    torch.manual_seed(0)
+    return make()
+
+
+def distance(a, b, x):
+    with torch.no_grad():
+        return float((a(x) - b(x)).square().mean())
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda: nn.Conv2d(8, 5, 3, padding=1),
+        lambda: nn.Conv2d(8, 5, 3, stride=2, dilation=2, bias=False),
+        lambda: nn.Conv2d(8, 5, 3, padding="same", padding_mode="reflect"),
+        lambda: nn.Conv2d(8, 5, 1, stride=2),
+        lambda: nn.Conv2d(8, 5, (1, 3)),
+    ],
+)
+def test_what_is_a_linear_combination_of_the_kept_channels_is_recovered(second):
+    model = seeded(lambda: dependent(nn.Conv2d(3, 8, 1, bias=False), second()))
+    x = torch.randn(32, 3, 9, 9)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=EXACT)
+    assert distance(model, small, x) > 1e-2
+    assert distance(model, result.model, x) < 1e-9
+    assert result.layers == ("second",)
+    assert result.skipped == {}
+    before, after = result.errors["second"]
+    assert after < 1e-9 < 1e-2 < before
+
+
+@pytest.mark.parametrize("shape", [(64, 6), (16, 5, 6)])
+def test_a_linear_layer_on_rows_or_tokens_is_recovered(shape):
+    model = seeded(lambda: dependent(nn.Linear(6, 8, bias=False), nn.Linear(8, 3)))
+    x = torch.randn(shape)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=EXACT)
+    assert distance(model, small, x) > 1e-2
+    assert distance(model, result.model, x) < 1e-9
+
+
+def test_a_one_dimensional_convolution_is_recovered():
+    model = seeded(lambda: dependent(nn.Conv1d(3, 8, 1, bias=False), nn.Conv1d(8, 4, 3, padding=1)))
+    x = torch.randn(32, 3, 12)
+    plan, small = halved(model, x)
+    assert distance(model, refit(model, small, plan, [x], options=EXACT).model, x) < 1e-9
+
+
+def test_a_mean_that_was_cut_away_goes_into_the_norm_behind_a_layer_without_bias():
+    model = seeded(
+        lambda: Pair(
+            nn.Conv2d(3, 4, 1),
+            nn.Sequential(nn.Conv2d(4, 5, 1, bias=False), nn.BatchNorm2d(5)),
+        )
+    ).eval()
+    with torch.no_grad():  # the upper channels are constant: only the intercept can replace them
+        model.first.weight[2:] = 0
+        model.first.bias[2:] = 3
+    x = torch.randn(16, 3, 4, 4)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=EXACT)
+    assert distance(model, small, x) > 1e-2
+    assert distance(model, result.model, x) < 1e-9
+    assert not torch.equal(result.model.second[1].running_mean, small.second[1].running_mean)
+
+
+def test_depthwise_and_grouped_convolutions_make_up_for_the_errors_before_them():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1, bias=False)
+            self.mix = nn.Conv2d(8, 8, 1, bias=False)
+            self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+            self.head = nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.head(self.grouped(self.depthwise(self.mix(self.stem(x)))))
+
+    model, x = seeded(Net).eval(), torch.randn(64, 3, 6, 6)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=CPU)
+    assert result.layers == ("mix", "depthwise", "grouped", "head")
+    assert all(after <= before + 1e-12 for before, after in result.errors.values())
+    assert distance(model, result.model, x) < 0.7 * distance(model, small, x)
+
+
+@pytest.mark.parametrize("make", [Residual, Inner])
+def test_networks_with_gates_come_closer_to_their_parent(make):
+    model, x = seeded(make).eval(), images(64, 12)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=CPU)
+    unseen = images(32, 12, seed=1)
+    assert distance(model, result.model, unseen) < 0.5 * distance(model, small, unseen)
+    assert result.skipped == {}
+
+
+def test_the_split_into_batches_does_not_matter_and_labels_are_not_needed():
+    model, x = seeded(Residual).eval(), images(24, 12)
+    plan, small = halved(model, x)
+    loaders = ([x], list(x.split(5)), [(b, torch.zeros(len(b)).long()) for b in x.split(8)])
+    states = [
+        refit(model, small, plan, loader, options=CPU).model.state_dict() for loader in loaders
+    ]
+    for other in states[1:]:
+        assert all(torch.equal(states[0][name], other[name]) for name in other)
+
+
+def test_only_so_many_images_are_used():
+    model, x = seeded(Residual).eval(), images(24, 12)
+    plan, small = halved(model, x)
+    few = RefitOptions(images=10, device="cpu")
+    one = refit(model, small, plan, x.split(4), options=few).model
+    other = refit(model, small, plan, [x[:10]], options=few).model
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_the_callers_models_are_left_as_they_are():
+    model, x = seeded(Residual).train(), images(16, 12)
+    plan, small = halved(model, x)
+    small.blocks[0].conv1.weight.requires_grad_(False)
+    held = [copy.deepcopy(m.state_dict()) for m in (model, small)]
+    threads = threading.active_count()
+    result = refit(model, small, plan, [x], options=CPU)
+    for network, state in zip((model, small), held):
+        assert network.training
+        assert all(torch.equal(network.state_dict()[n], v) for n, v in state.items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert result.model.training
+    assert not result.model.blocks[0].conv1.weight.requires_grad
+    assert threading.active_count() == threads
+
+
+def test_forwards_that_may_not_wait_give_the_same_result():
+    model, x = seeded(Residual).eval(), images(200, 8)
+    plan, small = halved(model, x)
+    bound = RefitOptions(held=0, device="cpu")
+    one, other = (refit(model, small, plan, [x], options=o).model for o in (CPU, bound))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_normal_equations_in_blocks_lead_to_the_direct_solution():
+    model = seeded(lambda: Pair(nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 4, 1))).eval()
+    with torch.no_grad():  # kept channels that hardly correlate at one position
+        model.first.weight[:8] = nn.init.orthogonal_(torch.empty(8, 27)).view(8, 3, 3, 3)
+    x = torch.randn(64, 3, 8, 8)
+    plan, small = halved(model, x)
+    bound = RefitOptions(gram=8 * 4**2, device="cpu")  # two blocks of four channels
+    direct, blocks = (refit(model, small, plan, [x], options=o) for o in (CPU, bound))
+    assert blocks.errors["second"] == pytest.approx(direct.errors["second"], rel=1e-3)
+    assert distance(direct.model, blocks.model, x) < 1e-3 * distance(model, direct.model, x)
+
+
+def test_blocks_that_interact_come_closer_turn_by_turn():
+    model = seeded(lambda: Pair(nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 4, 3))).eval()
+    x = torch.randn(64, 3, 8, 8)
+    plan, small = halved(model, x)
+    bound = RefitOptions(gram=8 * (4 * 9) ** 2, device="cpu")
+    direct, blocks = (refit(model, small, plan, [x], options=o) for o in (CPU, bound))
+    best, (before, after) = direct.errors["second"][1], blocks.errors["second"]
+    assert best <= after < 0.5 * before
+
+
+def test_some_positions_say_nearly_as_much_as_all():
+    model, x = seeded(Residual).eval(), images(64, 16)
+    plan, small = halved(model, x)
+    some = RefitOptions(rows=64 * 40, device="cpu")  # 40 of 256 positions of every image
+    full = distance(model, refit(model, small, plan, [x], options=CPU).model, x)
+    part = distance(model, refit(model, small, plan, [x], options=some).model, x)
+    assert part < 2 * full < distance(model, small, x)
+
+
+def test_directions_that_the_images_do_not_show_keep_their_weights():
+    model = seeded(lambda: Pair(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1))).eval()
+    x = torch.randn(16, 1, 5, 5).repeat(1, 3, 1, 1)  # grey: one direction of the inputs
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=CPU)
+    shown = (
+        small.first.weight.detach().flatten(1).sum(1)
+    )  # the kept channels move together along this
+    change = (result.model.second.weight - small.second.weight).detach().flatten(1)
+    across = change - (change @ shown / shown.square().sum())[:, None] * shown
+    assert float(change.norm()) > 1e-2
+    assert float(across.norm()) < 1e-4 * float(change.norm())
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight / self.weight.norm(), self.bias)
+
+
+def test_layers_that_cannot_be_refitted_are_named_and_keep_their_weights():
+    model = seeded(lambda: Pair(nn.Conv2d(3, 8, 1), Standardised(8, 4, 1))).eval()
+    x = torch.randn(8, 3, 5, 5)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=CPU)
+    assert result.layers == ()
+    assert result.skipped == {"second": "its output is not its weight times its input"}
+    assert torch.equal(result.model.second.weight, small.second.weight)
+
+
+def test_numbers_that_are_not_finite_leave_the_layer_as_it_was():
+    model = seeded(lambda: Pair(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))).eval()
+    x = torch.randn(8, 3, 5, 5)
+    plan, small = halved(model, x)
+    x[0, 0, 0, 0] = float("nan")
+    result = refit(model, small, plan, [x], options=CPU)
+    assert result.skipped == {"second": "its normal equations have no finite unique solution"}
+    assert torch.equal(result.model.second.weight, small.second.weight)
+
+
+def test_a_shared_layer_is_skipped():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.twice = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.head = nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.head(self.twice(self.twice(self.stem(x))))
+
+    model, x = seeded(Shared).eval(), torch.randn(8, 3, 5, 5)
+    plan, small = halved(model, x)
+    result = refit(model, small, plan, [x], options=CPU)
+    assert result.skipped == {"twice": "it runs 2 times in one forward"}
+    assert result.layers == ("head",)
+
+
+def test_no_images_are_an_error():
+    model, x = seeded(Residual).eval(), images(4, 12)
+    plan, small = halved(model, x)
+    with pytest.raises(InputError, match="no images"):
+        refit(model, small, plan, [], options=CPU)
+    with pytest.raises(InputError, match="no images to refit on"):
+        refit(model, small, plan, [x[:0], x[:0]], options=CPU)
+
+
+def test_a_network_that_the_plan_does_not_lead_to_is_refused():
+    model, x = seeded(Residual).eval(), images(4, 12)
+    plan, _ = halved(model, x)
+    with pytest.raises(InputError, match=r"does not fit the plan: layer 'blocks\.0") as caught:
+        refit(model, model, plan, [x], options=CPU)
+    assert "the plan keeps 4 of its outputs, the network has 8" in str(caught.value)
+
+
+def test_a_forward_that_fails_midway_ends_all_threads():
+    class Moody(Residual):
+        def forward(self, x):
+            if len(x) > 2 and not torch.equal(x[0], x[1]):
+                raise ValueError("bad mood")
+            return super().forward(x)
+
+    model, x = seeded(Moody).eval(), images(8, 12)
+    plan, small = halved(model, x[:2])
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="bad mood"):
+        refit(model, small, plan, [x], options=CPU)
+    assert threading.active_count() == threads

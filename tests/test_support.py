@@ -1,0 +1,140 @@
+"""The support table: its checks run here again, and docs/support.md is what its results say."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seprune.importance import Scoring, score
+from seprune.plan import plan_of
+from seprune.prune import cuttable
+
+ROOT = Path(__file__).parents[1]
+
+
+def _benchmark(name: str) -> Any:
+    """A script of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+support = _benchmark("support")
+# one of each door, and two that torch-pruning alone fails or hangs on
+FEW = [
+    "seprune/se_resnet8",
+    "torchvision/mobilenet_v3_small",
+    "timm/skresnet18",
+    "timm/ecaresnet26t",
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def results() -> Any:
+    return json.loads(support.RESULTS.read_text())
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_row(name: str) -> None:
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    row = support.measure(name)
+    assert support.passed(row), row
+    reached = [cut["macs"] for cut in row["budgets"].values()]
+    assert all(0.99 * b <= r <= b for b, r in zip(support.BUDGETS, reached)), reached
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(support.LIMIT_SECONDS + 60)
+@pytest.mark.parametrize("name", support.ROWS)
+def test_every_row(name: str) -> None:
+    row = support.attempt(name)
+    assert support.passed(row), row
+
+
+def test_the_document_is_what_the_results_say(results: Any) -> None:
+    assert support.TABLE.read_text() == support.render(results)
+
+
+def test_every_network_has_a_row_that_passes(results: Any) -> None:
+    assert list(results["rows"]) == support.ROWS
+    assert [n for n, row in results["rows"].items() if not support.passed(row)] == []
+
+
+def test_budgets_are_reached_within_one_percent_or_called_the_minimum(results: Any) -> None:
+    for name, row in results["rows"].items():
+        for budget, cut in row.get("budgets", {}).items():
+            target = cut.get("minimum", float(budget))
+            assert 0.99 * target <= cut["macs"] <= target, (name, budget, cut)
+
+
+def row_of(**changes: Any) -> dict[str, Any]:
+    cut = {"macs": 0.4999, "exact": True, "forward": True}
+    return {
+        "input": 128, "gates": 8, "groups": 21, "budgets": {"0.5": cut}, "seconds": 0.42,
+        "whole": {"it is an output of the model": 1, "no rule for unfold in stages.2.attn": 1,
+                  "no rule for unfold in stages.3.attn": 2},
+        "reload": True, "masked": 1e-15, "mixing": [], **changes,
+    }  # fmt: skip
+
+
+def test_a_line_of_the_table() -> None:
+    assert support.line("timm/x", row_of()) == (
+        "| timm/x | 128 | 8 | 21 | 1 output, 3 no rule for unfold | 0.500 | yes | 1e-15 | yes "
+        "| 0.4 |\n"
+    )
+    least = {"macs": 0.3, "minimum": 0.301, "exact": False, "forward": True}
+    line = support.line("timm/x", row_of(budgets={"0.25": least}, masked=0.5, mixing=["LayerNorm"]))
+    assert "| 0.300 min | runs | 5e-01 (LayerNorm) | yes |" in line
+    assert "| **gone a/b** |" in support.line("timm/x", {"error": "gone a|b"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reload": False},
+        {"masked": 1e-3},
+        {"masked": None},
+        {"budgets": {"0.5": {"macs": 0.5, "exact": False, "forward": True}}},
+        {"budgets": {"0.5": {"macs": 0.5, "exact": True, "forward": False}}},
+    ],
+)
+def test_a_row_with_one_thing_wrong_does_not_pass(change: dict[str, Any]) -> None:
+    assert support.passed(row_of())
+    assert not support.passed(row_of(**change))
+    assert not support.passed({"error": "anything"})
+
+
+def test_a_wrong_cut_is_noticed() -> None:
+    """The masked parent tells a network that lost other channels than its plan says."""
+    subject, _ = support.subject_of("seprune/se_resnet8")
+    structure = cuttable(subject.model, subject.inputs)
+    scores = score(structure, model=subject.model, scoring=Scoring("l2")).scores
+    group = next(g for g in structure.groups if g.prunable and g.name in scores)
+    right = plan_of(structure.groups, {group.name: range(group.units // 2)}, {})
+    wrong = plan_of(structure.groups, {group.name: range(group.units // 2, group.units)}, {})
+    masked, cut = copy.deepcopy(subject.model), support.prune(subject.model, right)
+    support.mask(masked, wrong)
+    a, b = support.outputs(cut, subject.inputs), support.outputs(masked, subject.inputs)
+    assert float((a[0] - b[0]).abs().max() / b[0].abs().max()) > 1e-3
+    assert support.masked_error(subject, right)["masked"] < 1e-12
