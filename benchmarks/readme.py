@@ -28,7 +28,8 @@ def keep(report: Path) -> None:
     kept: dict[str, Any] = {key: full[key] for key in wanted}
     kept["versions"] = full["environment"]["packages"]
     # paths of the machine that ran it say nothing to others
-    kept["command"] = re.sub(r"=\S*/", "=", kept["command"])
+    command = re.sub(r"--out \S+", "--out RUN", kept["command"])
+    kept["command"] = re.sub(r"=\S*/", "=", command)
     write_json(KEPT, kept)
 
 

@@ -202,7 +202,7 @@ def test_bottlenecks_are_kept_scaled_or_ranked():
     (_, hidden), (_, stream), plan = found["scale"]
     assert hidden == -(-16 * stream // 32)
     assert {g.name: g.reason for g in plan.groups}["1.se.fc.0"] == (
-        "its width follows the channels that it gates"
+        "SE hidden width: follows its channels"
     )
     assert found["rank"][0][1] < 16
     assert {g.name: g.reason for g in found["rank"][2].groups}["1.se.fc.0"] is None

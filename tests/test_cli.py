@@ -146,7 +146,7 @@ def test_statistics_of_other_weights_are_refused(seprune, weights, tmp_path):
         (["evaluate", NET, "--data", "digits", "--classes", "7"], 3, "7 outputs"),
         (["run", "quickstart", "plan.mcas=0.5"], 2, "did you mean plan.macs"),
         (["run", "quickstrat"], 2, "did you mean quickstart"),
-        (["report", "nowhere"], 3, "report.json"),
+        (["report", "nowhere"], 3, "no such run"),
         (["models", "no*such"], 3, "no network is called like"),
         (["recipes", "show", "nothing"], 2, "no shipped recipe"),
         (["frobnicate"], 2, "frobnicate"),

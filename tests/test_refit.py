@@ -228,9 +228,7 @@ def test_directions_that_the_images_do_not_show_keep_their_weights():
     x = torch.randn(16, 1, 5, 5).repeat(1, 3, 1, 1)  # grey: one direction of the inputs
     plan, small = halved(model, x)
     result = refit(model, small, plan, [x], options=CPU)
-    shown = (
-        small.first.weight.detach().flatten(1).sum(1)
-    )  # the kept channels move together along this
+    shown = small.first.weight.detach().flatten(1).sum(1)  # the direction that grey shows
     change = (result.model.second.weight - small.second.weight).detach().flatten(1)
     across = change - (change @ shown / shown.square().sum())[:, None] * shown
     assert float(change.norm()) > 1e-2

@@ -113,6 +113,12 @@ def report(
 
 
 def _require_finished(run: Path) -> None:
+    if not run.exists():
+        raise InputError(
+            f"{run}: no such run",
+            why="a report is read from a run folder or its report.json",
+            fix="give the folder that was --out of `seprune run`",
+        )
     if run.is_dir() and not (run / "report.json").is_file() and (run / "journal.jsonl").is_file():
         raise InputError(
             f"{run}: the run is not finished",
@@ -135,6 +141,8 @@ def compare(
     from seprune.report import compare as comparing
     from seprune.report import measurement
 
+    for path in runs:
+        _require_finished(path)
     made = comparing.compare([measurement.read(r) for r in runs])
     if html is not None:
         from seprune.report.html import write_comparison
@@ -223,13 +231,13 @@ def models(
     from seprune.models import names
 
     found = names(pattern)
+    if not found:
+        raise InputError(f"no network is called like '{pattern}'", why="nothing here matches it",
+                         fix="seprune models", code="no-model")  # fmt: skip
     if json:
         console.give(found)
     else:
         print("\n".join(found))
-    if not found:
-        raise InputError(f"no network is called like '{pattern}'", why="nothing here matches it",
-                         fix="seprune models", code="no-model")  # fmt: skip
 
 
 def env(json: options.Json = False) -> None:

@@ -25,14 +25,18 @@ def propagate(
     for group in reversed(structure.groups):
         if group.name in result:
             continue
-        total = torch.zeros(group.units, dtype=torch.float64)
+        flows = []
         for member in group.members:
             module = modules.get(member.layer)
             if member.side == "in" and isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
                 influence = _influence(module)
                 after = _outputs(module, member.layer, owners, found)
                 flow = (influence * after[:, None]).sum(0)
-                total += flow[torch.from_numpy(member.index)].sum(1)
+                flows.append(flow[torch.from_numpy(member.index)].sum(1))
+        if flows:
+            total = torch.stack(flows).sum(0)
+        else:  # nothing reads them: the classifier's outputs
+            total = torch.ones(group.units, dtype=torch.float64)
         result[group.name] = total
         found[group.name] = total / total.mean().clamp_min(1e-300)
     return result

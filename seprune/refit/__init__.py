@@ -10,7 +10,7 @@ solves. Formulas, costs and failure modes: docs/refit.md.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
+from seprune.evaluation import device_of
 from seprune.plan import PruningPlan
 from seprune.processes import resolve_device
 from seprune.progress import Track, silent
-from seprune.refit.forwards import Forward
+from seprune.refit.forwards import Forwards
 from seprune.refit.squares import Normal, Product, observe
 from seprune.refit.targets import Target, aim, find_targets
 from seprune.statistics.batches import open_batches
-from seprune.taps import Tap
 from seprune.trace import record
 
 
@@ -69,7 +69,6 @@ class Refitted:
     errors: Mapping[str, tuple[float, float]]
 
 
-_BATCH = 128  # images per forward
 _CHUNK = 64 << 20  # bytes of unfolded inputs at a time
 _TURNS = 5  # for a layer before a ReLU, or one whose normal equations do not fit at once
 _ENOUGH = 0.98  # a turn that leaves more than this part of the error is the last one
@@ -97,14 +96,14 @@ def refit(
     device = resolve_device(options.device)
     images = _take(loader, options.images)
     model = copy.deepcopy(pruned)
-    home, modes = _place(model), {m: m.training for m in model.modules()}
+    home, modes = device_of(model), {m: m.training for m in model.modules()}
     teacher = copy.deepcopy(parent).to(device).eval()
     model.to(device).eval()
     targets, skipped = find_targets(teacher, plan, images[:2].to(device))
     record(model, images[:2].to(device))
     _check(model, targets, teacher)
     errors: dict[str, tuple[float, float]] = {}
-    with torch.no_grad(), _Forwards(teacher, model, images, targets) as forwards:
+    with torch.no_grad(), Forwards(teacher, model, images, targets) as forwards:
         work = _Work(model, forwards, options)
         for target in track(targets, label="refitting", total=len(targets), unit="layers"):
             try:
@@ -148,82 +147,10 @@ def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> N
             )
 
 
-def _place(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-class _Forwards:
-    """The forwards of both networks, batch by batch, as far as they have come."""
-
-    def __init__(
-        self, teacher: nn.Module, model: nn.Module, images: Tensor, targets: Sequence[Target]
-    ) -> None:
-        self.teacher, self.model, self.images, self.targets = teacher, model, images, targets
-        self.waiting: list[tuple[Forward, Forward]] = []
-
-    def __enter__(self) -> _Forwards:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.stop()
-
-    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """For every batch what the parent shows, and the input of the layer.
-
-        Without `wait` all forwards start anew and end when they have been here.
-        """
-        for number, batch in enumerate(torch.split(self.images, _BATCH)):
-            if not wait:
-                self.stop()
-            if not wait or number == len(self.waiting):
-                later = self.targets[self.targets.index(target) :]
-                self.waiting.append(self.start(batch, later if wait else [target]))
-            yield self.show(target, *self.waiting[-1 if not wait else number])
-        if not wait:
-            self.stop()
-
-    def show(
-        self, target: Target, dense: Forward, cut: Forward
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        name = target.layer
-        x = cut.take(f"{name}:x")
-        wanted = {"y": True, "branch": target.branch, "other": target.other}
-        seen = {part: dense.take(f"{name}:{part}") for part, tap in wanted.items() if tap}
-        if target.other is not None:
-            seen["gap"] = seen["other"] - cut.take(f"{name}:other")
-        return seen, x
-
-    def start(self, batch: Tensor, targets: Sequence[Target]) -> tuple[Forward, Forward]:
-        dense: dict[str, Tap] = {}
-        cut: dict[str, Tap] = {}
-        keep: dict[str, tuple[int, Tensor | None]] = {}
-        for t in targets:
-            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
-            dense |= {f"{t.layer}:{part}": tap for part, tap in taps.items() if tap}
-            cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0)
-            if t.other is not None:
-                cut[f"{t.layer}:other"] = t.other
-            keep |= {f"{t.layer}:{part}": (t.dim, t.keep) for part in taps}
-        whole = {name: (0, None) for name in cut if name.endswith(":other")}
-        batch = batch.to(_place(self.model))
-        return Forward(self.teacher, batch, dense, keep), Forward(self.model, batch, cut, whole)
-
-    def forget(self, target: Target) -> None:
-        names = [f"{target.layer}:{name}" for name in ("x", "y", "branch", "other")]
-        for pair in self.waiting:
-            for forward in pair:
-                forward.forget(names)
-
-    def stop(self) -> None:
-        while self.waiting:
-            for forward in self.waiting.pop():
-                forward.stop()
-
-
 class _Work:
     """Solves one layer after the other."""
 
-    def __init__(self, model: nn.Module, forwards: _Forwards, options: RefitOptions) -> None:
+    def __init__(self, model: nn.Module, forwards: Forwards, options: RefitOptions) -> None:
         self.model, self.forwards, self.options = model, forwards, options
 
     def refit(self, target: Target) -> tuple[float, float]:
@@ -239,6 +166,7 @@ class _Work:
             raise
 
     def solve(self, target: Target, layer: Any) -> tuple[float, float]:
+        """`refit`, without a way back."""
         old, blocks = layer.weight.detach().clone(), self.blocks(layer)
         errors: list[float] = []
         known: Normal | None = None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from seprune.evaluation import device_of
+from seprune.refit.targets import Target
 from seprune.taps import Tap
 from seprune.watch import tapped
+
+_BATCH = 128  # images per forward
 
 
 class _Stopped(BaseException):
@@ -101,3 +106,75 @@ def twin(model: nn.Module) -> nn.Module:
     """Another module tree around the same tensors: hooks of its own, weights in common."""
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)
+
+
+class Forwards:
+    """The forwards of both networks, batch by batch, as far as they have come."""
+
+    def __init__(
+        self, teacher: nn.Module, model: nn.Module, images: Tensor, targets: Sequence[Target]
+    ) -> None:
+        self.teacher, self.model, self.images, self.targets = teacher, model, images, targets
+        self.waiting: list[tuple[Forward, Forward]] = []
+
+    def __enter__(self) -> Forwards:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """For every batch what the parent shows, and the input of the layer.
+
+        Without `wait` all forwards start anew and end when they have been here.
+        """
+        for number, batch in enumerate(torch.split(self.images, _BATCH)):
+            if not wait:
+                self.stop()
+            if not wait or number == len(self.waiting):
+                later = self.targets[self.targets.index(target) :]
+                self.waiting.append(self.start(batch, later if wait else [target]))
+            yield self.show(target, *self.waiting[-1 if not wait else number])
+        if not wait:
+            self.stop()
+
+    def show(
+        self, target: Target, dense: Forward, cut: Forward
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run both forwards of a batch up to the layer."""
+        name = target.layer
+        x = cut.take(f"{name}:x")
+        wanted = {"y": True, "branch": target.branch, "other": target.other}
+        seen = {part: dense.take(f"{name}:{part}") for part, tap in wanted.items() if tap}
+        if target.other is not None:
+            seen["gap"] = seen["other"] - cut.take(f"{name}:other")
+        return seen, x
+
+    def start(self, batch: Tensor, targets: Sequence[Target]) -> tuple[Forward, Forward]:
+        """The forwards of a batch through both networks, not yet under way."""
+        dense: dict[str, Tap] = {}
+        cut: dict[str, Tap] = {}
+        keep: dict[str, tuple[int, Tensor | None]] = {}
+        for t in targets:
+            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
+            dense |= {f"{t.layer}:{part}": tap for part, tap in taps.items() if tap}
+            cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0)
+            if t.other is not None:
+                cut[f"{t.layer}:other"] = t.other
+            keep |= {f"{t.layer}:{part}": (t.dim, t.keep) for part in taps}
+        whole = {name: (0, None) for name in cut if name.endswith(":other")}
+        batch = batch.to(device_of(self.model))
+        return Forward(self.teacher, batch, dense, keep), Forward(self.model, batch, cut, whole)
+
+    def forget(self, target: Target) -> None:
+        """Give back what the layer needed."""
+        names = [f"{target.layer}:{name}" for name in ("x", "y", "branch", "other")]
+        for pair in self.waiting:
+            for forward in pair:
+                forward.forget(names)
+
+    def stop(self) -> None:
+        """End all forwards."""
+        while self.waiting:
+            for forward in self.waiting.pop():
+                forward.stop()

@@ -1,0 +1,393 @@
+"""Scores against closed forms, against finite differences, and against a change of order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from nets import Chain, Inner, LayerScale, Residual, dependent, images
+from torch import Tensor, nn
+
+from seprune.errors import InputError, SepruneError, UsageError
+from seprune.groups import ChannelGroup, Structure, analyse
+from seprune.importance import CRITERIA, Scoring, collecting, criterion, score
+from seprune.importance.propagate import propagate
+from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
+from seprune.statistics.sensitivity import image_keys, normal
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Small inputs gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def plain(model: nn.Module, name: str, **how: Any) -> dict[str, Tensor]:
+    """Scores of a weight criterion as they are, not normalised."""
+    structure = analyse(model, images())
+    scoring = Scoring(name, normalize="none", **how)
+    return dict(score(structure, model=model, scoring=scoring).scores)
+
+
+def batches(count: int = 6, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    x = images(count, 8, seed=5).to(dtype)
+    return [(x[:4], torch.tensor([0, 1, 2, 0])), (x[4:], torch.tensor([1, 2]))]
+
+
+def collected(
+    model: nn.Module, gradients: Any = "none", dtype: torch.dtype = torch.float32
+) -> tuple[Structure, GateStatistics]:
+    structure = analyse(model, images(2, 8).to(dtype))
+    options = collecting(structure, CollectOptions(device="cpu")) if gradients != "none" else None
+    loader = batches(dtype=dtype)
+    statistics = collect_statistics(
+        model, loader, gradients=gradients, options=options or CollectOptions(device="cpu")
+    )
+    return structure, statistics
+
+
+# -- closed forms of the weights -------------------------------------------------------------------
+
+
+def test_l1_and_l2_are_means_over_the_layers_of_the_group():
+    model = dependent("concat")
+    a, c = model.a.weight.detach().double(), model.c.weight.detach().double()
+    l1, l2 = plain(model, "l1")["a"], plain(model, "l2")["a"]
+    into = c[:, :6].flatten(2).sum(2)  # 1x1
+    torch.testing.assert_close(l1, (a.abs().sum((1, 2, 3)) + into.abs().sum(0)) / 2)
+    torch.testing.assert_close(l2, (a.square().sum((1, 2, 3)) + into.square().sum(0)) / 2)
+
+
+def test_units_of_several_channels_add_up():
+    model = dependent("whole conv groups")  # unit u is conv group u
+    a, middle = model.a.weight.detach().double(), model.middle.weight.detach().double()
+    b = model.b.weight.detach().double().flatten(1)
+    own = [slice(2 * u, 2 * u + 2) for u in range(4)]
+    expected = torch.stack([
+        (a[s].square().sum() + 2 * middle[s].square().sum() + b[:, s].square().sum()) / 4
+        for s in own
+    ])  # fmt: skip
+    torch.testing.assert_close(plain(model, "l2")["a"], expected)
+
+
+def test_flattened_channels_count_at_every_position():
+    model = dependent("flatten")
+    conv, fc = model.conv.weight.detach().double(), model.fc.weight.detach().double()
+    expected = (conv.square().sum((1, 2, 3)) + fc.view(8, 6, 16).square().sum((0, 2))) / 2
+    torch.testing.assert_close(plain(model, "l2")["conv"], expected)
+
+
+def test_bare_parameters_and_transposed_convolutions_have_norms_too():
+    bare = dependent("bare")
+    kernel, matrix = (p.detach().double() for p in (bare.middle.kernel, bare.middle.matrix))
+    expected = (kernel.square().sum((1, 2, 3)) + matrix.square().sum(0)) / 2
+    torch.testing.assert_close(plain(bare, "l2")["middle.kernel"], expected)
+    model = dependent("transposed")
+    up, b = model.middle.up.weight.detach().double(), model.b.weight.detach().double()
+    expected = (up.square().sum((0, 2, 3)) + b.square().sum((0, 2, 3))) / 2
+    torch.testing.assert_close(plain(model, "l2")["middle.up"], expected)
+
+
+def test_bn_scale_is_the_mean_of_gamma_and_nothing_without_a_norm():
+    model = dependent("residual")
+    found = plain(model, "bn_scale")
+    one, two = (model.blocks[i].bn2.weight.detach().double().abs() for i in range(2))
+    torch.testing.assert_close(found["stem"], (one + two) / 2)
+    torch.testing.assert_close(
+        found["blocks.0.conv1"], model.blocks[0].bn1.weight.detach().double().abs()
+    )
+    assert "blocks.0.se.fc.0" not in found
+    assert "fc" not in found
+
+
+def test_lamp_is_a_norm_over_those_that_are_not_smaller():
+    model = dependent("concat")
+    l2, lamp = plain(model, "l2")["a"], plain(model, "lamp")["a"]
+    expected = torch.stack([v / l2[l2 >= v].sum() for v in l2])
+    torch.testing.assert_close(lamp, expected)
+    assert lamp.max() == 1
+
+
+def test_fpgm_is_the_sum_of_distances_to_the_other_filters():
+    model = dependent("concat")
+    a = model.a.weight.detach().double().flatten(1)
+    expected = torch.stack([sum((row - other).norm() for other in a) for row in a])
+    torch.testing.assert_close(plain(model, "fpgm")["a"], expected)
+
+
+def test_random_depends_on_the_seed_and_the_name_alone():
+    one, two = plain(dependent("residual"), "random"), plain(dependent("residual", 9), "random")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    other = plain(dependent("residual"), "random", seed=1)
+    assert not torch.equal(one["stem"], other["stem"])
+    assert not torch.equal(one["stem"], one["blocks.0.conv1"])
+
+
+def test_a_bare_scale_alone_says_nothing():
+    model = Chain(LayerScale())
+    assert plain(model, "l2")["a"].shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("none", [1.0, 3.0, 2.0, 2.0]), ("mean", [0.5, 1.5, 1.0, 1.0]),
+     ("max", [1 / 3, 1.0, 2 / 3, 2 / 3]), ("sum", [0.125, 0.375, 0.25, 0.25]),
+     ("standard", [-(2**0.5), 2**0.5, 0.0, 0.0]), ("rank", [0.0, 0.75, 0.25, 0.5])],
+)  # fmt: skip
+def test_scores_are_normalised_within_their_group(how, expected):
+    from seprune.importance import _normalized
+
+    made = _normalized(torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64), how)
+    torch.testing.assert_close(made, torch.tensor(expected, dtype=torch.float64))
+
+
+# -- gates -----------------------------------------------------------------------------------------
+
+
+def gates_of(model: Residual) -> list[Tensor]:
+    """The gates of both blocks for all images, (n, C), written out by hand."""
+    seen: list[Tensor] = []
+    hooks = [b.se.fc.register_forward_hook(lambda m, i, o: seen.append(o)) for b in model.blocks]
+    with torch.no_grad():
+        model.eval()(torch.cat([x for x, _ in batches()]))
+    for hook in hooks:
+        hook.remove()
+    return [s.double() for s in seen]
+
+
+@pytest.mark.parametrize("combine", ["mean", "max", "sum"])
+def test_gate_means_of_a_shared_group_are_combined(combine):
+    model = dependent("residual")
+    structure, statistics = collected(model)
+    scoring = Scoring("gate_mean", combine=combine, ungated="none", normalize="none")
+    found = score(structure, statistics, scoring=scoring).scores
+    means = torch.stack([g.mean(0) for g in gates_of(model)])
+    expected = {"mean": means.mean(0), "max": means.max(0).values, "sum": means.sum(0)}[combine]
+    assert set(found) == {"stem"}  # no gate scales any other group
+    torch.testing.assert_close(found["stem"], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("gate_max", lambda g: g.max(0).values),
+        ("gate_std", lambda g: g.std(0, correction=0)),
+        ("gate_class", lambda g: torch.stack([g[[0, 3]].mean(0), g[[1, 4]].mean(0),
+                                              g[[2, 5]].mean(0)]).max(0).values),
+    ],
+)  # fmt: skip
+def test_other_gate_statistics(name, of):
+    model = dependent("residual")
+    structure, statistics = collected(model)
+    scoring = Scoring(name, combine="mean", ungated="none", normalize="none")
+    found = score(structure, statistics, scoring=scoring).scores["stem"]
+    expected = torch.stack([of(g) for g in gates_of(model)]).mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_propagation_worked_out_by_hand():
+    """s_c = sum_o |W_oc| s_o / mean(s), from the last group back to the first."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.ReLU(),
+                          nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # fmt: skip
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[1.0, -2], [0, 3], [-4, 0]])[..., None, None])
+        model[4].weight.copy_(torch.tensor([[1.0, 0, 2], [1, -5, 0]])[..., None, None])
+    structure = analyse(model, images())
+    given = propagate(model, structure, {"2": torch.tensor([1.0, 2, 3], dtype=torch.float64)})
+    # mean 2: 0.5, 1, 1.5 -> |1| 0.5 + |-4| 1.5 and |-2| 0.5 + |3| 1
+    assert given["0"].tolist() == [6.5, 4.0]
+    assert given["2"].tolist() == [1, 2, 3]
+    # nothing known but the outputs, which count 1 each: 2, 5, 2 and then with mean 3
+    alone = propagate(model, structure, {})
+    assert alone["2"].tolist() == [2, 5, 2]
+    torch.testing.assert_close(
+        alone["0"], torch.tensor([2 / 3 + 4 * 2 / 3, 2 * 2 / 3 + 3 * 5 / 3], dtype=torch.float64)
+    )
+
+
+def test_propagation_through_conv_groups_reads_their_own_rows_only():
+    model = dependent("within conv groups")
+    structure = analyse(model, images())
+    after = torch.arange(1, 7, dtype=torch.float64)  # of 6 units: channels u and u + 6
+    found = propagate(model, structure, {"middle": after})["a"]
+    weight = model.middle.weight.detach().double().abs().sum((2, 3))  # (12, 4)
+    out = torch.cat([after, after]) / after.mean()
+    first, second = weight[:6].T @ out[:6], weight[6:].T @ out[6:]
+    torch.testing.assert_close(found, first + second)  # unit u: channels u and u + 4
+
+
+def test_gates_reach_ungated_groups_through_the_weights():
+    model = dependent("inner")
+    structure, statistics = collected(model)
+    scoring = Scoring("gate_mean", ungated="propagate", normalize="none")
+    found = score(structure, statistics, model=model, scoring=scoring).scores
+    gate = found["expand"] / found["expand"].mean()
+    stem = model.expand.weight.detach().double().abs().sum((2, 3)).T @ gate
+    stem += model.fc.weight.detach().double().abs().sum(0)
+    torch.testing.assert_close(found["stem"], stem, rtol=1e-6, atol=0)
+
+
+# -- sensitivities ---------------------------------------------------------------------------------
+
+
+def by_differences(model: nn.Module, group: ChannelGroup, x: Tensor, logits_v: Tensor) -> Tensor:
+    """E[(d z.v / dm)^2] for a mask m on each unit at all of the group's sources at once."""
+    modules = dict(model.named_modules())
+    step, found = 1e-5, []
+
+    def z(unit: int, mask: float) -> Tensor:
+        def scale(source: Any) -> Any:
+            def hook(_m: nn.Module, _i: Any, output: Tensor) -> Tensor:
+                factor = torch.ones(output.shape[1], dtype=output.dtype)
+                factor[source.index[unit].tolist()] = mask
+                return output * factor.view(1, -1, *[1] * (output.dim() - 2))
+
+            return hook
+
+        hooks = [modules[s.name].register_forward_hook(scale(s)) for s in group.sources]
+        with torch.no_grad():
+            answer = (model(x) * logits_v).sum(1)
+        for hook in hooks:
+            hook.remove()
+        return answer
+
+    for unit in range(group.units):
+        slope = (z(unit, 1 + step) - z(unit, 1 - step)) / (2 * step)
+        found.append(slope.square().mean())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", ["residual", "inner", "flatten", "whole conv groups", "depthwise"])
+def test_gate_logit_is_the_squared_slope_of_a_mask_on_the_whole_group(kind):
+    model = dependent(kind).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)  # away from gates of 1/2
+    if kind in ("residual", "inner"):
+        structure, statistics = collected(model, "logits", torch.float64)
+    else:  # no gate of its own: put one beside
+        model = Beside(model).double()
+        structure, statistics = collected(model, "logits", torch.float64)
+    found = score(structure, statistics, scoring=Scoring("gate_logit")).scores
+    x = torch.cat([images for images, _ in batches(dtype=torch.float64)])
+    v = normal(image_keys(x, 0), model(x).shape[1])
+    checked = [g for g in structure.groups if g.prunable and g.role == "features"]
+    assert checked
+    for group in checked:
+        expected = by_differences(model, group, x, v)
+        torch.testing.assert_close(found[group.name], expected, rtol=1e-4, atol=1e-12)
+
+
+class Beside(nn.Module):
+    """A network without gates beside one that has some."""
+
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = one, Inner().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.two(x)
+
+
+def test_coupled_scores_are_not_sums_of_single_ones():
+    """A channel whose parts cancel is worth nothing, however loud each of them is."""
+    structure, statistics = collected(dependent("residual"), "logits")
+    coupled = score(structure, statistics).scores["stem"]
+    summed = score(structure, statistics, scoring=Scoring(combine="sum")).scores["stem"]
+    assert not torch.allclose(coupled, summed, rtol=1e-2)
+    parts = [statistics.units["stem"], *(statistics.values[f"blocks.{i}.se"] for i in range(2))]
+    by_hand = torch.stack([p["sensitivity_square"] for p in parts])
+    torch.testing.assert_close(summed, by_hand.sum(0))
+    highest = score(structure, statistics, scoring=Scoring(combine="max")).scores["stem"]
+    torch.testing.assert_close(highest, by_hand.max(0).values)
+
+
+def test_ungated_groups_can_be_left_out():
+    structure, statistics = collected(dependent("residual"), "logits")
+    found = score(structure, statistics, scoring=Scoring(ungated="none")).scores
+    assert set(found) == {"stem"}
+
+
+# -- the order of channels -------------------------------------------------------------------------
+
+
+def permuted(model: Residual, order: Tensor) -> Residual:
+    """The same function, with the inner channels of block 0 in another order."""
+    twin = copy.deepcopy(model)
+    block, own = twin.blocks[0], model.blocks[0]
+    with torch.no_grad():
+        block.conv1.weight.copy_(own.conv1.weight[order])
+        block.conv2.weight.copy_(own.conv2.weight[:, order])
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(block.bn1, name).copy_(getattr(own.bn1, name)[order])
+    return twin
+
+
+@pytest.mark.parametrize(
+    "name", ["l1", "l2", "bn_scale", "lamp", "fpgm", "gate_logit", "gate_fisher", "gate_taylor"]
+)
+def test_scores_move_with_their_channels(name):
+    model = dependent("residual").double()
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    found = []
+    for net in (model, permuted(model, order)):
+        structure, statistics = collected(net, CRITERIA[name].gradients, torch.float64)
+        made = score(structure, statistics, model=net, scoring=Scoring(name))
+        found.append(made.scores)
+    torch.testing.assert_close(found[1]["blocks.0.conv1"], found[0]["blocks.0.conv1"][order])
+    torch.testing.assert_close(found[1]["blocks.1.conv1"], found[0]["blocks.1.conv1"])
+
+
+# -- what cannot be done ---------------------------------------------------------------------------
+
+
+def test_an_unknown_criterion_names_the_close_ones():
+    with pytest.raises(UsageError) as caught:
+        criterion("gate_logits")
+    assert caught.value.what == "importance.criterion: unknown criterion 'gate_logits'"
+    assert caught.value.why == f"known: {', '.join(CRITERIA)}"
+    assert caught.value.fix == "importance.criterion=gate_logit"
+    assert (caught.value.code, caught.value.exit_status) == ("criterion", 2)
+
+
+@pytest.mark.parametrize("name", [n for n, c in CRITERIA.items() if c.family != "weights"])
+def test_missing_statistics_say_how_to_collect_them(name):
+    structure = analyse(dependent("residual"), images())
+    with pytest.raises(InputError) as caught:
+        score(structure, scoring=Scoring(name))
+    assert str(caught.value) == (
+        f"criterion '{name}' cannot be computed\n"
+        "why: no statistics were given\n"
+        f"next: collect again: seprune collect ... --gradients {CRITERIA[name].gradients}"
+    )
+
+
+def test_statistics_of_other_derivatives_are_refused():
+    structure, statistics = collected(dependent("residual"), "logits")
+    with pytest.raises(InputError) as caught:
+        score(structure, statistics, scoring=Scoring("gate_fisher"))
+    assert caught.value.why == "the statistics hold gradients of 'logits', it needs 'labels'"
+
+
+def test_a_weight_criterion_needs_a_model():
+    structure = analyse(dependent("residual"), images())
+    with pytest.raises(SepruneError) as caught:
+        score(structure, scoring=Scoring("l2"))
+    assert caught.value.fix == "score(..., model=model)"
+
+
+def test_scores_that_are_not_finite_name_their_group():
+    model = dependent("residual")
+    structure = analyse(model, images())
+    with torch.no_grad():
+        model.blocks[1].conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError) as caught:
+        score(structure, model=model, scoring=Scoring("l2"))
+    assert "criterion 'l2' gives a score that is not finite in group" in caught.value.what
+    assert caught.value.code == "nonfinite"
