@@ -15,7 +15,7 @@ recipes = typer.Typer(help="The shipped recipes.", no_args_is_help=True, rich_ma
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (inspect, report, compare, models, env, verify, convert):
+    for command in (inspect, report, compare, export, models, env, verify, convert):
         app.command()(command)
     app.add_typer(recipes, name="recipes")
 
@@ -156,6 +156,52 @@ def compare(
         from seprune.cli.tables import comparison
 
         console.stdout().print(comparison(made.table()))
+
+
+def export(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, or a network that seprune wrote.")
+    ],
+    onnx: Annotated[Path | None, typer.Option(metavar="F", help="Write ONNX here.")] = None,
+    pt2: Annotated[Path | None, typer.Option(metavar="F", help="Write torch.export here.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="D", help="Images to compare on; else noise.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX.")] = None,
+    allow_code: options.AllowCode = False,
+    json: options.Json = False,
+) -> None:
+    """ONNX and torch.export, with a free batch size, checked against the eager model.
+
+    Example: seprune export runs/quickstart --onnx small.onnx
+    """
+    if onnx is None and pt2 is None:
+        raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
+                         fix="--onnx FILE or --pt2 FILE")  # fmt: skip
+    from seprune.cli import exporting
+
+    made = exporting.export(
+        _network(Path(run)), {"onnx": onnx, "pt2": pt2}, data, opset=opset, allow_code=allow_code
+    )
+    if json:
+        console.give(made)
+
+
+def _network(run: Path) -> Path:
+    """The network of a run folder: the fine-tuned one, if there is just one."""
+    if (run / "config.json").is_file() or not run.is_dir():
+        return run
+    for name in ("finetuned", "pruned"):
+        found = [p.parent for p in sorted(run.rglob(f"{name}/config.json"))]
+        if len(found) > 1:
+            raise UsageError(
+                f"{run}: holds {len(found)} networks",
+                why=", ".join(str(p.relative_to(run)) for p in found),
+                fix=f"seprune export {found[0]} ...",
+            )
+        if found:
+            return found[0]
+    return run
 
 
 @recipes.command("ls")

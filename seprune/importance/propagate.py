@@ -33,10 +33,8 @@ def propagate(
                 after = _outputs(module, member.layer, owners, found)
                 flow = (influence * after[:, None]).sum(0)
                 flows.append(flow[torch.from_numpy(member.index)].sum(1))
-        if flows:
-            total = torch.stack(flows).sum(0)
-        else:  # nothing reads them: the classifier's outputs
-            total = torch.ones(group.units, dtype=torch.float64)
+        ones = torch.ones(group.units, dtype=torch.float64)  # the classifier's outputs
+        total = torch.stack(flows).sum(0) if flows else ones
         result[group.name] = total
         found[group.name] = total / total.mean().clamp_min(1e-300)
     return result

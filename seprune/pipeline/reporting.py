@@ -210,19 +210,16 @@ def _warnings(told: Told) -> list[str]:
 
 
 def _slow(told: Told) -> list[str]:
-    """Where the measured speed falls short of what the MACs promise."""
+    """Where the measured speed at the largest batch falls short of what the MACs promise."""
     base = next(m for m in told.measurements if m.stage == "baseline")
-    found: list[str | None] = []
-    layers = layer_times(told.subject.model, told.subject.shape) if base.latency else []
-    for m in told.measurements:
-        for before, after in zip(base.latency, m.latency):
-            if m is not base:
-                found.append(
-                    speed_warning(
-                        before, after, macs_before=base.macs, macs_after=m.macs, layers=layers
-                    )
-                )
-    return [w for w in found if w]
+    timed = [m for m in told.measurements if m.latency and m is not base]
+    layers = layer_times(told.subject.model, told.subject.shape) if timed else []
+    costs = [{"macs_before": base.macs, "macs_after": m.macs} for m in timed]
+    said = (
+        speed_warning(base.latency[-1], m.latency[-1], layers=layers, **cost)
+        for m, cost in zip(timed, costs)
+    )
+    return [warning for warning in said if warning]
 
 
 def _write_cards(report: Report, chapter: Chapter) -> None:

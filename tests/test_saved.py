@@ -1,0 +1,291 @@
+"""A pruned network on disk: the same outputs in any process, no pickle, and no silent damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cutting import random_plan
+from nets import images
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from seprune.checkpoint import load_weights
+from seprune.errors import InputError, UsageError
+from seprune.files import SUMS, check_sums, write_sums
+from seprune.models import build
+from seprune.plan import PruningPlan
+from seprune.prune import cuttable, prune
+from seprune.saved import Architecture, load, read_architecture, save
+
+ROOT = Path(__file__).parents[1]
+NAME = "seprune/se_resnet20"
+CODE = '''
+import torch
+from torch import nn
+
+
+class Odd(nn.Module):
+    """Tied weights, a buffer that no state dict holds, and a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(8, 3)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+        self.shift = torch.tensor([1.0, 2.0, 3.0])
+
+    def forward(self, x):
+        y = self.two(self.one(self.stem(x)).relu()).mean((2, 3))
+        return self.head(y) + self.table + self.shift
+
+
+def odd():
+    return Odd()
+'''
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Small inputs gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cut() -> tuple[nn.Module, Architecture]:
+    """A small CIFAR network with norms that are no identities, and how it came about."""
+    torch.manual_seed(0)
+    model = build(NAME, classes=4).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.8, 1.5)
+    plan = random_plan(cuttable(model, images(2, 32)), share=0.5)
+    return prune(model, plan).eval(), Architecture(NAME, 4, plans=(plan,))
+
+
+def answer(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(images(2, 32))
+
+
+def elsewhere(folder: Path, code: bool = False) -> Tensor:
+    """The outputs of the network in `folder`, loaded by another process."""
+    script = (
+        "import sys, torch, seprune; torch.set_num_threads(1)\n"
+        "x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))\n"
+        f"model = seprune.load(sys.argv[1], allow_code={code})\n"
+        "print(model(x).detach().double().tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return torch.tensor(json.loads(done.stdout), dtype=torch.float64)
+
+
+# -- there and back --------------------------------------------------------------------------------
+
+
+def test_outputs_are_bit_equal_here_and_in_a_fresh_process(cut, tmp_path):
+    model, architecture = cut
+    folder = tmp_path / "Größe 0.5 ✂"  # spaces and letters of the world
+    save(model, folder, architecture, about={"top1": 0.5})
+    assert sorted(p.name for p in folder.iterdir()) == [
+        SUMS, "config.json", "model.safetensors", "plan.json",
+    ]  # fmt: skip
+    again = load(folder)
+    assert torch.equal(answer(again), answer(model))
+    assert not again.training
+    assert torch.equal(elsewhere(folder), answer(model).double())
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"], config["top1"]) == (NAME, 4, 0.5)
+
+
+def test_a_folder_holds_no_pickle_and_sums_that_others_can_check(cut, tmp_path):
+    model, architecture = cut
+    save(model, tmp_path / "m", architecture)
+    for path in (tmp_path / "m").iterdir():
+        assert not path.read_bytes().startswith((b"PK", b"\x80\x02"))
+        with pytest.raises(Exception):  # noqa: B017, PT011 - any complaint will do
+            list(pickletools.genops(path.read_bytes()))
+    with safe_open(tmp_path / "m" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # what model hubs look for
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=tmp_path / "m", capture_output=True)
+    assert done.returncode == 0
+
+
+def test_a_pruned_network_can_be_pruned_again(cut, tmp_path):
+    model, architecture = cut
+    plan = random_plan(cuttable(model, images(2, 32)), seed=1, share=0.7)
+    twice = prune(model, plan).eval()
+    save(twice, tmp_path / "m", architecture.cut(plan))
+    assert (tmp_path / "m" / "plan-2.json").is_file()
+    assert torch.equal(answer(load(tmp_path / "m")), answer(twice))
+    assert len(read_architecture(tmp_path / "m").plans) == 2
+    # the same folder once more, with the first cut only: the second plan is not read
+    save(model, tmp_path / "m", architecture)
+    assert torch.equal(answer(load(tmp_path / "m")), answer(model))
+
+
+def test_a_network_without_a_cut_is_a_folder_too(tmp_path):
+    model = build(NAME, classes=4).eval()
+    save(model, tmp_path / "m", Architecture(NAME, 4))
+    assert not (tmp_path / "m" / "plan.json").exists()
+    assert torch.equal(answer(load(tmp_path / "m")), answer(model))
+
+
+def test_channels_last_weights_are_saved(cut, tmp_path):
+    model, architecture = cut
+    expected = answer(model)
+    model = prune(model, PruningPlan((), {})).to(memory_format=torch.channels_last)
+    save(model, tmp_path / "m", architecture)
+    assert torch.equal(answer(load(tmp_path / "m")), expected)
+
+
+def test_tied_weights_loose_buffers_and_loose_tensors_come_back(tmp_path):
+    (tmp_path / "odd.py").write_text(CODE)
+    name = f"{tmp_path / 'odd.py'}:odd"
+    torch.manual_seed(0)
+    model = build(name, allow_code=True).eval()
+    plan = random_plan(cuttable(model, images(2, 32)))
+    small = prune(model, plan).eval()
+    small.table.add_(1)
+    save(small, tmp_path / "m", Architecture(name, plans=(plan,)))
+    again = load(tmp_path / "m", allow_code=True)
+    assert torch.equal(answer(again), answer(small))
+    assert again.one.weight is again.two.weight
+    assert again.table.tolist() == [1, 2, 3]
+    assert len(list(again.parameters())) == len(list(small.parameters()))
+    assert torch.equal(elsewhere(tmp_path / "m", code=True), answer(small).double())
+    with pytest.raises(UsageError, match="allow-code"):
+        load(tmp_path / "m")
+
+
+def test_a_loaded_network_learns(cut, tmp_path):
+    model, architecture = cut
+    save(model, tmp_path / "m", architecture)
+    again = load(tmp_path / "m").train()
+    again(images(2, 32)).square().sum().backward()
+    assert all(p.grad is not None for p in again.parameters())
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "plan.json", "config.json"])
+def test_a_flipped_bit_is_found(cut, tmp_path, name):
+    model, architecture = cut
+    folder = tmp_path / "m"
+    save(model, folder, architecture)
+    content = bytearray((folder / name).read_bytes())
+    place = content.rindex(b"\n") - 3 if name == "config.json" else len(content) - 9
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    if name == "config.json":  # may be no JSON any more
+        with pytest.raises(InputError):
+            load(folder)
+        return
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert caught.value.what == f"{folder}: {name} changed or missing since seprune wrote it"
+    assert caught.value.why == "the hashes in SHA256SUMS do not match"
+    assert (caught.value.code, caught.value.exit_status) == ("damaged", 3)
+    assert (folder / name).read_bytes() == bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "plan.json", SUMS])
+def test_a_missing_file_is_named(cut, tmp_path, name):
+    model, architecture = cut
+    save(model, tmp_path / "m", architecture)
+    (tmp_path / "m" / name).unlink()
+    with pytest.raises(InputError, match=f"{name} changed or missing since seprune wrote it"):
+        load(tmp_path / "m")
+
+
+def resigned(folder: Path, change: tuple[str, str], name: str = "config.json") -> Path:
+    """Somebody edits a file and writes the sums again."""
+    text = (folder / name).read_text()
+    assert change[0] in text
+    (folder / name).write_text(text.replace(*change))
+    write_sums(folder)
+    assert check_sums(folder) == []
+    return folder
+
+
+def test_a_folder_of_a_newer_version_asks_for_an_upgrade(cut, tmp_path):
+    model, architecture = cut
+    save(model, tmp_path / "m", architecture)
+    folder = resigned(tmp_path / "m", ('"format": 1', '"format": 7'))
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert str(caught.value) == (
+        f"{folder / 'config.json'}: folder format 7, this seprune reads 1\n"
+        "why: a newer version of seprune wrote it\n"
+        "next: upgrade seprune: pip install -U seprune"
+    )
+    assert caught.value.code == "newer"
+
+
+def test_a_folder_that_names_code_runs_nothing(cut, tmp_path):
+    model, architecture = cut
+    save(model, tmp_path / "m", architecture)
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\ndef f(): pass\n")
+    folder = resigned(
+        tmp_path / "m", (f'"model": "{NAME}"', f'"model": "{tmp_path / "evil.py"}:f"')
+    )
+    with pytest.raises(UsageError, match="allow-code"):
+        load(folder)
+    assert not canary.exists()
+
+
+def test_weights_that_do_not_fit_the_plan_are_refused(cut, tmp_path):
+    model, _ = cut
+    save(model, tmp_path / "m", Architecture(NAME, 4))  # somebody lost the plan
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "m")
+    folder = tmp_path / "m"
+    assert caught.value.what == f"{folder}: the weights do not fit the network that its plan makes"
+    assert "tensors missing or of another shape, 0 not known; first: " in caught.value.why
+
+
+def test_other_folders_are_not_ours(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert caught.value.what == f"{tmp_path / 'config.json'}: not written by seprune"
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path / "nothing")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = build(NAME, classes=4)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(InputError) as caught:
+        save(model, tmp_path / "m", Architecture(NAME, 4))
+    assert caught.value.what == "the model is not saved: 1 tensors hold NaN or infinities"
+    assert not (tmp_path / "m" / "model.safetensors").exists()
+
+
+def test_the_folder_can_stand_where_a_checkpoint_is_expected(cut, tmp_path):
+    """FAULTS row 15: its weights are what a checkpoint reader gets."""
+    model, architecture = cut
+    save(model, tmp_path / "m", architecture)
+    tensors = load_weights(tmp_path / "m").tensors
+    assert torch.equal(tensors["fc.weight"], model.state_dict()["fc.weight"])
