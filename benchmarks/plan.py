@@ -7,7 +7,7 @@ included on both sides. Errors are |reached - target| / target, each by the tool
 ratio is of the process's own CPU time, which other processes disturb less than the clock.
 
     python benchmarks/plan.py
-    python benchmarks/plan.py --threads 2 --networks timm/seresnet50 --beside
+    python benchmarks/plan.py --threads 2 --networks timm/seresnet50 --beside     # one of ours
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--beside", nargs="*", default=BESIDE)
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 200, 800])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     packages = environment(devices=False)["packages"]
@@ -148,6 +148,7 @@ def main() -> None:
         "networks": [],
         "beside": [],
     }
+    side_by_side(BESIDE[-1], 10, 1)  # what is imported and cached on first use
     for name in arguments.networks:
         model, images = network(name, 2)
         entry = timed(lambda model=model, images=images: ours(model, images), arguments.repeat)

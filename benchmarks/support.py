@@ -123,6 +123,8 @@ def subject_of(name: str) -> tuple[Subject, int]:
     model = build(name).eval()
     shake(model)
     channels, published, _ = input_size(name, model)
+    if not name.startswith("seprune/"):
+        channels = 3  # of the images; the first convolution may come after a rearrangement
     for side in dict.fromkeys((min(SIDE, published), published)):
         inputs = images(model, 2, channels, side)
         if runs(model, inputs):
@@ -372,8 +374,9 @@ def render(results: Mapping[str, Any]) -> str:
 
 def short(reason: str) -> str:
     """A reason without the place that it names: `no rule for roi_align`."""
-    if reason == "it is an output of the model":
-        return "output"
+    known = {"it is an output of the model": "output", "SE hidden width: kept": "SE hidden"}
+    if reason in known:
+        return known[reason]
     reason = re.sub(r"^(a trial cut fails) in layer .*$", r"\1", reason)
     reason = re.sub(r"^\w+ in (the model|[\w.#]+): | in (the model|[\w.#]+)$", "", reason)
     return re.sub(r"^it is |^it ", "", reason)

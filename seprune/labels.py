@@ -118,9 +118,9 @@ class Walker:
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
         self.first = {  # of the modules that hold the same weight
-            path: owners.setdefault(id(module._parameters["weight"]), path)
+            path: owners.setdefault(id(module.weight), path)
             for path, module in self.modules.items()
-            if module._parameters.get("weight") is not None
+            if isinstance(getattr(module, "weight", None), nn.Parameter)
         }
 
     # -- labels of values -------------------------------------------------------------------

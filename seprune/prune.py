@@ -181,8 +181,11 @@ class _Trial:
         for layer, sides in plan.layers().items():
             try:
                 cut_layer(small, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
-            except (InputError, RuntimeError, AttributeError, TypeError) as error:
-                return layer, f"layer {layer} cannot be cut: {_first_line(error)}"
+            except InputError as error:
+                return layer, error.what
+            except Exception as error:  # so does a stranger's layer (parametrizations)
+                where = f"layer '{layer or 'the model'}' cannot be cut"
+                return layer, f"{where}: {_first_line(error)}"
         found = self._run(small)
         if isinstance(found, tuple):
             return found
@@ -210,7 +213,8 @@ class _Trial:
                 outputs = model(*arguments)
             except Exception as error:  # the stranger's forward decides what it raises
                 layer = stack[-1] if stack else ""
-                return layer, f"a trial cut fails in layer {layer}: {_first_line(error)}"
+                where = f"layer {layer}" if layer else "the model"
+                return layer, f"a trial cut fails in {where}: {_first_line(error)}"
         return [list(t.shape) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
 
 

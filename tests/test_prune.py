@@ -179,7 +179,17 @@ def test_a_layer_of_an_unknown_kind_is_left_whole():
 
     structure = cuttable(Chain(Scale()), images())
     found = {g.name: g.reason for g in structure.groups}
-    assert found["a"] == ("layer middle cannot be cut: layer 'middle' of type Scale cannot be cut")
+    assert found["a"] == ("layer 'middle' of type Scale cannot be cut")
+    assert found["b"] is None
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_a_parametrized_layer_is_left_whole(norm):
+    model = Chain(nn.ReLU())
+    getattr(nn.utils.parametrizations, norm)(model.a)
+    structure = cuttable(model.eval(), images())
+    found = {g.name: g.reason for g in structure.groups}
+    assert found["a"] == "layer 'a' cannot be cut: \"attribute 'weight' already exists\""
     assert found["b"] is None
 
 

@@ -1,4 +1,4 @@
-"""Commands that look and tell: inspect, report, compare, export, recipes, models, env, verify."""
+"""Commands that look and tell: inspect, report, compare, export, models, env, verify, convert."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from seprune.cli import console, options
+from seprune.cli import console, options, recipes
 from seprune.errors import InputError, UsageError
-
-recipes = typer.Typer(help="The shipped recipes.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (inspect, report, compare, export, models, env, verify, convert):
         app.command()(command)
-    app.add_typer(recipes, name="recipes")
+    app.add_typer(recipes.app, name="recipes")
 
 
 def inspect(
@@ -202,71 +200,6 @@ def _network(run: Path) -> Path:
         if found:
             return found[0]
     return run
-
-
-@recipes.command("ls")
-def recipes_ls(json: options.Json = False) -> None:
-    """The shipped recipes, each with its first line."""
-    from seprune.recipe import recipe_folder
-
-    found = {}
-    for path in sorted(recipe_folder().glob("*.yaml")):
-        lines = [x.lstrip("# ") for x in path.read_text().splitlines() if x.startswith("#")]
-        found[path.stem] = next((x for x in lines if x and "yaml-language-server" not in x), "")
-    if json:
-        console.give(found)
-    else:
-        for name, line in found.items():
-            print(f"{name:28s} {line}")
-
-
-@recipes.command("show")
-def recipes_show(name: str) -> None:
-    """Print a shipped recipe."""
-    print(_shipped(name).read_text(), end="")
-
-
-@recipes.command("cp")
-def recipes_cp(name: str, target: Path) -> None:
-    """Copy a shipped recipe to a file of your own."""
-    from seprune.files import write_text
-
-    if target.exists():
-        raise UsageError(f"{target}: exists already", why="nothing is overwritten",
-                         fix="choose another name")  # fmt: skip
-    write_text(target, _shipped(name).read_text())
-
-
-@recipes.command("validate")
-def recipes_validate(path: str, overrides: Annotated[list[str] | None, typer.Argument()] = None,
-                     json: options.Json = False) -> None:  # fmt: skip
-    """Check a recipe; all mistakes at once."""
-    from seprune.recipe import load_recipe
-
-    loaded = load_recipe(path, overrides or [])
-    if json:
-        console.give(loaded.model_dump(mode="json"))
-    else:
-        console.tell(f"{path}: a valid recipe")
-
-
-@recipes.command("schema")
-def recipes_schema() -> None:
-    """The JSON Schema of recipes, for editors."""
-    from seprune.recipe import recipe_schema
-
-    console.give(recipe_schema())
-
-
-def _shipped(name: str) -> Path:
-    from seprune.recipe import recipe_folder
-
-    path = recipe_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
-        known = ", ".join(p.stem for p in sorted(recipe_folder().glob("*.yaml")))
-        raise UsageError(f"no shipped recipe is called '{name}'", why=f"there are: {known}",
-                         fix="seprune recipes ls", code="recipe")  # fmt: skip
-    return path
 
 
 def models(
