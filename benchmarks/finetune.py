@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from seprune.data import DataSettings, Loader, open_data
 from seprune.evaluation import autocast
-from seprune.finetune import FineTuneSettings, finetune
-from seprune.finetune.objective import decay_groups
+from seprune.finetuning import FineTuneSettings, finetune
+from seprune.finetuning.objective import decay_groups
 from seprune.models import build
 from seprune.processes import resolve_device
 

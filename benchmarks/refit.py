@@ -28,8 +28,8 @@ from seprune.files import write_json
 from seprune.importance import Importance, collecting, score
 from seprune.models import build
 from seprune.processes import resolve_device
-from seprune.prune import cuttable, prune
-from seprune.refit import RefitOptions, refit
+from seprune.pruning import cuttable, prune
+from seprune.refitting import RefitOptions, refit
 from seprune.statistics import CollectOptions, collect_statistics
 
 RESULTS = Path(__file__).parent / "results"

@@ -43,7 +43,7 @@ from seprune.importance import Importance, Scoring, score
 from seprune.latency import device_name
 from seprune.models import NETWORKS, build, input_size
 from seprune.plan import PruningPlan
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 from seprune.runs import environment
 from seprune.saved import Architecture, load, save
 

@@ -16,7 +16,8 @@ _HOMES = {
     "GateStatistics": "statistics",
     "CollectOptions": "statistics",
     "analyse": "groups",
-    "cuttable": "prune",
+    "cuttable": "pruning",
+    "prune": "pruning",
     "collecting": "importance",
     "score": "importance",
     "Scoring": "importance",
@@ -24,24 +25,22 @@ _HOMES = {
     "make_plan": "budget",
     "Allocation": "budget",
     "PruningPlan": "plan",
-    "refit": "refit",
+    "refit": "refitting",
     "recalibrate": "evaluation",
     "evaluate": "evaluation",
-    "FineTuneSettings": "finetune",
+    "FineTuneSettings": "finetuning",
+    "finetune": "finetuning",
     "Architecture": "saved",
     "save": "saved",
     "load": "saved",
     "GateImportance": "cut",
     "run": "pipeline",
 }
-# functions that share their name with the room they live in
-_ROOMS = {"prune": "prune", "finetune": "finetune"}
-
-__all__ = ["__version__", *_HOMES, *_ROOMS]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name) or _ROOMS.get(name)
+    home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'seprune' has no attribute '{name}'")
     return getattr(importlib.import_module(f"seprune.{home}"), name)

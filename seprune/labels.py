@@ -21,7 +21,7 @@ FIXED = -1  # a position whose number cannot change
 NEUTRAL = 0  # no channel at all: spatial positions, scalars, mixtures of channels
 
 
-class Unforeseen(Exception):  # noqa: N818 - no fault: the operator counts as unknown
+class Unforeseen(Exception):
     """An operator is used in a way that its rule does not know; the text says in which."""
 
 

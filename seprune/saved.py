@@ -16,7 +16,7 @@ from seprune.errors import InputError
 from seprune.files import SUMS, check_sums, read_json, write_json, write_sums, write_with
 from seprune.models import build
 from seprune.plan import PruningPlan
-from seprune.prune import apply, tied
+from seprune.pruning import apply, tied
 
 FORMAT = 1
 CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"

@@ -74,7 +74,7 @@ def test_gate_importance_drops_into_a_stock_torch_pruning_pruner():
         images(),
         importance=seprune.GateImportance(statistics),
         pruning_ratio=0.5,
-        ignored_layers=[model.fc, model.stem, model.project, *model.se.modules()],
+        ignored_layers=[model.fc, model.stem],
         in_channel_groups={},
         out_channel_groups={},
         num_heads={},

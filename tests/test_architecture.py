@@ -23,7 +23,7 @@ DOORS = {
     "torchvision.models": {"models"},
     "pydantic": {"recipe"},
     "ruamel": {"recipe"},
-    "accelerate": {"finetune"},
+    "accelerate": {"finetuning"},
     "plotly": {"report"},
     "jinja2": {"report"},
     "filelock": {"runs"},

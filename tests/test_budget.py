@@ -16,7 +16,7 @@ from seprune.errors import InputError, UsageError
 from seprune.groups import Structure, analyse
 from seprune.importance import Importance
 from seprune.plan import PruningPlan
-from seprune.prune import prune
+from seprune.pruning import prune
 
 
 def structure_of(width: int = 32) -> Structure:

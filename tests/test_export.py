@@ -19,7 +19,7 @@ from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.export import export, side_by_side
 from seprune.importance import Scoring, score
 from seprune.models import build
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 from seprune.saved import Architecture, load, save
 
 SHAPE = (1, 8, 8)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seprune.errors import InputError
 from seprune.groups import ChannelGroup, analyse, find_groups
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 
 Sides = dict[tuple[str, str], list[list[int]]]
 

@@ -15,7 +15,7 @@ from nets import DEPENDENT, Residual, dependent, images
 from seprune.errors import InputError
 from seprune.groups import analyse
 from seprune.plan import PruningPlan, plan_of, with_facts
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from seprune.errors import InputError, UsageError
 from seprune.files import SUMS, check_sums, write_sums
 from seprune.models import build
 from seprune.plan import PruningPlan
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 from seprune.saved import Architecture, load, read_architecture, save
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import torch
 
 from seprune.importance import Scoring, score
 from seprune.plan import plan_of
-from seprune.prune import cuttable
+from seprune.pruning import cuttable
 
 ROOT = Path(__file__).parents[1]
 

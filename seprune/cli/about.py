@@ -35,7 +35,7 @@ def inspect(
         None, {}, None,
     )  # fmt: skip
     from seprune.pipeline.subject import open_subject
-    from seprune.prune import cuttable
+    from seprune.pruning import cuttable
 
     subject = open_subject(recipe.model, allow_code=allow_code)
     for note in subject.notes:

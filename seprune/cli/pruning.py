@@ -87,7 +87,7 @@ class Job:
 
 def tune(bench: steps.Bench, teacher: nn.Module | None, out: Path) -> dict[str, Any]:
     """`seprune finetune`: train, save, score."""
-    from seprune.finetune import finetune
+    from seprune.finetuning import finetune
 
     subject = bench.subject
     tuned = finetune(

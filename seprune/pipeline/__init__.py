@@ -17,7 +17,7 @@ import torch
 
 from seprune import saved
 from seprune.data import Data
-from seprune.finetune import finetune
+from seprune.finetuning import finetune
 from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
 from seprune.pipeline.subject import Subject, data_digests, open_both

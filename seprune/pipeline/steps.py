@@ -17,7 +17,7 @@ from seprune.cost import count
 from seprune.data import Data
 from seprune.errors import InputError, UsageError
 from seprune.evaluation import evaluate, recalibrate
-from seprune.finetune import FineTuneSettings
+from seprune.finetuning import FineTuneSettings
 from seprune.groups import Structure
 from seprune.importance import Importance, Scoring, collecting, criterion, score
 from seprune.latency import latency
@@ -25,9 +25,9 @@ from seprune.pipeline.subject import Subject, data_digests
 from seprune.plan import PruningPlan
 from seprune.processes import resolve_device
 from seprune.progress import Track, silent
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 from seprune.recipe.sections import Recipe, Train
-from seprune.refit import RefitOptions, refit
+from seprune.refitting import RefitOptions, refit
 from seprune.report import Measurement
 from seprune.saved import Architecture
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics

@@ -11,8 +11,8 @@ from torch import nn
 from seprune.errors import InputError
 from seprune.groups import analyse
 from seprune.plan import plan_of
-from seprune.prune import prune
-from seprune.refit import RefitOptions, refit
+from seprune.pruning import prune
+from seprune.refitting import RefitOptions, refit
 
 EXACT = RefitOptions(ridge=1e-12, device="cpu")
 CPU = RefitOptions(device="cpu")

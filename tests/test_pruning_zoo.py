@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from seprune.plan import PruningPlan
-from seprune.prune import cuttable, prune
+from seprune.pruning import cuttable, prune
 
 _STANDARD = "its convolutions standardise their weights over the input channels that are left"
 _POSITION = "its gates look at neighbouring channels: cut ones had been neighbours"

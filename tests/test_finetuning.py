@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import finetune_worker
+import finetuning_worker
 import pytest
 import torch
-from finetune_worker import tiny
+from finetuning_worker import tiny
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from seprune.data import DataSettings, open_data
 from seprune.errors import EnvironmentFault, InputError
-from seprune.finetune import FineTuneSettings, evaluate, finetune
-from seprune.finetune.generations import Generation, load_generation, save_generation
-from seprune.finetune.learner import Learner
-from seprune.finetune.objective import decay_groups, loss_of, mix, rate
+from seprune.finetuning import FineTuneSettings, evaluate, finetune
+from seprune.finetuning.generations import Generation, load_generation, save_generation
+from seprune.finetuning.learner import Learner
+from seprune.finetuning.objective import decay_groups, loss_of, mix, rate
 
 
 @pytest.fixture(autouse=True)
@@ -425,7 +425,7 @@ def test_generations_survive_damage(tmp_path):
 def work(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     clean = {n: v for n, v in os.environ.items() if n not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [sys.executable, finetune_worker.__file__, str(folder), *arguments],
+        [sys.executable, finetuning_worker.__file__, str(folder), *arguments],
         env={**clean, "OMP_NUM_THREADS": "1", **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -444,7 +444,7 @@ def test_kill_9_in_mid_epoch_changes_nothing(tmp_path):
     for kill in kills:
         assert wait(work(tmp_path / "killed", KILL=kill)) == -signal.SIGKILL
     assert wait(work(tmp_path / "killed")) == 0
-    finetune_worker.train(tmp_path / "whole")
+    finetuning_worker.train(tmp_path / "whole")
     ends = [load_file(tmp_path / name / "end.safetensors") for name in ("killed", "whole")]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
@@ -453,7 +453,7 @@ def test_kill_9_in_mid_epoch_changes_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    finetune_worker.together(folder)
+    finetuning_worker.together(folder)
     return folder
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.evaluation import autocast, logits_of
-from seprune.finetune.norms import share_norms
-from seprune.finetune.objective import decay_groups, loss_of, mix
+from seprune.finetuning.norms import share_norms
+from seprune.finetuning.objective import decay_groups, loss_of, mix
 
 if TYPE_CHECKING:
-    from seprune.finetune import FineTuneSettings
+    from seprune.finetuning import FineTuneSettings
 
 
 class Learner:

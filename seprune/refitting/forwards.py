@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.evaluation import device_of
-from seprune.refit.targets import Target
+from seprune.refitting.targets import Target
 from seprune.taps import Tap
 from seprune.watch import tapped
 

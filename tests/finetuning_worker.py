@@ -1,4 +1,4 @@
-"""One process of the tests in test_finetune.py: fine-tunes a tiny network into the given folder."""
+"""One process of the tests in test_finetuning.py: fine-tunes a tiny network into a folder."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from seprune.data import open_data
-from seprune.finetune import FineTuneSettings, evaluate, finetune
+from seprune.finetuning import FineTuneSettings, evaluate, finetune
 
 
 def tiny(dropout: float = 0.0) -> nn.Module:

@@ -22,9 +22,9 @@ from seprune.evaluation import device_of
 from seprune.plan import PruningPlan
 from seprune.processes import resolve_device
 from seprune.progress import Track, silent
-from seprune.refit.forwards import Forwards
-from seprune.refit.squares import Normal, Product, observe
-from seprune.refit.targets import Target, aim, find_targets
+from seprune.refitting.forwards import Forwards
+from seprune.refitting.squares import Normal, Product, observe
+from seprune.refitting.targets import Target, aim, find_targets
 from seprune.statistics.batches import open_batches
 from seprune.trace import record
 

@@ -20,10 +20,10 @@ from seprune.data.augment import seed_of
 from seprune.errors import EnvironmentFault, InputError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate, share
 from seprune.files import append_line
-from seprune.finetune.generations import Generation, load_generation, save_generation
-from seprune.finetune.learner import Learner, detach, part
-from seprune.finetune.objective import rate
-from seprune.finetune.settings import Epoch, FineTuned, FineTuneSettings
+from seprune.finetuning.generations import Generation, load_generation, save_generation
+from seprune.finetuning.learner import Learner, detach, part
+from seprune.finetuning.objective import rate
+from seprune.finetuning.settings import Epoch, FineTuned, FineTuneSettings
 from seprune.processes import join, resolve_device, sum_over_processes
 from seprune.progress import Track
 
