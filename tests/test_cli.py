@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,18 @@ def test_collect_then_rank_then_prune_from_the_statistics(seprune, weights, tmp_
     )
     assert status == 0, err
     assert [p.name for p in (tmp_path / "plan").iterdir()] == ["plan.json"]
+
+
+def test_the_gates_of_every_image_go_to_a_file_on_request(seprune, weights, tmp_path):
+    rows = tmp_path / "gates.npy"
+    status, _, err = seprune(
+        *("collect", NET, "--checkpoint", weights, "--data", "digits", "--images", "40"),
+        *("--out", tmp_path / "s.safetensors", "--per-sample", rows),
+    )
+    assert status == 0, err
+    held = np.load(rows, mmap_mode="r")
+    assert held.shape == (40, 16 + 32 + 64)
+    assert 0 <= held.min() <= held.max() <= 1
 
 
 def test_statistics_of_other_weights_are_refused(seprune, weights, tmp_path):

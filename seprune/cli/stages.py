@@ -68,6 +68,9 @@ def collect(
         ),
     ] = "auto",
     importance: options.Criterion = "gate_logit",
+    per_sample: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also the gates of every image, as .npy.")
+    ] = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     allow_code: options.AllowCode = False,
@@ -86,7 +89,8 @@ def collect(
          "importance": {"criterion": importance}, "device": device, "seed": seed}, set,
     )  # fmt: skip
     bench = steps.Bench(recipe, *_open(recipe, allow_code), console.track)
-    statistics = bench.collect(out.with_name(f".{out.name}.collecting"))
+    folder = out.with_name(f".{out.name}.collecting")
+    statistics = bench.collect(folder, per_sample=per_sample)
     statistics.save(out)
     for warning in statistics.warnings:
         console.tell(f"note: {warning}")

@@ -88,8 +88,15 @@ class Bench:
             )
         return self.data
 
-    def collect(self, folder: Path | None = None) -> GateStatistics:
-        """Statistics for the recipe's criterion over the calibration set."""
+    def collect(
+        self, folder: Path | None = None, *, per_sample: Path | None = None
+    ) -> GateStatistics:
+        """Statistics for the recipe's criterion over the calibration set.
+
+        Args:
+            folder: where an interrupted collection keeps its state.
+            per_sample: .npy file for the gates of every image; such a collection starts anew.
+        """
         recipe, section = self.recipe, self.recipe.collect
         if not self.structure.gates:
             raise InputError(
@@ -101,7 +108,11 @@ class Bench:
         rule, data = criterion(recipe.importance.criterion), self.images()
         gradients = rule.gradients if section.gradients == "auto" else section.gradients
         options = CollectOptions(
-            device=recipe.device, seed=recipe.seed, folder=folder, meta=data_digests(data)
+            device=recipe.device,
+            seed=recipe.seed,
+            folder=None if per_sample else folder,
+            per_sample=per_sample,
+            meta=data_digests(data),
         )
         return collect_statistics(
             self.subject.model,
