@@ -18,6 +18,7 @@ from seprune.errors import InputError, UsageError
 from seprune.groups import ChannelGroup, Structure
 from seprune.importance import Importance
 from seprune.plan import PruningPlan, plan_of
+from seprune.targets import BUDGETS, fraction, resolve
 
 Kept = dict[str, int]
 Measure = Callable[[PruningPlan], float]
@@ -75,66 +76,8 @@ def make_plan(
     search = _Search(structure, importance, allocation or Allocation(), targets)
     ratio = search.solve()
     if "latency" in budget:
-        ratio = search.solve_latency(_fraction("latency", budget["latency"]), measure, ratio)
+        ratio = search.solve_latency(fraction("latency", budget["latency"]), measure, ratio)
     return search.plan(ratio)
-
-
-BUDGETS = ("macs", "params", "latency")
-_SUFFIX = {"K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def resolve(structure: Structure, budget: Mapping[str, float | str]) -> dict[str, int]:
-    """The largest `macs` and `params` that a budget allows.
-
-    Raises:
-        InputError: no fraction between 0 and 1, or more than the network has.
-    """
-    costs = structure.costs()
-    return {n: _amount(n, budget[n], costs[n]) for n in costs if n in budget}
-
-
-def _amount(name: str, budget: float | str, whole: int) -> int:
-    if isinstance(budget, int) and budget > 1:
-        target = budget
-    elif isinstance(budget, str) and budget[-1:].upper() in _SUFFIX:
-        target = int(_number(name, budget, budget[:-1]) * _SUFFIX[budget[-1].upper()])
-    else:
-        target = int(_fraction(name, budget) * whole)
-    if target >= whole:
-        raise InputError(
-            f"budget {name}={budget} is met without a cut",
-            why=f"the network has {whole:,} {name}",
-            fix="choose a smaller budget",
-            code="budget",
-        )
-    return target
-
-
-def _fraction(name: str, budget: float | str) -> float:
-    fraction = _number(name, budget, budget)
-    if not 0 < fraction < 1:
-        raise InputError(
-            f"budget {name}={budget} is no fraction between 0 and 1",
-            why="a budget says how much is kept",
-            fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
-            code="budget",
-        )
-    return fraction
-
-
-def _number(name: str, budget: float | str, text: float | str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not 0 <= number < float("inf"):
-        raise UsageError(
-            f"budget {name}={budget} is not a number",
-            why="a budget says how much is kept",
-            fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
-            code="budget",
-        )
-    return number
 
 
 class _Search:

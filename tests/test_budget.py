@@ -11,12 +11,13 @@ from cutting import counted, kept
 from nets import SE, Block, Chain, Inner, Residual, images
 from torch import nn
 
-from seprune.budget import Allocation, make_plan, resolve
+from seprune.budget import Allocation, make_plan
 from seprune.errors import InputError, UsageError
 from seprune.groups import Structure, analyse
 from seprune.importance import Importance
 from seprune.plan import PruningPlan
 from seprune.pruning import prune
+from seprune.targets import resolve
 
 
 def structure_of(width: int = 32) -> Structure:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from seprune.budget import Allocation, make_plan, resolve
+from seprune.budget import Allocation, make_plan
 from seprune.cost import count
 from seprune.data import Data
 from seprune.errors import InputError, UsageError
@@ -31,6 +31,7 @@ from seprune.refitting import RefitOptions, refit
 from seprune.report import Measurement
 from seprune.saved import Architecture
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
+from seprune.targets import resolve
 
 Budget = Mapping[str, float | str]
 

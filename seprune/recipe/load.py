@@ -62,14 +62,7 @@ def load_recipe(
     for override in overrides:
         document.override(override)
     _refuse_code(document, document.data, (), allow_code=allow_code)
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
-    except ValidationError as error:
-        faults = error.errors(include_url=False)
-        document.problems.extend(_problem(document, fault) for fault in faults)
-    if document.problems:
-        raise _error(document)
-    return recipe
+    return _validated(document)
 
 
 def recipe_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -81,6 +74,10 @@ def recipe_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     document = Document(COMMAND_LINE, values, {(): Place((0, 0), COMMAND_LINE)})
     for override in overrides:
         document.override(override)
+    return _validated(document)
+
+
+def _validated(document: Document) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
