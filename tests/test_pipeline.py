@@ -97,6 +97,13 @@ def test_a_damaged_stage_is_done_again_and_ends_the_same(told):
     assert again.measurements == report.measurements
 
 
+def test_the_folder_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ("train=null", "importance.criterion=l2", "prune.recover=none", "finetune.epochs=0")
+    run(recipe(*args), Path("runs/here"))
+    assert (tmp_path / "runs" / "here" / "report.json").is_file()
+
+
 def test_another_recipe_is_refused_in_the_same_folder(told):
     out, _ = told
     with pytest.raises(UsageError, match=r"plan\.macs") as caught:

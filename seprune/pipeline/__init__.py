@@ -189,7 +189,7 @@ class Story:
             "plan": dict(cut.plan.facts),
             "laps": dict(cut.seconds),
         }
-        own = [home / "plan.json", home / "importance.csv"]
+        own = self.own(home / "plan.json", home / "importance.csv")
         return _Done([*own, *self.files(home / PRUNED)], facts)
 
     def tune(self, home: Path) -> _Done:
@@ -225,7 +225,11 @@ class Story:
     def files(self, home: Path) -> list[Path]:
         """The files that make a saved model; a card may be written beside them later."""
         plans = sorted(home.glob("plan*.json"))
-        return [home / saved.CONFIG, home / saved.WEIGHTS, *plans]
+        return self.own(home / saved.CONFIG, home / saved.WEIGHTS, *plans)
+
+    def own(self, *paths: Path) -> list[Path]:
+        """Paths as the journal has them: relative to the run folder."""
+        return [p.relative_to(self.folder.path) for p in paths]
 
     def told(self, command: str) -> reporting.Told:
         """Everything that the report is made of."""
