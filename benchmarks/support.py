@@ -39,6 +39,7 @@ from seprune.budget import make_plan
 from seprune.cost import count, quietly
 from seprune.errors import InputError, SepruneError
 from seprune.files import read_json, write_json, write_text
+from seprune.groups import Structure
 from seprune.importance import Importance, Scoring, score
 from seprune.latency import device_name
 from seprune.models import NETWORKS, build, input_size
@@ -110,7 +111,9 @@ def measure(name: str) -> dict[str, Any]:
     plan = make_plan(structure, importance, macs=reachable(row["budgets"]["0.5"]))
     small = prune(subject.model, plan).eval()
     row["seconds"] = round(row["analyse_seconds"] + time.perf_counter() - began, 2)
-    row["whole"] = dict(Counter(g.reason for g in plan.groups if g.reason is not None))
+    reasons = Counter(g.reason for g in plan.groups if g.reason is not None)
+    reasons["one unit"] = sum(g.units == 1 and g.reason is None for g in plan.groups)
+    row["whole"] = {reason: number for reason, number in reasons.items() if number}
     row["reload"] = reload_is_equal(subject, plan, small)
     del small
     row |= masked_error(subject, plan)
@@ -189,7 +192,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     return (t for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
-def cut_to(subject: Subject, structure: Any, importance: Importance, budget: float) -> Any:
+def cut_to(subject: Subject, structure: Structure, importance: Importance, budget: float) -> Any:
     """The MACs reached, and what was checked of the network that comes out."""
     result: dict[str, Any] = {}
     try:
@@ -201,7 +204,8 @@ def cut_to(subject: Subject, structure: Any, importance: Importance, budget: flo
         plan = make_plan(structure, importance, macs=result["minimum"])
     small = prune(subject.model, plan).eval()
     before, after = plan.facts["macs"]
-    result["macs"] = round(after / before, 4)
+    result["macs"] = after / before
+    result["tight"] = not any_fits(structure, plan)
     measured = count(small, subject.inputs).macs
     if isinstance(subject.inputs, tuple):  # a list of images is counted whole
         measured //= len(subject.inputs[0])
@@ -209,6 +213,16 @@ def cut_to(subject: Subject, structure: Any, importance: Importance, budget: flo
     made, other = outputs(small, subject.inputs), outputs(small, subject.other)
     result["forward"] = all(bool(t.isfinite().all()) for t in made + other) and len(made) > 0
     return result
+
+
+def any_fits(structure: Structure, plan: PruningPlan) -> bool:
+    """Whether some group could have kept one more unit within the target."""
+    kept = {g.name: len(g.keep) for g in plan.groups}
+    return any(
+        structure.macs_at({**kept, g.name: kept[g.name] + 1}) <= plan.facts["targets"]["macs"]
+        for g in plan.groups
+        if g.reason is None and kept[g.name] < g.units
+    )
 
 
 def least(error: InputError) -> float:
@@ -346,7 +360,8 @@ Made by `{command}` on {date} ({hardware}; {versions}); not written by hand.
 
 Every network has random weights and is cut by `l2` scores with the default floors (10 % and 8
 channels stay, SE bottlenecks keep their width). `macs` are what is reached of 0.75, 0.5 and 0.25;
-`min` marks the least that the floors allow. Checks, of every cut network: `forward` - it runs at
+`min` marks the least that the floors allow; `one unit` are channels that a shuffle ties together,
+so that they stay or go as one. Checks, of every cut network: `forward` - it runs at
 two input sizes or batch sizes, and `FlopCounterMode` counts exactly the MACs that the plan says;
 of the one cut to 0.5: `masked` - largest relative difference, in float64, to its parent with the
 removed channels masked (layers that look at all channels together, named there, make a mask

@@ -89,7 +89,10 @@ def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -
             fix="save the model again, or copy the folder again",
             code="damaged",
         ) from error
-    model = rebuilt(architecture, allow_code=allow_code)
+    try:
+        model = rebuilt(architecture, allow_code=allow_code)
+    except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
+        model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)
     _fill(model, tensors, folder)
     if _unfilled(model):  # tensors that only a real build computes (anchors, index tables)
         model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)

@@ -81,11 +81,12 @@ def test_every_network_has_a_row_that_passes(results: Any) -> None:
     assert [n for n, row in results["rows"].items() if not support.passed(row)] == []
 
 
-def test_budgets_are_reached_within_one_percent_or_called_the_minimum(results: Any) -> None:
+def test_budgets_are_reached_within_one_percent_where_units_are_that_small(results: Any) -> None:
     for name, row in results["rows"].items():
         for budget, cut in row.get("budgets", {}).items():
             target = cut.get("minimum", float(budget))
-            assert 0.99 * target <= cut["macs"] <= target, (name, budget, cut)
+            assert cut["macs"] <= target, (name, budget)
+            assert cut["macs"] >= 0.99 * target or cut["tight"], (name, budget)
 
 
 def row_of(**changes: Any) -> dict[str, Any]:
