@@ -1,13 +1,16 @@
-"""One thread for everything: tests compare numbers, and shared machines thrash otherwise."""
+"""One thread, and signals as in a terminal: what the machine adds must not show in a test."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
