@@ -26,22 +26,26 @@ import torch
 from torch import Tensor, nn
 
 from seprune.evaluation import autocast
-from seprune.gates import find_gates
+from seprune.groups import analyse
+from seprune.importance import collecting
 from seprune.models import build
 from seprune.processes import resolve_device
+from seprune.statistics import CollectOptions
 from seprune.statistics.columns import Layout
 from seprune.statistics.observe import Observer, Scene
-from seprune.statistics.sensitivity import inspect_units
+from seprune.statistics.sensitivity import inspect_units, resolve_couplings
 
 MODELS = ("timm/seresnet50", "torchvision/mobilenet_v3_large", "timm/legacy_senet154")
 RESULTS = Path(__file__).parent / "results"
 
 
 def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Namespace) -> Scene:
-    """Statistics alone, with u of the gates, or with u of a unit gate on every BatchNorm too."""
-    gates = tuple(g for g in find_gates(model, images[:2]) if g.runs)
-    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    units, copied = inspect_units(model, norms if mode == "units" else [], images[:2])
+    """Statistics alone, with u of the gates, or all that the default criterion needs."""
+    structure = analyse(model, images[:2])
+    gates = tuple(g for g in structure.gates if g.runs)
+    wanted = collecting(structure) if mode == "criterion" else CollectOptions()
+    units, copied = inspect_units(model, wanted.units, images[:2])
+    sizes = units | {g.name: g.channels for g in gates}
     layout = Layout(
         tuple(g.name for g in gates),
         tuple(g.channels for g in gates),
@@ -56,6 +60,7 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
         gradients="none" if mode == "none" else "logits",
         units=units,
         copied=copied,
+        couplings=resolve_couplings(wanted.couplings, sizes, images.device),
         precision=arguments.precision,
         channels_last=images.device.type == "cuda",
     )
@@ -136,7 +141,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=1, help="batches per measurement")
     parser.add_argument("--repeat", type=int, default=15, help="pairs of measurements")
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--modes", nargs="+", default=("none", "gates", "units"))
+    parser.add_argument("--modes", nargs="+", default=("none", "gates", "criterion"))
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -7,7 +7,7 @@ merged. Nothing in a state grows with the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,29 @@ def new_state(layout: Layout) -> State:
 
 @dataclass(frozen=True)
 class Observed:
-    """One call of some gates: values_BC and energy_BC (mean square of the features) in float64."""
+    """Calls of some gates: values_BC and energy_BC (mean square of the features) in float64.
+
+    `batch` says which batch the rows are of: one number, or one for each row.
+    """
 
     gates: tuple[int, ...]
     values_BC: Tensor
     energy_BC: Tensor
     labels_B: Tensor | None
-    batch: int
+    batch: int | Tensor
+
+
+def together(parts: Sequence[Observed]) -> Observed:
+    """Calls of the same gates as one."""
+    labels = [p.labels_B for p in parts if p.labels_B is not None]
+    rows = [torch.as_tensor(p.batch).expand(len(p.values_BC)) for p in parts]
+    return Observed(
+        parts[0].gates,
+        torch.cat([p.values_BC for p in parts]),
+        torch.cat([p.energy_BC for p in parts]),
+        torch.cat(labels) if labels else None,
+        torch.cat(rows).to(parts[0].values_BC.device),
+    )
 
 
 def update(state: State, layout: Layout, seen: Observed) -> None:
@@ -100,8 +116,9 @@ def _update_classes(state: State, layout: Layout, seen: Observed) -> None:
 def _note_faults(state: State, layout: Layout, seen: Observed) -> None:
     """Remember the first batch in which a gate was not finite."""
     columns = layout.columns(seen.gates)
-    bad = (~torch.isfinite(seen.values_BC)).any(0)
-    batch = torch.where(bad, seen.batch, NEVER)
+    bad = ~torch.isfinite(seen.values_BC)
+    rows = torch.as_tensor(seen.batch, device=layout.device).expand(len(bad))
+    batch = torch.where(bad, rows[:, None], NEVER).amin(0)
     state["first_bad"].scatter_reduce_(0, layout.owner[columns], batch, "amin")
 
 

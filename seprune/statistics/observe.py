@@ -22,6 +22,7 @@ from seprune.statistics.accumulate import (
     new_state,
     summarise,
     summarise_sensitivity,
+    together,
     update,
     update_sensitivity,
 )
@@ -36,6 +37,8 @@ from seprune.statistics.sensitivity import (
     units_of,
 )
 from seprune.watch import flat, watch
+
+_ROWS = 256  # samples that wait to be added at once: an update costs much the same for any number
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,30 @@ class Observer:
     def __init__(self, scene: Scene, rows: Rows | None = None) -> None:
         self.scene, self._rows = scene, rows
         device = scene.layout.device
-        self.gates: State = new_state(scene.layout)
+        self._gates: State = new_state(scene.layout)
+        self._waiting: list[Observed] = []  # small batches are added together
         self.u: State = new_sensitivity(sum(scene.widths.values()), device)
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
         self._numbers = {gate.name: i for i, gate in enumerate(scene.gates)}
         self._seen: list[list[tuple[Tensor, Tensor]]] = []
         self._sensor = Sensor(scene.copied)
+
+    @property
+    def gates(self) -> State:
+        """The state of the gates, with everything observed so far."""
+        self._add_waiting()
+        return self._gates
+
+    @gates.setter
+    def gates(self, state: State) -> None:
+        self._gates = state
+
+    def _add_waiting(self) -> None:
+        while self._waiting:
+            same = [p for p in self._waiting if p.gates == self._waiting[0].gates]
+            self._waiting = [p for p in self._waiting if p.gates != same[0].gates]
+            update(self._gates, self.scene.layout, together(same))
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -172,9 +192,11 @@ class Observer:
             values = torch.cat([value for value, _ in calls.values()], 1).double()
             energy = torch.cat([size for _, size in calls.values()], 1).double().square_()
             seen = Observed(tuple(calls), values, energy, labels, self.batches)
-            update(self.gates, self.scene.layout, seen)
+            self._waiting.append(seen)
             if self._rows is not None and len(calls) == len(self.scene.gates):
                 self._rows.append(values)
+        if sum(len(p.values_BC) for p in self._waiting) >= _ROWS:
+            self._add_waiting()
 
     def check(self) -> None:
         """Look for faults; this is where the device is waited for.
