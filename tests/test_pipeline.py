@@ -145,6 +145,10 @@ def test_several_small_cuts_reach_the_same_budget(tmp_path):
     base, pruned = report.measurements[:2]
     assert 0.4 * base.macs <= pruned.macs <= 0.5 * base.macs
     assert (tmp_path / "pruned" / "plan-2.json").is_file()
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert "prune/step-1" in [json.loads(line)["stage"] for line in lines]
+    half = json.loads(lines[-2])["facts"]["plan"]["macs"]
+    assert half[1] / half[0] == pytest.approx(0.5**0.5, abs=0.02)
 
 
 def test_a_network_without_gates_is_a_clear_error_and_prunes_by_weights(tmp_path):

@@ -175,7 +175,12 @@ class Story:
         return _Done([STATISTICS], {"images": statistics.samples})
 
     def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
-        cut = self.bench.cut_in_steps(self.statistics, budget)
+        *early, last = self.bench.parts(budget)
+        bench, statistics = self.bench, self.statistics
+        for number, part in enumerate(early, 1):
+            bench = self.step(bench, statistics, part, home / f"step-{number}")
+            statistics = bench.collect() if bench.needs_statistics else None
+        cut = bench.cut(statistics, last)
         cut.plan.save(home / "plan.json")
         reporting.write_importance(cut, home / "importance.csv")
         saved.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
@@ -191,6 +196,26 @@ class Story:
         }
         own = self.own(home / "plan.json", home / "importance.csv")
         return _Done([*own, *self.files(home / PRUNED)], facts)
+
+    def step(
+        self,
+        bench: steps.Bench,
+        statistics: GateStatistics | None,
+        part: Mapping[str, float | str],
+        folder: Path,
+    ) -> steps.Bench:
+        """One of several small cuts, kept and in the journal; the bench for the next one."""
+
+        def work() -> _Done:
+            cut = bench.cut(statistics, part)
+            saved.save(cut.recovered.cpu(), folder, cut.architecture)
+            return _Done(self.files(folder), {"plan": dict(cut.plan.facts)})
+
+        sections = (self.recipe.importance, self.recipe.plan, self.recipe.prune, dict(part))
+        name = folder.relative_to(self.folder.path).as_posix()
+        self.stage(f"prune/{name}", self.key("step", *sections, after=name), work)
+        model = saved.load(folder, allow_code=self.allow_code)
+        return bench.after(model, saved.read_architecture(folder))
 
     def tune(self, home: Path) -> _Done:
         section, into = self.recipe.finetune, home / FINETUNED

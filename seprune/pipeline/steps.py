@@ -179,21 +179,33 @@ class Bench:
         parent = self.subject.model
         return refit(parent, pruned, made, loader, options=options, track=self.track).model
 
-    def cut_in_steps(self, statistics: GateStatistics | None, budget: Budget) -> Cut:
-        """`cut` in `plan.steps` cuts of equal proportion, with fresh statistics before each."""
-        steps, bench, seconds = self.recipe.plan.steps, self, dict[str, float]()
-        final = resolve(self.structure, budget)
+    def parts(self, budget: Budget) -> list[Budget]:
+        """The budgets of `plan.steps` cuts: equal proportions on the way to the whole budget."""
+        steps, final = self.recipe.plan.steps, resolve(self.structure, budget)
         whole = self.structure.costs()
-        for step in range(1, steps + 1):
-            part = {n: int(whole[n] * (t / whole[n]) ** (step / steps)) for n, t in final.items()}
-            made = bench.cut(statistics, {**budget, **final} if step == steps else part)
+        parts: list[Budget] = [
+            {n: int(whole[n] * (t / whole[n]) ** (step / steps)) for n, t in final.items()}
+            for step in range(1, steps)
+        ]
+        return [*parts, {**budget, **final}]
+
+    def after(self, model: nn.Module, architecture: Architecture) -> Bench:
+        """The bench for the next cut: this network, as the last cut left it."""
+        return replace(self, subject=replace(self.subject, model=model, architecture=architecture))
+
+    def cut_in_steps(self, statistics: GateStatistics | None, budget: Budget) -> Cut:
+        """`cut` in `plan.steps` cuts, with fresh statistics before each."""
+        bench, seconds = self, dict[str, float]()
+        *early, last = self.parts(budget)
+        for part in early:
+            made = bench.cut(statistics, part)
             for name, value in made.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + value
-            if step < steps:
-                at = replace(bench.subject, model=made.recovered, architecture=made.architecture)
-                bench = replace(bench, subject=at)
-                statistics = bench.collect() if bench.needs_statistics else None
-        return replace(made, seconds=seconds)
+            bench = bench.after(made.recovered, made.architecture)
+            statistics = bench.collect() if bench.needs_statistics else None
+        made = bench.cut(statistics, last)
+        total = {n: v + seconds.get(n, 0.0) for n, v in made.seconds.items()}
+        return replace(made, seconds=total)
 
     def settings(self, section: Train) -> FineTuneSettings:
         """A training section as `finetune` takes it."""
