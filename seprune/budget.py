@@ -21,6 +21,7 @@ from seprune.plan import PruningPlan, plan_of
 from seprune.targets import BUDGETS, fraction, resolve
 
 Kept = dict[str, int]
+SLACK = 0.002  # of a budget may stay unused
 Measure = Callable[[PruningPlan], float]
 
 
@@ -197,17 +198,23 @@ class _Search:
         return high
 
     def refill(self, kept: Kept) -> Kept:
-        """Give back what the last step took too much: best-scored units that still fit."""
-        candidates = sorted(
-            (g for g in self.free if kept[g.name] < g.units),
-            key=self.next_score(kept),
-            reverse=True,
-        )
-        for group in candidates:
-            more = {**kept, group.name: self.rounded(group, kept[group.name] + 1)}
-            if self.targets and self.meets(more):
-                kept = more
+        """Give back what the last step took too much: best-scored units, until the gap is small."""
+        while self.targets and self.slack(kept) > SLACK:
+            # hidden widths of excitations cost next to nothing: they would fill no gap
+            short = [g for g in self.free if kept[g.name] < g.units and g.role == "features"]
+            before = kept
+            for group in sorted(short, key=self.next_score(kept), reverse=True):
+                more = {**kept, group.name: self.rounded(group, kept[group.name] + 1)}
+                if self.meets(more):
+                    kept = more
+            if kept is before:
+                break
         return kept
+
+    def slack(self, kept: Kept) -> float:
+        """How far the tightest budget is from being used up, as a fraction of it."""
+        cost = self.cost(kept)
+        return min(1 - cost[name] / target for name, target in self.targets.items())
 
     def next_score(self, kept: Kept) -> Callable[[ChannelGroup], float]:
         return lambda g: float(self.sorted_scores(g)[g.units - kept[g.name] - 1])
