@@ -220,7 +220,10 @@ def test_no_function_takes_more_than_six_parameters():
 
 def test_nothing_names_a_place_outside_the_repository():
     wrong = []
-    patterns = r"/work/|/home/(?!me\b)\w|/tmp/\w|/root/|pypi\.org|files\.pythonhosted"
+    # spelt in pieces, so that this line does not find itself
+    roots, hosts = ("work", "root"), (r"pi\.org", "thonhosted")
+    patterns = "|".join([*(f"/{r}/" for r in roots), *(f"py{h}" for h in hosts)])
+    patterns += r"|/home/(?!me\b)\w|/tmp/\w"
     folders = ("seprune", "recipes", "docs", "benchmarks")
     for path in sorted(p for folder in folders for p in (ROOT / folder).rglob("*")):
         if path.suffix in (".py", ".md", ".yaml", ".json", ".j2"):
