@@ -156,7 +156,9 @@ def prune(
     latency: Annotated[float | None, typer.Option(help="Kept, measured on this device.")] = None,
     importance: options.Criterion = "gate_logit",
     recover: Annotated[str, typer.Option(help="none, bn or refit.")] = "none",
-    round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = 1,
+    round_to: Annotated[
+        int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
+    ] = None,
     statistics: Annotated[
         Path | None, typer.Option(metavar="F", help="What `seprune collect` wrote.")
     ] = None,

@@ -82,6 +82,8 @@ def input_size(name: str, model: nn.Module) -> Size:
     """
     door, _, rest = name.partition("/")
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    if channels > 4:  # a stem that first folds positions into channels (TResNet)
+        channels = 3
     if door == "seprune" and rest in NETWORKS:
         return channels, *NETWORKS[rest].input[1:]
     if door == "torchvision":

@@ -135,7 +135,7 @@ class Bench:
             said.allocation,
             said.floor,
             said.min_channels,
-            said.round_to,
+            said.round_to or (8 if self.device.startswith("cuda") else 1),
             said.protect,
             said.bottleneck,
         )

@@ -208,7 +208,9 @@ class Plan(Section):
     allocation: Literal["global", "uniform", "isomorphic"] = "global"
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count = Field(default=8, description="channels of every group that stay")
-    round_to: Count = Field(default=1, description="widths are multiples of this; 8 suits GPUs")
+    round_to: Count | None = Field(
+        default=None, description="widths are multiples of this; null: 8 on a GPU, else 1"
+    )
     protect: tuple[str, ...] = Field(default=(), description="globs of layers that stay whole")
     bottleneck: Literal["keep", "scale", "rank"] = Field(
         default="keep", description="SE's own width"
