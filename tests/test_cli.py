@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from seprune import cli
+from seprune.cli import recipes
 from seprune.models import build
 
 NET = "seprune/se_resnet8"
@@ -122,6 +125,29 @@ def test_collect_then_rank_then_prune_from_the_statistics(seprune, weights, tmp_
     )
     assert status == 0, err
     assert [p.name for p in (tmp_path / "plan").iterdir()] == ["plan.json"]
+
+
+def test_inspect_shows_what_the_gates_say_before_anything_is_cut(
+    seprune, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+    words = ("inspect", NET, "--checkpoint", weights)
+    data = ("--data", "digits", "--set", "collect.images=64")
+    status, out, err = seprune(*words, *data)
+    assert (status, out) == (0, "")
+    assert "Statistics over 64 images" in err
+    assert max(len(x) for x in err.splitlines() if not x.startswith("note: ")) <= 80
+    assert list(tmp_path.iterdir()) == []
+
+    said = json.loads(seprune(*words, *data, "--json")[1])["gates"][0]
+    kept = tmp_path / "s.safetensors"
+    seprune("collect", *words[1:], "--data", "digits", "--images", "64", "--out", kept)
+    again = json.loads(seprune(*words, "--statistics", kept, "--json")[1])["gates"][0]
+    assert len(said["statistics"]["mean"]) == said["channels"]
+    assert again["statistics"]["mean"] == said["statistics"]["mean"]
+    assert again["rank_agreement"] == said["rank_agreement"]
 
 
 def test_the_gates_of_every_image_go_to_a_file_on_request(seprune, weights, tmp_path):
@@ -235,10 +261,42 @@ def test_help_and_recipe_errors_do_not_import_torch():
         assert done.stdout.splitlines()[-1] == "False", words
 
 
-def test_every_command_has_an_example_and_help():
-    for command in cli.app.registered_commands:
-        assert command.callback is not None
-        assert command.callback.__doc__, command
+def commands():
+    """Every command line that has a help, down to the subcommands."""
+    names = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    inner = {f"recipes {c.name}" for c in recipes.app.registered_commands}
+    return ["", *sorted(names), "recipes", *sorted(inner)]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_help_has_an_example_that_the_command_line_takes(command, seprune, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = seprune(*command.split(), "--help")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    found = out.partition("Example")[2].partition("Arguments:")[0].partition("Options:")[0]
+    lines = found.partition(":\n")[2].replace("\\\n", " ").strip().splitlines()
+    assert lines
+    for line in map(shlex.split, lines):
+        assert line[0] == "seprune"
+        assert " ".join(line[1:]).startswith(command)
+        known = re.findall(r"--[a-z0-9-]+", out)
+        assert command == "" or {w for w in line if w.startswith("--")} <= set(known)
+
+
+def test_options_that_commands_share_read_alike_everywhere(seprune, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    helps = {}
+    for command in ("inspect", "collect", "rank", "prune", "finetune", "evaluate"):
+        out = seprune(command, "--help")[1]
+        helps[command] = {k: re.sub(r"\s+", " ", v) for k, v in re.findall(
+            r"^  (--[\w-]+|MODEL)\b(.*?)(?=^  \S|\Z)", out, re.M | re.S)}  # fmt: skip
+    shared = {"MODEL", "--checkpoint", "--weights", "--classes", "--input", "--allow-code",
+              "--device", "--seed", "--set", "--json"}  # fmt: skip
+    first = helps.pop("inspect")
+    assert shared <= set(first)
+    for command, said in helps.items():
+        assert {k: said.get(k) for k in shared} == {k: first[k] for k in shared}, command
 
 
 def test_python_cli_py_works_from_a_checkout():

@@ -149,12 +149,14 @@ def test_gates_speak_in_words() -> None:
         [gate("a", saturated=0.83), gate("b", rank_agreement=0.31), gate("c", runs=False)]
     )
     assert said == [
-        "a: 83 % of its values are below 0.05 or above 0.95; as a switch it hardly tells "
-        "channels apart, prefer a criterion that uses gradients.",
-        "b: its order of channels changes from image to image (rank agreement 0.31); "
-        "no fixed choice of channels serves all images.",
-        "c: never ran in the forward pass, so it says nothing.",
+        "Saturated, most values below 0.05 or above 0.95: a (83 %). As a switch such a gate "
+        "hardly tells channels apart; prefer a criterion that uses gradients.",
+        "The order of channels changes from image to image (rank agreement below 0.5): b (0.31). "
+        "No fixed choice of channels serves all images.",
+        "Never ran in the forward pass, so it says nothing: c.",
     ]
+    many = words.gate_remarks([gate(f"g{n}", runs=False) for n in range(12)])
+    assert many[0].endswith("nothing: g0, g1, g2, g3, g4, g5, 5 more, and g11.")
     assert words.gate_remarks([gate(rank_agreement=0.8), gate(rank_agreement=0.91)]) == [
         "No gate is saturated, and images agree on the order of channels "
         "(rank agreement 0.80 to 0.91)."

@@ -16,7 +16,8 @@ from seprune.errors import SepruneError, UsageError
 
 app = typer.Typer(
     name="seprune",
-    help="Prune Squeeze-and-Excitation networks by what their own gates say about each channel.",
+    help="Prune Squeeze-and-Excitation networks by what their own gates say about each channel.\n\n"
+    "\b\nExample:\n  seprune run quickstart --out runs/quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -14,68 +14,42 @@ from seprune.errors import InputError, UsageError
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (inspect, report, compare, export, models, env, verify, convert):
-        app.command()(command)
+        app.command()(options.spread(command))
     app.add_typer(recipes.app, name="recipes")
 
 
 def inspect(
-    model: options.Model,
-    checkpoint: options.Checkpoint = None,
-    classes: options.Classes = None,
-    input: options.Input = None,
-    allow_code: options.AllowCode = False,
-    json: options.Json = False,
+    network: options.Network,
+    data: options.Calibration = None,
+    statistics: options.Statistics = None,
+    *,
+    work: options.Work,
 ) -> None:
     """Gates and dependency groups, the cost, and what cannot be pruned and why.
 
-    Example: seprune inspect timm/seresnet18 --input 3x224x224
+    With --data or --statistics also what the gates say, before anything is cut.
+
+    Examples:
+      seprune inspect timm/seresnet18 --input 3x224x224
+      seprune inspect seprune/se_resnet20 --checkpoint F.pth --data D
     """
-    recipe = options.recipe_for(
-        {"name": model, "checkpoint": checkpoint, "classes": classes, "input": input},
-        None, {}, None,
-    )  # fmt: skip
-    from seprune.pipeline.subject import open_subject
-    from seprune.pruning import cuttable
+    recipe = options.recipe(network, work, data, collect={"gradients": "none"})
+    from seprune.cli import inspecting, opening
+    from seprune.pipeline import steps
 
-    subject = open_subject(recipe.model, allow_code=allow_code)
-    for note in subject.notes:
-        console.tell(f"note: {note}")
-    structure = cuttable(subject.model, subject.example())
-    whole = structure.whole()
-    macs, params = structure.macs_at(whole), structure.params_at(whole)
-    if json:
-        console.give({"model": model, "macs": macs, "params": params, **_facts(structure)})
-        return
-    from seprune.cli import tables
-
-    size = "x".join(map(str, subject.shape))
-    out = console.stderr()
-    out.print(f"{model} at {size}: {macs:,} MACs, {params:,} parameters", soft_wrap=True)
-    out.print(tables.gates(structure))
-    out.print(tables.groups(structure))
-    if not structure.gates:
-        console.tell("note: no channel gates; importance l2 works without them")
-
-
-def _facts(structure: Any) -> dict[str, Any]:
-    """The contract's lists of gates and groups."""
-    owners: dict[str, list[str]] = {}
-    for group in structure.groups:
-        for link in group.gates:
-            owners.setdefault(link.gate, []).append(group.name)
-    gates = [
-        {"name": g.name, "channels": g.channels, "squeeze": g.squeeze,
-         "activation": g.activation, "placement": g.placement,
-         "groups": owners.get(g.name, []), "runs": g.runs, "scales": list(g.scales)}
-        for g in structure.gates
-    ]  # fmt: skip
-    groups = [
-        {"name": g.name, "channels": g.channels, "gates": [link.gate for link in g.gates],
-         "layers": list(g.layers), "prunable": g.prunable, "reason": g.reason,
-         "units": g.units, "role": g.role}
-        for g in structure.groups
-    ]  # fmt: skip
-    return {"gates": gates, "groups": groups}
+    if data is None:
+        quiet = statistics is None
+        subject = opening.network(recipe, allow_code=network.allow_code, quiet=quiet)
+        bench = steps.Bench(recipe, subject, None)
+        held = opening.statistics(statistics, subject)
+    else:
+        both = opening.network_and_data(recipe, allow_code=network.allow_code)
+        bench = steps.Bench(recipe, *both, console.track)
+        held = bench.collect()
+    if work.json:
+        console.give(inspecting.facts(network.model, bench, held))
+    else:
+        inspecting.show(network.model, bench, held)
 
 
 def report(
@@ -88,7 +62,9 @@ def report(
 ) -> None:
     """The report of a run, in the terminal or as a file.
 
-    Example: seprune report runs/quickstart --group layer1.0.conv1
+    Examples:
+      seprune report runs/quickstart --group layer1.0.conv1
+      seprune report runs/quickstart --csv channels.csv
     """
     from seprune.report import measurement
 
@@ -134,7 +110,8 @@ def compare(
 ) -> None:
     """Several runs side by side: accuracy against MACs, the Pareto front marked.
 
-    Example: seprune compare runs/* --html compare.html
+    Example:
+      seprune compare runs/* --html compare.html
     """
     from seprune.report import compare as comparing
     from seprune.report import measurement
@@ -171,7 +148,8 @@ def export(
 ) -> None:
     """ONNX and torch.export, with a free batch size, checked against the eager model.
 
-    Example: seprune export runs/quickstart --onnx small.onnx
+    Example:
+      seprune export runs/quickstart --onnx small.onnx --pt2 small.pt2
     """
     if onnx is None and pt2 is None:
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
@@ -206,7 +184,11 @@ def models(
     pattern: Annotated[str, typer.Argument(help="A glob, or a part of the name.")] = "*",
     json: options.Json = False,
 ) -> None:
-    """Networks that can be built here, those with channel gates first."""
+    """Networks that can be built here, those with channel gates first.
+
+    Example:
+      seprune models 'timm/seres*'
+    """
     from seprune.models import names
 
     found = names(pattern)
@@ -220,7 +202,11 @@ def models(
 
 
 def env(json: options.Json = False) -> None:
-    """Versions, devices, the torch/torchvision pair, extras, free disk."""
+    """Versions, devices, the torch/torchvision pair, extras, free disk.
+
+    Example:
+      seprune env --json
+    """
     from seprune.runs import environment
 
     facts = environment()
@@ -246,7 +232,11 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run or a saved network.")],
     json: options.Json = False,
 ) -> None:
-    """Check the hashes and the journal of a folder that seprune wrote."""
+    """Check the hashes and the journal of a folder that seprune wrote.
+
+    Example:
+      seprune verify runs/quickstart
+    """
     from seprune.runs import verify as check
 
     problems = check(folder)
@@ -272,7 +262,11 @@ def convert(
     out: Annotated[Path | None, typer.Option("--out", metavar="F")] = None,
     json: options.Json = False,
 ) -> None:
-    """Take the weights out of a pickled model, in a process of its own, into safetensors."""
+    """Take the weights out of a pickled model, in a process of its own, into safetensors.
+
+    Example:
+      seprune convert model.pkl --allow-pickle --out weights.safetensors
+    """
     from seprune.checkpoint import convert as carry_out
     from seprune.checkpoint import load_weights
 

@@ -1,9 +1,13 @@
-"""The words that commands share, and the recipe that a stage command's options amount to."""
+"""The words that commands share, each written once, and the recipe that they amount to."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -12,38 +16,111 @@ from seprune.errors import UsageError
 if TYPE_CHECKING:
     from seprune.recipe import Recipe
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="torchvision/NAME, timm/NAME, seprune/NAME, a folder that seprune wrote, or "
-        "FILE.py:FUNCTION with --allow-code.",
-    ),
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
 ]
-Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint", metavar="F", help="Trained weights, or a folder.")
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in plan.macs=0.5.")
 ]
-Weights = Annotated[str, typer.Option(help="Which weights of a checkpoint: auto, raw or ema.")]
 DataSource = Annotated[
     str,
     typer.Option(
         "--data", metavar="D", help="digits, a folder with train/ and val/, torchvision/CIFAR10:DIR"
     ),
 ]
-Classes = Annotated[int | None, typer.Option(help="Number of classes, if it cannot be inferred.")]
-Input = Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="As in 3x224x224.")]
+Calibration = Annotated[
+    str | None, typer.Option("--data", metavar="D", help="Calibration images (training part).")
+]
+Statistics = Annotated[Path | None, typer.Option(metavar="F", help="What `seprune collect` wrote.")]
 Criterion = Annotated[str, typer.Option("--importance", help="A criterion of docs/importance.md.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let MODEL name a Python file to run.")
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as data.mean=..."),
-]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The options that say which network is meant."""
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="torchvision/NAME, timm/NAME, seprune/NAME, a folder that seprune wrote, or "
+            "FILE.py:FUNCTION with --allow-code.",
+        ),
+    ]
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", metavar="F", help="Trained weights, or a folder.")
+    ] = None
+    weights: Annotated[
+        str, typer.Option(help="Which weights of a checkpoint: auto, raw or ema.")
+    ] = "auto"
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes, if it cannot be inferred.")
+    ] = None
+    input: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="As in 3x224x224.")
+    ] = None
+    allow_code: AllowCode = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """The options that say how a command goes about its work."""
+
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto"
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any key of a recipe, such as data.mean=..."
+        ),
+    ] = None
+    json: Json = False
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: a parameter that is a set of options becomes its options.
+
+    The lines from `Example` on are shown as they stand.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    sets: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    spelt: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in sets:
+            spelt += _options_of(sets[name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            spelt.append(parameter.replace(annotation=hints[name], kind=kind))
+
+    @wraps(command)
+    def flat(**given: Any) -> None:
+        for name, kind in sets.items():
+            given[name] = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
+        command(**given)
+
+    del flat.__wrapped__  # typer would look through it, at the sets
+    flat.__signature__ = inspect.Signature(spelt)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in spelt}
+    flat.__doc__ = inspect.cleandoc(command.__doc__ or "").replace("\nExample", "\n\b\nExample")
+    return flat
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if f.default is MISSING else f.default,
+            annotation=hints[f.name],
+        )
+        for f in fields(kind)
+    ]
 
 
 def shape_of(text: str | None) -> list[int] | None:
@@ -68,21 +145,25 @@ def budget_of(text: str) -> float | str:
         return text
 
 
-def recipe_for(
-    model: dict[str, Any], data: str | None, more: dict[str, Any], overrides: list[str] | None
+def recipe(
+    network: Network, work: Work | None = None, data: str | None = None, **sections: Any
 ) -> Recipe:
-    """The recipe that a stage command's options amount to.
-
-    Args:
-        model: the model section, `input` as typed.
-        more: other sections, and `seed`, `device`.
-        overrides: `key=value` for whatever has no option of its own.
-    """
+    """The recipe that a command's options amount to, with further sections of it."""
     from seprune.recipe import recipe_of
 
-    section = {k: v for k, v in model.items() if v is not None}
-    if "input" in section:
-        section["input"] = shape_of(section["input"])
-    values = {"name": str(model["name"]), "model": section, "data": {"source": data or "digits"}}
-    values |= more
-    return recipe_of(values, overrides or ())
+    model = {
+        "name": network.model,
+        "checkpoint": network.checkpoint,
+        "weights": network.weights,
+        "classes": network.classes,
+        "input": shape_of(network.input),
+    }
+    values: dict[str, Any] = {
+        "name": network.model,
+        "model": {k: v for k, v in model.items() if v is not None},
+        "data": {"source": data or "digits"},
+        **sections,
+    }
+    if work is None:
+        return recipe_of(values)
+    return recipe_of({**values, "device": work.device, "seed": work.seed}, work.set or ())

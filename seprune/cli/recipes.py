@@ -10,12 +10,24 @@ import typer
 from seprune.cli import console, options
 from seprune.errors import UsageError
 
-app = typer.Typer(help="The shipped recipes.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="The shipped recipes.\n\n\b\nExample:\n  seprune recipes ls",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As `seprune recipes ls` has it.")]
+Target = Annotated[Path, typer.Argument(metavar="FILE", help="Where to; it must not exist.")]
 
 
 @app.command("ls")
+@options.spread
 def recipes_ls(json: options.Json = False) -> None:
-    """The shipped recipes, each with its first line."""
+    """The shipped recipes, each with its first line.
+
+    Example:
+      seprune recipes ls
+    """
     from seprune.recipe import recipe_folder
 
     found = {}
@@ -30,14 +42,24 @@ def recipes_ls(json: options.Json = False) -> None:
 
 
 @app.command("show")
-def recipes_show(name: str) -> None:
-    """Print a shipped recipe."""
+@options.spread
+def recipes_show(name: Name) -> None:
+    """Print a shipped recipe.
+
+    Example:
+      seprune recipes show quickstart
+    """
     print(_shipped(name).read_text(), end="")
 
 
 @app.command("cp")
-def recipes_cp(name: str, target: Path) -> None:
-    """Copy a shipped recipe to a file of your own."""
+@options.spread
+def recipes_cp(name: Name, target: Target) -> None:
+    """Copy a shipped recipe to a file of your own.
+
+    Example:
+      seprune recipes cp quickstart mine.yaml
+    """
     from seprune.files import write_text
 
     if target.exists():
@@ -47,21 +69,34 @@ def recipes_cp(name: str, target: Path) -> None:
 
 
 @app.command("validate")
-def recipes_validate(path: str, overrides: Annotated[list[str] | None, typer.Argument()] = None,
-                     json: options.Json = False) -> None:  # fmt: skip
-    """Check a recipe; all mistakes at once."""
+@options.spread
+def recipes_validate(
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+) -> None:
+    """Check a recipe; all mistakes at once.
+
+    Example:
+      seprune recipes validate mine.yaml plan.macs=0.4
+    """
     from seprune.recipe import load_recipe
 
-    loaded = load_recipe(path, overrides or [])
+    loaded = load_recipe(recipe, overrides or [])
     if json:
         console.give(loaded.model_dump(mode="json"))
     else:
-        console.tell(f"{path}: a valid recipe")
+        console.tell(f"{recipe}: a valid recipe")
 
 
 @app.command("schema")
+@options.spread
 def recipes_schema() -> None:
-    """The JSON Schema of recipes, for editors."""
+    """The JSON Schema of recipes, for editors.
+
+    Example:
+      seprune recipes schema > schema.json
+    """
     from seprune.recipe import recipe_schema
 
     console.give(recipe_schema())

@@ -101,12 +101,29 @@ def compose(told: Told) -> Report:
         recipe=dump_recipe(told.recipe),
         measurements=list(told.measurements),
         budgets=[_budget(told, chapter) for chapter in told.chapters],
-        gates=_gates(told, len(shown)),
+        gates=gate_summaries(told.structure, told.statistics, classes=len(shown)),
         warnings=_warnings(told),
         left_whole=_left_whole(told),
         seconds=told.seconds,
         not_counted=not_counted(subject.model, subject.example(1)),
     )
+
+
+def gate_summaries(
+    structure: Structure, statistics: GateStatistics | None, *, classes: int = 0
+) -> list[GateSummary]:
+    """Every gate with its statistics and the means of the first `classes` classes."""
+    owners: dict[str, list[str]] = {}
+    for group in structure.groups:
+        for link in group.gates:
+            owners.setdefault(link.gate, []).append(group.name)
+    values = statistics.values if statistics is not None else {}
+    return [
+        GateSummary.of(
+            g, values.get(g.name, {}), groups=owners.get(g.name, ()), classes=range(classes)
+        )
+        for g in structure.gates
+    ]
 
 
 def write_importance(cut: Cut, path: Path) -> None:
@@ -172,20 +189,6 @@ def _budget(told: Told, chapter: Chapter) -> reports.Budget:
         groups=groups,
         trace=[dict(t) for t in plan.trace],
     )
-
-
-def _gates(told: Told, shown: int) -> list[GateSummary]:
-    owners: dict[str, list[str]] = {}
-    for group in told.structure.groups:
-        for link in group.gates:
-            owners.setdefault(link.gate, []).append(group.name)
-    values = told.statistics.values if told.statistics is not None else {}
-    return [
-        GateSummary.of(
-            g, values.get(g.name, {}), groups=owners.get(g.name, ()), classes=range(shown)
-        )
-        for g in told.structure.gates
-    ]
 
 
 def _left_whole(told: Told) -> list[dict[str, str]]:

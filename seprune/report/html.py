@@ -225,6 +225,7 @@ def _gate_row(gate: GateSummary) -> list[str]:
         gate.activation,
         gate.placement,
         f"{sum(means) / len(means):.3f}" if means else words.DASH,
+        words.DASH if gate.spread is None else f"{gate.spread:.3f}",
         words.DASH if agreement is None else f"{agreement:.2f}",
         words.percent(gate.saturated, 1),
     ]

@@ -99,17 +99,23 @@ class GateSummary:
             if len(values) != self.channels:
                 raise ValueError(f"{self.name}: {len(values)} values for {self.channels} channels")
 
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over images, averaged over the channels; None where unknown."""
+        known = [v for v in self.statistics.get("variance", []) if v is not None]
+        return sum(math.sqrt(max(v, 0.0)) for v in known) / len(known) if known else None
+
     @classmethod
     def of(
         cls, gate: Any, values: Mapping[str, Any], *, groups: Sequence[str] = (), classes: Any = ()
     ) -> GateSummary:
         """From a `Gate` and its tensors in `GateStatistics.values`; `classes` are rows to keep."""
         columns = {
-            key: _plain(value.tolist())
+            key: plain(value.tolist())
             for key, value in values.items()
             if tuple(value.shape) == (gate.channels,) and key not in _NOT_CHANNELS
         }
-        means = _plain(values["class_mean"].tolist()) if "class_mean" in values else []
+        means = plain(values["class_mean"].tolist()) if "class_mean" in values else []
         agreement = values.get("rank_agreement")
         idle = [*columns.get("low", ()), *columns.get("high", ())]
         bounded = gate.activation in _BOUNDED and idle and None not in idle
@@ -158,7 +164,7 @@ class Report:
 
 def to_json(report: Report) -> dict[str, Any]:
     """The report as one JSON document; NaN and infinities become null."""
-    document = _plain(report)
+    document = plain(report)
     assert isinstance(document, dict)
     return document
 
@@ -209,13 +215,14 @@ class _MisfitError(Exception):
     """A JSON value at a place that wants another kind."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts, NaN and infinities as null: what JSON can hold."""
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -85,11 +85,11 @@ def groups(report: Report) -> Table:
     return table
 
 
-def gates(summaries: Sequence[GateSummary]) -> Table:
-    """Mean, spread over channels, saturation and rank agreement of every gate."""
-    table = _table("Gates")
+def gates(summaries: Sequence[GateSummary], title: str = "Gates") -> Table:
+    """Mean, spread over images, saturation and rank agreement of every gate."""
+    table = _table(title)
     table.add_column("gate", overflow="fold", min_width=16)
-    for name in ("width", "mean", "saturated", "agreement"):
+    for name in ("width", "mean", "spread", "saturated", "agreement"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("channels' means", no_wrap=True)
     for gate in summaries:
@@ -99,6 +99,7 @@ def gates(summaries: Sequence[GateSummary]) -> Table:
             Text(gate.name if gate.runs else f"{gate.name} (never runs)"),
             str(gate.channels),
             f"{sum(means) / len(means):.3f}" if means else words.DASH,
+            words.DASH if (spread := gate.spread) is None else f"{spread:.3f}",
             words.percent(gate.saturated, 0),
             words.DASH if agreement is None else f"{agreement:.2f}",
             Text(_sparkline(means), style="cyan"),
@@ -216,7 +217,7 @@ def _bar(fraction: float) -> Text:
     return Text(("█" * full + " ▏▎▍▌▋▊▉"[rest]).ljust(BAR)[:BAR], style="cyan")
 
 
-def _sparkline(values: Sequence[float], width: int = 20) -> str:
+def _sparkline(values: Sequence[float], width: int = 12) -> str:
     """Values in [0, 1] as columns of an eighth, thinned out to `width`."""
     if not values:
         return ""

@@ -10,6 +10,7 @@ from seprune.report.measurement import Budget, GateSummary, Measurement, Report
 DASH = "–"
 SATURATED = 0.5  # of the gate values: above, the gate hardly tells channels apart
 UNSTABLE = 0.5  # rank agreement: below, no fixed order of channels serves all images
+MANY = 8  # names in a sentence
 
 COUNTING = (
     "MACs: multiply-adds of convolutions, linear layers and matrix products for one image "
@@ -111,23 +112,37 @@ def headline(report: Report, budget: Budget) -> str:
 
 
 def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
-    """Saturation, rank agreement and idle gates, in words."""
-    remarks = [
-        f"{g.name}: {percent(g.saturated, 0)} of its values are below 0.05 or above 0.95; "
-        "as a switch it hardly tells channels apart, prefer a criterion that uses gradients."
-        for g in gates
-        if g.saturated is not None and g.saturated > SATURATED
-    ]
-    remarks += [
-        f"{g.name}: its order of channels changes from image to image (rank agreement "
-        f"{g.rank_agreement:.2f}); no fixed choice of channels serves all images."
+    """Saturation, rank agreement and idle gates, in words: a sentence each, naming the gates."""
+    full = [(g, g.saturated) for g in gates if (g.saturated or 0) > SATURATED]
+    torn = [
+        (g, g.rank_agreement)
         for g in gates
         if g.rank_agreement is not None and g.rank_agreement < UNSTABLE
     ]
-    remarks += [
-        f"{g.name}: never ran in the forward pass, so it says nothing." for g in gates if not g.runs
-    ]
+    idle = [g.name for g in gates if not g.runs]
+    remarks = []
+    if full:
+        names = _named([f"{g.name} ({percent(share, 0)})" for g, share in full])
+        remarks.append(
+            f"Saturated, most values below 0.05 or above 0.95: {names}. As a switch such a gate "
+            "hardly tells channels apart; prefer a criterion that uses gradients."
+        )
+    if torn:
+        names = _named([f"{g.name} ({agreement:.2f})" for g, agreement in torn])
+        remarks.append(
+            f"The order of channels changes from image to image (rank agreement below {UNSTABLE:g})"
+            f": {names}. No fixed choice of channels serves all images."
+        )
+    if idle:
+        remarks.append(f"Never ran in the forward pass, so it says nothing: {_named(idle)}.")
     return remarks or _all_well(gates)
+
+
+def _named(names: Sequence[str]) -> str:
+    """The names, the middle left out where there are many."""
+    if len(names) <= MANY:
+        return ", ".join(names)
+    return f"{', '.join(names[: MANY - 2])}, {len(names) - MANY + 1} more, and {names[-1]}"
 
 
 def _all_well(gates: Sequence[GateSummary]) -> list[str]:

@@ -1,0 +1,57 @@
+"""Opening what a command's options name: network, data, statistics; and saying what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seprune.cli import console
+from seprune.pipeline import subject as subjects
+from seprune.pipeline.subject import Subject
+from seprune.statistics import GateStatistics, fingerprint
+
+if TYPE_CHECKING:
+    from seprune.recipe import Recipe
+
+
+def network_and_data(recipe: Recipe, *, allow_code: bool) -> tuple[Subject, Any]:
+    """Both, each at the other's size."""
+    subject, found = subjects.open_both(recipe, allow_code=allow_code, track=console.track)
+    _say(subject)
+    return subject, found
+
+
+def network(
+    recipe: Recipe, *, allow_code: bool, like: Subject | None = None, quiet: bool = False
+) -> Subject:
+    """The network alone.
+
+    Args:
+        like: another one, in size and classes, where the recipe is silent.
+        quiet: random weights need no remark, since nobody looks at them.
+    """
+    subject = subjects.open_subject(
+        recipe.model,
+        shape=like.shape if like else None,
+        classes=like.architecture.classes if like else None,
+        seed=recipe.seed,
+        allow_code=allow_code,
+    )
+    _say(subject, quiet=quiet)
+    return subject
+
+
+def statistics(path: Path | None, subject: Subject) -> GateStatistics | None:
+    """The statistics in a file, if they are of this very network."""
+    if path is None:
+        return None
+    held = GateStatistics.load(path)
+    held.require(model=fingerprint(subject.model))
+    return held
+
+
+def _say(subject: Subject, *, quiet: bool = False) -> None:
+    for note in subject.notes:
+        console.tell(f"note: {note}")
+    if subject.checkpoint is None and not quiet:
+        console.tell("note: no checkpoint is given, so the weights are random")
