@@ -11,6 +11,7 @@ import torch
 from nets import Chain, Inner, LayerScale, Residual, dependent, images
 from torch import Tensor, nn
 
+from seprune.budget import Allocation, make_plan
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.groups import ChannelGroup, Structure, analyse
 from seprune.importance import CRITERIA, Scoring, collecting, criterion, score
@@ -44,7 +45,9 @@ def collected(
     model: nn.Module, gradients: Any = "none", dtype: torch.dtype = torch.float32
 ) -> tuple[Structure, GateStatistics]:
     structure = analyse(model, images(2, 8).to(dtype))
-    options = collecting(structure, CollectOptions(device="cpu")) if gradients != "none" else None
+    options = None
+    if gradients not in ("none", "weights"):
+        options = collecting(structure, CollectOptions(device="cpu"))
     loader = batches(dtype=dtype)
     statistics = collect_statistics(
         model, loader, gradients=gradients, options=options or CollectOptions(device="cpu")
@@ -59,9 +62,11 @@ def test_l1_and_l2_are_means_over_the_layers_of_the_group():
     model = dependent("concat")
     a, c = model.a.weight.detach().double(), model.c.weight.detach().double()
     l1, l2 = plain(model, "l1")["a"], plain(model, "l2")["a"]
-    into = c[:, :6].flatten(2).sum(2)  # 1x1
-    torch.testing.assert_close(l1, (a.abs().sum((1, 2, 3)) + into.abs().sum(0)) / 2)
-    torch.testing.assert_close(l2, (a.square().sum((1, 2, 3)) + into.square().sum(0)) / 2)
+    into, gamma = c[:, :6].flatten(2).sum(2), model.norm.weight.detach().double()[:6]  # 1x1
+    parts = a.abs().sum((1, 2, 3)) + into.abs().sum(0) + gamma.abs()
+    torch.testing.assert_close(l1, parts / 3)
+    parts = a.square().sum((1, 2, 3)) + into.square().sum(0) + gamma.square()
+    torch.testing.assert_close(l2, parts / 3)
 
 
 def test_units_of_several_channels_add_up():
@@ -114,11 +119,102 @@ def test_lamp_is_a_norm_over_those_that_are_not_smaller():
     assert lamp.max() == 1
 
 
-def test_fpgm_is_the_sum_of_distances_to_the_other_filters():
-    model = dependent("concat")
-    a = model.a.weight.detach().double().flatten(1)
-    expected = torch.stack([sum((row - other).norm() for other in a) for row in a])
-    torch.testing.assert_close(plain(model, "fpgm")["a"], expected)
+def torch_prunings(kind: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and torch-pruning's group of each of the layers that we compare."""
+    import torch_pruning as tp
+
+    model = dependent(kind)
+    layers = {"residual": ["stem", "blocks.0.conv1"], "concat": ["a", "b"], "flatten": ["conv"],
+              "batch norm": ["a", "b"]}[kind]  # fmt: skip
+    graph = tp.DependencyGraph().build_dependency(model, images())
+    found = {}
+    for name in layers:
+        layer: Any = model.get_submodule(name)
+        channels = list(range(layer.out_channels))
+        found[name] = graph.get_pruning_group(layer, tp.prune_conv_out_channels, channels)
+    return model, found
+
+
+@pytest.mark.parametrize("kind", ["residual", "concat", "flatten", "batch norm"])
+def test_weight_baselines_are_those_of_torch_pruning(kind):
+    import torch_pruning as tp
+
+    theirs = {
+        "l1": tp.importance.GroupMagnitudeImportance(p=1, normalizer=None),
+        "l2": tp.importance.GroupMagnitudeImportance(p=2, normalizer=None),
+        "bn_scale": tp.importance.BNScaleImportance(normalizer=None),
+        "lamp": tp.importance.LAMPImportance(),
+        "fpgm": tp.importance.FPGMImportance(normalizer=None),
+    }
+    model, groups = torch_prunings(kind)
+    if kind == "flatten":
+        del theirs["fpgm"]  # it compares single positions; here a unit is one vector
+    for name, importance in theirs.items():
+        found = plain(model, name)
+        for layer, group in groups.items():
+            expected = importance(group)
+            if expected is None:  # no norm
+                assert layer not in found
+            else:
+                torch.testing.assert_close(
+                    found[layer].float(), expected.detach(), rtol=1e-4, atol=1e-5
+                )
+
+
+@pytest.mark.parametrize("kind", ["residual", "concat", "batch norm"])
+def test_taylor_is_torch_prunings_of_the_whole_calibration_set(kind):
+    import torch_pruning as tp
+
+    model, groups = torch_prunings(kind)
+    structure, statistics = collected(model, "weights")
+    scoring = Scoring("taylor", normalize="none")
+    found = score(structure, statistics, model=model, scoring=scoring).scores
+    model.zero_grad()
+    x, y = (torch.cat(part) for part in zip(*batches()))
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    for layer, group in groups.items():
+        expected = tp.importance.GroupTaylorImportance(normalizer=None)(group)
+        torch.testing.assert_close(found[layer].float(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["residual", "concat", "batch norm"])
+def test_hessian_is_torch_prunings_mean_over_images(kind):
+    """Image by image: their `accumulate_grad` keeps the last image alone (1.6.1)."""
+    import torch_pruning as tp
+
+    model, groups = torch_prunings(kind)
+    structure, statistics = collected(model, "weights")
+    scoring = Scoring("hessian", normalize="none")
+    found = score(structure, statistics, model=model, scoring=scoring).scores
+    x, y = (torch.cat(part) for part in zip(*batches()))
+    expected = {layer: torch.zeros(len(found[layer])) for layer in groups}
+    for i in range(len(x)):
+        theirs = tp.importance.GroupHessianImportance(normalizer=None)
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        theirs.accumulate_grad(model)
+        for layer, group in groups.items():
+            expected[layer] += theirs(group) / len(x)
+    for layer, value in expected.items():
+        torch.testing.assert_close(found[layer].float(), value, rtol=1e-4, atol=1e-8)
+
+
+def test_depthwise_weights_do_not_count():
+    model = dependent("depthwise")
+    a, b = (m.weight.detach().double() for m in (model.a, model.b))
+    expected = (a.square().sum((1, 2, 3)) + b.square().sum((0, 2, 3))) / 2
+    torch.testing.assert_close(plain(model, "l2")["a"], expected)
+
+
+def test_uniform_scores_take_the_same_share_of_every_group():
+    model = dependent("residual")
+    structure = analyse(model, images())
+    scores = score(structure, model=model, scoring=Scoring("uniform"))
+    plan = make_plan(structure, scores, allocation=Allocation(min_channels=1), macs=0.5)
+    kept = [list(g.keep) for g in plan.groups if g.reason is None and g.units == 8]
+    assert len(kept) == 3
+    assert max(map(len, kept)) - min(map(len, kept)) <= 1  # what is left of the budget
+    assert all(keep == list(range(len(keep))) for keep in kept)
 
 
 def test_random_depends_on_the_seed_and_the_name_alone():
@@ -159,6 +255,23 @@ def gates_of(model: Residual) -> list[Tensor]:
     for hook in hooks:
         hook.remove()
     return [s.double() for s in seen]
+
+
+def test_gate_bn_is_the_gate_times_the_scale_of_the_norm_before_it():
+    model = dependent("residual")
+    structure, statistics = collected(model)
+    scoring = Scoring("gate_bn", combine="sum", ungated="none", normalize="none")
+    found = score(structure, statistics, model=model, scoring=scoring).scores
+    gammas = [b.bn2.weight.detach().double().abs() for b in model.blocks]
+    expected = sum(g.mean(0) * gamma for g, gamma in zip(gates_of(model), gammas))
+    torch.testing.assert_close(found["stem"], expected, rtol=1e-6, atol=0)
+    without = dependent("inner")  # no norm before its gate
+    structure, statistics = collected(without)
+    made = [
+        score(structure, statistics, model=without, scoring=Scoring(name, ungated="none")).scores
+        for name in ("gate_bn", "gate_mean")
+    ]
+    torch.testing.assert_close(made[0]["expand"], made[1]["expand"])
 
 
 @pytest.mark.parametrize("combine", ["mean", "max", "sum"])
@@ -330,7 +443,20 @@ def permuted(model: Residual, order: Tensor) -> Residual:
 
 
 @pytest.mark.parametrize(
-    "name", ["l1", "l2", "bn_scale", "lamp", "fpgm", "gate_logit", "gate_fisher", "gate_taylor"]
+    "name",
+    [
+        "l1",
+        "l2",
+        "bn_scale",
+        "lamp",
+        "fpgm",
+        "taylor",
+        "hessian",
+        "gate_bn",
+        "gate_logit",
+        "gate_fisher",
+        "gate_taylor",
+    ],
 )
 def test_scores_move_with_their_channels(name):
     model = dependent("residual").double()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nets import dependent
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -707,3 +708,28 @@ def test_facts_in_a_file_are_plain_json(model: Net, tmp_path: Path) -> None:
     facts = json.loads(header["__metadata__"]["facts"])
     assert facts["gates"][0]["name"] == "se1"
     assert facts["samples"] == 41
+
+
+def test_moments_of_weights_survive_other_batches_a_file_and_an_interruption(tmp_path):
+    model = dependent("residual")
+    x, y = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    at_once = collect_statistics(
+        model, [(x, y)], gradients="weights", options=CollectOptions(device="cpu")
+    )
+    assert not at_once.groups
+    assert at_once.weights["blocks.0.conv1.weight"]["taylor"].shape == (8, 8)
+    assert not any(p.grad is not None for p in model.parameters())
+
+    def broken() -> Iterator[tuple[Tensor, Tensor]]:
+        yield x[:2], y[:2]
+        raise KeyboardInterrupt
+
+    options = CollectOptions(device="cpu", folder=tmp_path, every=1)
+    with pytest.raises(KeyboardInterrupt):
+        collect_statistics(model, broken(), gradients="weights", options=options)
+    parts = [(x[:2], y[:2]), (x[2:5], y[2:5]), (x[5:], y[5:])]
+    collect_statistics(model, parts, gradients="weights", options=options).save(tmp_path / "s")
+    again = GateStatistics.load(tmp_path / "s")
+    for name, own in at_once.weights.items():
+        for key, value in own.items():
+            torch.testing.assert_close(again.weights[name][key], value, rtol=1e-6, atol=1e-12)

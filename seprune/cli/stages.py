@@ -57,7 +57,7 @@ def collect(
     gradients: Annotated[
         str,
         typer.Option(
-            help="none, labels, smoothed, sampled, logits; auto: what --importance needs."
+            help="none, labels, smoothed, sampled, logits, weights; auto: what --importance needs."
         ),
     ] = "auto",
     importance: options.Criterion = "gate_logit",

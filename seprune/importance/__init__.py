@@ -58,10 +58,16 @@ class Scoring:
 class Criterion:
     """What a criterion needs, and the statistic or the function of the weights that it is."""
 
-    family: Literal["gate", "sensitivity", "weights"]
+    family: Literal["gate", "sensitivity", "moments", "weights"]
     of: Callable[..., Any]  # a tensor of scores; None from weights that have none
-    gradients: Literal["none", "labels", "smoothed", "sampled", "logits"] = "none"
+    gradients: Literal["none", "labels", "smoothed", "sampled", "logits", "weights"] = "none"
     normalize: Normalize = "none"
+    gamma: bool = False  # times the |gamma| of the norm that makes the gated channel
+
+    @property
+    def needs_gates(self) -> bool:
+        """Whether it says nothing about a network without gates."""
+        return self.family in ("gate", "sensitivity")
 
 
 def _statistic(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -84,13 +90,17 @@ CRITERIA: dict[str, Criterion] = {
     "gate_std": Criterion("gate", lambda v: v["variance"].sqrt(), normalize="mean"),
     "gate_class": Criterion("gate", _class_spread, normalize="mean"),
     "gate_between": Criterion("gate", _statistic("between_class"), normalize="mean"),
+    "gate_bn": Criterion("gate", _statistic("mean"), normalize="mean", gamma=True),
     "gate_energy": Criterion("gate", _statistic("energy_after"), normalize="mean"),
     "l1": Criterion("weights", weights.l1, normalize="mean"),
     "l2": Criterion("weights", weights.l2, normalize="mean"),
     "bn_scale": Criterion("weights", weights.bn_scale, normalize="mean"),
     "lamp": Criterion("weights", weights.lamp),
     "fpgm": Criterion("weights", weights.fpgm, normalize="mean"),
+    "taylor": Criterion("moments", weights.taylor, "weights", normalize="mean"),
+    "hessian": Criterion("moments", weights.hessian, "weights", normalize="mean"),
     "random": Criterion("weights", weights.random),
+    "uniform": Criterion("weights", weights.uniform),
 }
 
 
@@ -138,9 +148,10 @@ def score(
     """One score per unit of every group.
 
     Args:
-        statistics: needed by the gate criteria; sensitivities need them collected with the
-            criterion's gradients and with `collecting(structure)`.
-        model: needed by the weight criteria and by `ungated="propagate"`.
+        statistics: needed by all but the weight criteria, collected with the criterion's
+            gradients; sensitivities need `collecting(structure)` too.
+        model: needed by all that looks at weights: those criteria, `taylor`, `hessian`,
+            `gate_bn`, and `ungated="propagate"`.
 
     Raises:
         UsageError: unknown criterion.
@@ -149,12 +160,15 @@ def score(
     scoring = scoring or Scoring()
     rule = criterion(scoring.criterion)
     if rule.family == "weights":
-        found = {g.name: rule.of(_needed(model), g, scoring.seed) for g in structure.groups}
-        scores = {name: value for name, value in found.items() if value is not None}
+        scores = _of_weights(structure, rule, _needed(model), scoring.seed)
     elif statistics is None:
         raise _lacking(scoring.criterion, "no statistics were given")
+    elif rule.family == "moments":
+        _require(statistics, rule, scoring.criterion)
+        scores = _of_weights(structure, rule, _needed(model), statistics.weights)
     elif rule.family == "gate":
-        scores = _gate_scores(structure, statistics, rule, scoring)
+        scaling = _needed(model) if rule.gamma else None
+        scores = _gate_scores(structure, statistics, rule, scoring.combine, scaling)
         if scoring.ungated == "propagate" or (scoring.ungated == "unit" and model is not None):
             scores = propagate(_needed(model), structure, scores)
     else:
@@ -191,31 +205,51 @@ def _lacking(name: str, why: str) -> InputError:
     )
 
 
-def _gate_scores(
-    structure: Structure, statistics: GateStatistics, rule: Criterion, scoring: Scoring
+def _require(statistics: GateStatistics, rule: Criterion, name: str) -> None:
+    if statistics.gradients != rule.gradients:
+        raise _lacking(
+            name,
+            f"the statistics hold gradients of '{statistics.gradients}', "
+            f"it needs '{rule.gradients}'",
+        )
+
+
+def _of_weights(
+    structure: Structure, rule: Criterion, model: nn.Module, more: object
 ) -> dict[str, Tensor]:
-    """Groups that gates scale: the statistic of their gates, combined."""
-    scores = {}
+    """Groups that the criterion has a score for; `more`: the seed, or moments by weight."""
+    found = {g.name: rule.of(model, g, more) for g in structure.groups}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _gate_scores(
+    structure: Structure,
+    statistics: GateStatistics,
+    rule: Criterion,
+    combine: Combine,
+    model: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """Groups that gates scale: the statistic of their gates, combined.
+
+    Args:
+        model: where each gate's part is to be multiplied by the scale of its norm.
+    """
+    scores, layers = {}, {g.name: g.scales for g in statistics.gates}
     for group in structure.groups:
-        found = [
-            rule.of(statistics.values[link.gate])[torch.from_numpy(link.index)].mean(1)
-            for link in group.gates
-            if link.gate in statistics.values
-        ]
+        found = []
+        for link in (k for k in group.gates if k.gate in statistics.values):
+            value = rule.of(statistics.values[link.gate])[torch.from_numpy(link.index)].mean(1)
+            gamma = 1 if model is None else weights.gamma_of(model, group, layers[link.gate])
+            found.append(value * gamma)
         if found:
-            scores[group.name] = _combined(torch.stack(found), scoring.combine)
+            scores[group.name] = _combined(torch.stack(found), combine)
     return scores
 
 
 def _sensitivities(
     structure: Structure, statistics: GateStatistics, rule: Criterion, scoring: Scoring
 ) -> dict[str, Tensor]:
-    if statistics.gradients != rule.gradients:
-        raise _lacking(
-            scoring.criterion,
-            f"the statistics hold gradients of '{statistics.gradients}', "
-            f"it needs '{rule.gradients}'",
-        )
+    _require(statistics, rule, scoring.criterion)
     scores = {}
     for group in structure.groups:
         if scoring.ungated == "none" and not group.gates:

@@ -99,7 +99,7 @@ class Bench:
             per_sample: .npy file for the gates of every image; such a collection starts anew.
         """
         recipe, section = self.recipe, self.recipe.collect
-        if not self.structure.gates:
+        if not self.structure.gates and criterion(recipe.importance.criterion).needs_gates:
             raise InputError(
                 f"{self.subject.architecture.name}: no channel gates",
                 why=f"criterion '{recipe.importance.criterion}' scores channels by their gates",
@@ -108,7 +108,7 @@ class Bench:
             )
         rule, data = criterion(recipe.importance.criterion), self.images()
         gradients = rule.gradients if section.gradients == "auto" else section.gradients
-        options = CollectOptions(
+        plain = CollectOptions(
             device=recipe.device,
             seed=recipe.seed,
             folder=None if per_sample else folder,
@@ -120,7 +120,9 @@ class Bench:
             data.calibration(section.images, batch_size=section.batch_size, seed=recipe.seed),
             gates=self.structure.gates,
             gradients=gradients,
-            options=collecting(self.structure, options) if gradients != "none" else options,
+            options=plain
+            if gradients in ("none", "weights")
+            else collecting(self.structure, plain),
             track=self.track,
         )
 

@@ -170,14 +170,15 @@ class Finetune(Train):
     distill: Distill | None = Field(default=Distill(), description="null: labels only")
 
 
+Gradients = Literal["auto", "none", "labels", "sampled", "smoothed", "logits", "weights"]
+
+
 class Collect(Section):
     """The pass over the calibration set, taken from the training images."""
 
     images: Count = Field(default=2048, description="of the training split")
     batch_size: Count = 128
-    gradients: Literal["auto", "none", "labels", "sampled", "smoothed", "logits"] = Field(
-        default="auto", description="auto: what the criterion needs"
-    )
+    gradients: Gradients = Field(default="auto", description="auto: what the criterion needs")
 
 
 class Importance(Section):

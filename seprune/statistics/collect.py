@@ -98,7 +98,8 @@ def collect_statistics(
         loader: batches of images (B, C, H, W), or of (images, labels).
         gates: what `find_gates` found; by default it looks at the first batch.
         gradients: the z of u = gate * dz/dgate: cross-entropy of the true `labels`, of `smoothed`
-            labels, of labels `sampled` from the model, or a random projection of the `logits`.
+            labels, of labels `sampled` from the model, or a random projection of the `logits`;
+            `weights`: no u, but moments of the derivatives by the weights.
 
     Raises:
         InputError: no gates, no images, NaN in a gate, labels that do not fit, a model that takes
@@ -137,6 +138,7 @@ def _finish(
     samples = observer.samples
     if dist.is_initialized():
         observer.gates, observer.u = all_reduce(observer.gates), all_reduce(observer.u)
+        observer.w = all_reduce(observer.w)
         count = torch.tensor(samples, device=observer.scene.layout.device)
         dist.all_reduce(count)
         samples = int(count)
@@ -149,6 +151,7 @@ def _finish(
         gradients=observer.scene.gradients,
         units=rooms["units"],
         groups=rooms["groups"],
+        weights=rooms["weights"],
         warnings=caveats(found, rooms["values"], samples, getattr(loader, "batch_size", None)),
         meta=meta,
     )
@@ -178,7 +181,7 @@ def _scene(
 ) -> Scene:
     images, labels = first
     running = tuple(gate for gate in found if gate.runs)
-    if not running and not options.units:
+    if not running and not options.units and gradients != "weights":
         raise InputError(
             f"no gates: {len(found)} gate modules, none of which runs" if found else "no gates",
             why="no squeezed tensor multiplies the channels of a feature map in this model",
@@ -233,13 +236,13 @@ def _unfinished(
 
 
 def _require_gradients(gradients: str, options: CollectOptions, labels: Tensor | None) -> None:
-    if gradients == "none" and (options.units or options.couplings):
+    if gradients in ("none", "weights") and (options.units or options.couplings):
         raise InputError(
             "units and couplings need derivatives",
-            why="gradients is none, and a unit gate is always 1",
+            why=f"gradients is {gradients}, and a unit gate is always 1",
             fix="set gradients to logits, sampled, smoothed or labels",
         )
-    if gradients in ("labels", "smoothed") and labels is None:
+    if gradients in ("labels", "smoothed", "weights") and labels is None:
         raise InputError(
             f"gradients {gradients!r} need labels",
             why="the batches hold images alone, or labels that are no class numbers",

@@ -27,6 +27,7 @@ from seprune.statistics.accumulate import (
     update_sensitivity,
 )
 from seprune.statistics.columns import Layout
+from seprune.statistics.parameters import add_moments, new_moments, summarise_moments
 from seprune.statistics.rows import Rows
 from seprune.statistics.sensitivity import (
     Coupling,
@@ -57,9 +58,14 @@ class Scene:
     seed: int = 0
 
     @property
+    def senses(self) -> bool:
+        """Whether u is collected."""
+        return self.gradients not in ("none", "weights")
+
+    @property
     def widths(self) -> dict[tuple[str, str], int]:
         """(room, name) -> channels of everything that has a u, in the order of the u columns."""
-        if self.gradients == "none":
+        if not self.senses:
             return {}
         gates = {("values", g.name): g.channels for g in self.gates}
         units = {("units", name): size for name, size in (self.units or {}).items()}
@@ -76,6 +82,7 @@ class Observer:
         self._gates: State = new_state(scene.layout)
         self._waiting: list[Observed] = []  # small batches are added together
         self.u: State = new_sensitivity(sum(scene.widths.values()), device)
+        self.w: State = new_moments(scene.model, device) if scene.gradients == "weights" else {}
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
         self._numbers = {gate.name: i for i, gate in enumerate(scene.gates)}
@@ -103,7 +110,7 @@ class Observer:
         """Hooks are in place while the context is open."""
         with ExitStack() as stack:
             stack.enter_context(watch(self.scene.model, self.scene.gates, self._see))
-            if self.scene.gradients != "none":
+            if self.scene.senses:
                 names = tuple(self.scene.units or ())
                 stack.enter_context(units_of(self.scene.model, names, self._sensor.unit))
             yield
@@ -134,6 +141,8 @@ class Observer:
         """Add some images at once, or return False and change nothing if memory is short."""
         try:
             self._seen = [[] for _ in self.scene.gates]
+            w = self._moments(images, labels)
+            self._seen = [[] for _ in self.scene.gates]  # of the one pass that counts
             u_BC = self._forward(images, labels)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             short = ("out of memory", "can't allocate memory", "not enough memory")
@@ -143,12 +152,14 @@ class Observer:
         self._record(labels)
         if u_BC is not None:
             update_sensitivity(self.u, u_BC)
+        for key, value in w.items():
+            self.w[key] += value
         self.samples += len(images)
         return True
 
     def _forward(self, images: Tensor, labels: Tensor | None) -> Tensor | None:
         scene = self.scene
-        if scene.gradients == "none":
+        if not scene.senses:
             with torch.no_grad(), autocast(images.device, scene.precision):
                 scene.model(images)
             return None
@@ -161,6 +172,17 @@ class Observer:
             keys = image_keys(images.detach(), scene.seed)
             found = self._sensor.backward(objective(scene.gradients, logits, labels, keys), images)
         return self._u_table(found, len(images))
+
+    def _moments(self, images: Tensor, labels: Tensor | None) -> State:
+        """Moments of the derivatives by weights, where they are collected."""
+        if not self.w or labels is None:
+            return {}
+
+        def forward(image: Tensor) -> Tensor:
+            with autocast(image.device, self.scene.precision):
+                return logits_of(self.scene.model(image))
+
+        return add_moments(self.scene.model, forward, images, labels)
 
     def _u_table(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
         """u (B, all columns): gates, units, groups; zero where z does not depend on a channel."""
@@ -182,7 +204,7 @@ class Observer:
         else:
             size = torch.full_like(value, torch.nan)
         self._seen[self._numbers[gate.name]].append((value, size))
-        if self.scene.gradients != "none":
+        if self.scene.senses:
             self._sensor.gate(gate.name, gate_BC, partial(flat, gate))
 
     def _record(self, labels: Tensor | None) -> None:
@@ -226,7 +248,7 @@ class Observer:
             )
 
     def tables(self) -> dict[str, dict[str, dict[str, Tensor]]]:
-        """The statistics by room (`values`, `units`, `groups`) and name."""
+        """The statistics by room (`values`, `units`, `groups`, `weights`) and name."""
         summaries = summarise(self.gates, self.scene.layout)
         rooms: dict[str, dict[str, dict[str, Tensor]]] = {"values": {}, "units": {}, "groups": {}}
         rooms["values"] = {g.name: own for g, own in zip(self.scene.gates, summaries)}
@@ -235,6 +257,7 @@ class Observer:
             own = {key: value[start : start + width].clone() for key, value in moments.items()}
             rooms[room].setdefault(name, {}).update(own)
             start += width
+        rooms["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
         return rooms
 
 

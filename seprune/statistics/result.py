@@ -29,7 +29,7 @@ _GATE_FACTS = (
     "excitation",
     "runs",
 )
-_ROOMS = ("values", "units", "groups")
+_ROOMS = ("values", "units", "groups", "weights")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class GateStatistics:
             (classes, C), `class_count` (classes,), `rank_agreement` a scalar.
         units: module name -> moments of u of its unit gates, where `units` were asked for.
         groups: coupling name -> moments of the coupled u.
+        weights: weight -> `taylor`, `hessian` (outputs, inputs), where gradients are `weights`.
         samples: images seen.
         classes: outputs of the model, 0 where the images had no labels.
         gradients: which derivative u is made of.
@@ -56,6 +57,7 @@ class GateStatistics:
     gradients: str = "none"
     units: Table = field(default_factory=dict)
     groups: Table = field(default_factory=dict)
+    weights: Table = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
 

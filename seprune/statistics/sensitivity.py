@@ -20,7 +20,7 @@ from torch.autograd.graph import Node
 
 from seprune.errors import InputError
 
-Gradients = Literal["none", "labels", "smoothed", "sampled", "logits"]
+Gradients = Literal["none", "labels", "smoothed", "sampled", "logits", "weights"]
 Couplings = Mapping[str, Sequence[tuple[str, Tensor | None]]]
 
 _PIXELS = 1024  # how many values of an image name it

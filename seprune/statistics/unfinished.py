@@ -15,6 +15,7 @@ from seprune.statistics.result import require_same
 from seprune.statistics.stored import read_tensors, write_tensors
 
 _WHAT = "an unfinished collection"
+_ROOMS = ("gates", "u", "w")
 
 
 class Observing(Protocol):
@@ -22,6 +23,7 @@ class Observing(Protocol):
 
     gates: State
     u: State
+    w: State
     samples: int
     batches: int
 
@@ -43,7 +45,7 @@ class Unfinished:
             return
         facts: dict[str, Any] = {"what": _WHAT, "of": dict(self.facts)}
         facts |= {"samples": observer.samples, "batches": observer.batches}
-        tensors = {f"{room}/{k}": v for room in ("gates", "u") for k, v in _state(observer, room)}
+        tensors = {f"{room}/{k}": v for room in _ROOMS for k, v in _state(observer, room)}
         write_tensors(self.path, tensors, facts)
 
     def restore(self, observer: Observing) -> None:
@@ -67,7 +69,7 @@ class Unfinished:
             what=f"{self.path}: these unfinished statistics",
             fix=f"delete {self.path} to start again, or choose another folder",
         )
-        for room in ("gates", "u"):
+        for room in _ROOMS:
             for key, value in _state(observer, room):
                 value.copy_(tensors[f"{room}/{key}"])
         observer.samples, observer.batches = facts["samples"], facts["batches"]
