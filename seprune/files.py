@@ -6,18 +6,25 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seprune.errors import EnvironmentFault, InputError
 
-SUMS = "SHA256SUMS"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Fill = Callable[[Path], None]
+"""Writes the whole of a file to the path that it is given."""
+SUMS, CARD = "SHA256SUMS", "README.md"
 
 
-def write_with(path: Path, fill: Callable[[Path], None], *, need: int = 0) -> None:
+def write_with(path: Path, fill: Fill, *, need: int = 0) -> None:
     """Let `fill` write a temporary file beside `path`, then put it in place in one step.
 
     Args:
@@ -28,32 +35,54 @@ def write_with(path: Path, fill: Callable[[Path], None], *, need: int = 0) -> No
     Raises:
         EnvironmentFault: no space left or no permission; the previous file is untouched.
     """
-    temporary: Path | None = None
+    write_together({path: fill}, need=need)
+
+
+def write_together(parts: Mapping[Path, Fill], *, need: int = 0) -> None:
+    """`write_with` for files that belong together: none is put in place until all are written."""
+    path, made = next(iter(parts)), dict[Path, Path]()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         need_space(path.parent, need)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        fill(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        for path, fill in parts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made[path] = _temporary(path)
+            fill(made[path])
+            made[path].chmod(0o666 & ~_umask())
+            _sync(made[path])
+        for path, temporary in made.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in made}:
+            _sync(folder)
     except OSError as error:
         raise _environment_fault(path, error) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        for temporary in made.values():
+            with suppress(OSError):  # what is wrong with the disk was said; `sweep` comes later
+                temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:
+    """Write files of a folder together with the hashes of all that it then holds."""
+    hashes: dict[str, str] = {}
+
+    def hashed(name: str, fill: Fill) -> Fill:
+        def both(temporary: Path) -> None:
+            fill(temporary)
+            hashes[name] = sha256(temporary)
+
+        return both
+
+    def sums(temporary: Path) -> None:
+        temporary.write_bytes(_sums_of(folder, hashes).encode())
+
+    filled = {folder / name: hashed(name, fill) for name, fill in parts.items()}
+    write_together({**filled, folder / SUMS: sums}, need=need)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
-
-    def fill(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_with(path, fill, need=len(content))
+    write_with(path, bytes_of(content), need=len(content))
 
 
 def write_text(path: Path, content: str) -> None:
@@ -63,19 +92,70 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` atomically as JSON; NaN and infinities are refused."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """`content` as seprune spells JSON; NaN and infinities are refused."""
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def bytes_of(content: bytes) -> Fill:
+    """What writes `content` and compares what is read back."""
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(content)
+        if temporary.read_bytes() != content:
+            raise OSError(errno.EIO, "what was read back is not what was written")
+
+    return fill
+
+
+def tensors_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Fill:
+    """What writes a .safetensors file and finds every tensor of it again, at its full length."""
+
+    def fill(temporary: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save_file
+
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+            with safe_open(temporary, framework="pt") as file:
+                whole = set(file.keys()) == set(tensors)
+        except SafetensorError as error:  # the library's own spelling of an OSError
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+        if not whole:
+            raise OSError(errno.EIO, "what was read back is not what was written")
+
+    return fill
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to `path` and wait until the disk has it."""
+    """Add one line to `path` and wait until the disk has it; a line that fails leaves nothing."""
+    content = line.encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as stream:
-            stream.write(line.encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with path.open("ab", buffering=0) as stream:
+            before = stream.tell()
+            try:
+                if stream.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(stream.fileno())
+            except OSError:
+                with suppress(OSError):  # a device cannot be cut back
+                    stream.truncate(before)
+                raise
+        if not before:
+            _sync(path.parent)
     except OSError as error:
         raise _environment_fault(path, error) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left under `folder`; only its holder may call this."""
+    for left in folder.rglob(".*.part"):
+        left.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -90,7 +170,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file", fix="check the path") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read", why=str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not valid JSON",
             why=str(error),
@@ -105,22 +185,29 @@ def sha256(path: Path) -> str:
 
 
 def write_sums(folder: Path) -> None:
-    """Write `SHA256SUMS` over every other file directly in `folder` (the format of sha256sum)."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and _is_content(p))
-    write_text(folder / SUMS, "".join(f"{sha256(folder / n)}  {n}\n" for n in names))
+    """Write `SHA256SUMS` over the content of `folder` (the format of sha256sum).
+
+    Content is every file directly in it but the card, which people edit, hidden files and locks.
+    """
+    write_text(folder / SUMS, _sums_of(folder, {}))
 
 
-def check_sums(folder: Path) -> list[str]:
-    """Names of the files in `folder` that are missing or differ from its `SHA256SUMS`."""
+def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) -> list[str]:
+    """Names of the files in `folder` that are missing or differ from its `SHA256SUMS`.
+
+    Args:
+        sums: another name of that file.
+        need: names that it has to list.
+    """
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / sums).read_text().splitlines()
     except (OSError, UnicodeDecodeError):
-        return [SUMS]
-    wrong = []
+        return [sums]
+    listed = {line.partition("  ")[2] for line in lines}
+    wrong = [sums] if not lines or not listed.issuperset(need) else []
     for line in lines:
         digest, _, name = line.partition("  ")
-        path = folder / name
-        if not name or "/" in name or not path.is_file() or sha256(path) != digest:
+        if not name or "/" in name or not holds(folder / name, digest):
             wrong.append(name or line)
     return wrong
 
@@ -131,8 +218,29 @@ def need_space(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _is_content(path: Path) -> bool:
-    return path.name != SUMS and not path.name.endswith(".part")
+def holds(path: Path, digest: str) -> bool:
+    """Whether `path` is a file with this SHA-256."""
+    try:
+        return path.is_file() and sha256(path) == digest
+    except OSError:  # a name that cannot be, a file that cannot be read: either way not whole
+        return False
+
+
+def _sums_of(folder: Path, known: Mapping[str, str]) -> str:
+    """The lines of `SHA256SUMS`: `known` hashes, and those of whatever else is there."""
+    there = {p.name: p for p in folder.iterdir() if p.is_file() and _is_content(p.name)}
+    hashes = {name: known.get(name) or sha256(path) for name, path in there.items()} | dict(known)
+    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+
+
+def _is_content(name: str) -> bool:
+    return name not in (SUMS, CARD, "lock", "lock.json") and not name.startswith(".")
+
+
+def _temporary(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:

@@ -9,11 +9,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from seprune.errors import InputError
-from seprune.files import SUMS, check_sums, read_json, write_json, write_sums, write_with
+from seprune.files import (
+    Fill,
+    bytes_of,
+    check_sums,
+    json_text,
+    read_json,
+    tensors_of,
+    write_folder,
+)
 from seprune.models import build
 from seprune.plan import PruningPlan
 from seprune.pruning import apply, tied
@@ -46,11 +54,13 @@ def save(
     architecture: Architecture,
     *,
     about: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Fill] | None = None,
 ) -> None:
-    """Write `model` to `folder`; every file is complete or absent, the hashes come last.
+    """Write `model` to `folder`: all of it, or what was there before.
 
     Args:
         about: what else `config.json` should say (classes, preprocessing, scores); JSON types.
+        beside: other files that belong to it.
 
     Raises:
         EnvironmentFault: no space or no permission.
@@ -59,16 +69,10 @@ def save(
     folder = Path(folder)
     tensors = _tensors(model)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    (folder / SUMS).unlink(missing_ok=True)
-
-    def fill(path: Path) -> None:
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    write_with(folder / WEIGHTS, fill, need=size + 100_000)
-    for number, plan in enumerate(architecture.plans):
-        plan.save(folder / _plan_name(number))
-    write_json(folder / CONFIG, _config(architecture, about or {}))
-    write_sums(folder)
+    config = json_text(_config(architecture, about or {}))
+    plans = {_plan_name(n): bytes_of(p.dumps().encode()) for n, p in enumerate(architecture.plans)}
+    parts = {WEIGHTS: tensors_of(tensors, {"format": "pt"}), **plans, **(beside or {})}
+    write_folder(folder, {**parts, CONFIG: bytes_of(config.encode())}, need=size + 100_000)
 
 
 def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -> nn.Module:
@@ -121,7 +125,9 @@ def read_architecture(folder: Path | str) -> Architecture:
     """What `config.json` and the plans of a folder say, once its hashes are found right."""
     folder = Path(folder)
     config = read_config(folder)
-    wrong = check_sums(folder)
+    said = config["seprune"]
+    names = _plan_names(said.get("plans", 0), folder)
+    wrong = check_sums(folder, need=[CONFIG, WEIGHTS, *names])
     if wrong:
         raise InputError(
             f"{folder}: {', '.join(wrong)} changed or missing since seprune wrote it",
@@ -129,10 +135,7 @@ def read_architecture(folder: Path | str) -> Architecture:
             fix="copy the folder again, or run the stage that wrote it again",
             code="damaged",
         )
-    said = config["seprune"]
-    plans = tuple(
-        PruningPlan.load(folder / _plan_name(n)) for n in range(int(said.get("plans", 0)))
-    )
+    plans = tuple(PruningPlan.load(folder / name) for name in names)
     shape = said.get("input")
     return Architecture(
         str(said["model"]),
@@ -179,6 +182,17 @@ def _config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, A
         },
         **about,
     }
+
+
+def _plan_names(count: Any, folder: Path) -> list[str]:
+    if not isinstance(count, int) or not 0 <= count <= 1000:
+        raise InputError(
+            f"{folder / CONFIG}: {count!r} plans",
+            why="the network was cut between 0 and 1000 times",
+            fix="copy the folder again, or run the stage that wrote it again",
+            code="damaged",
+        )
+    return [_plan_name(number) for number in range(count)]
 
 
 def _plan_name(number: int) -> str:

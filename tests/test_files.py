@@ -195,3 +195,54 @@ def test_sums_never_look_outside_their_folder(tmp_path):
     digest = files.sha256(tmp_path / "secret")
     files.write_text(inside / "SHA256SUMS", f"{digest}  ../secret\n")
     assert files.check_sums(inside) == ["../secret"]
+
+
+def test_of_files_that_belong_together_none_is_replaced_if_one_fails(tmp_path):
+    for name in ("a", "b"):
+        files.write_text(tmp_path / name, "good")
+
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    parts = {tmp_path / "a": files.bytes_of(b"new"), tmp_path / "b": full}
+    with pytest.raises(EnvironmentFault, match=r"b: cannot be written\nwhy: No space left"):
+        files.write_together(parts)
+    assert [(p.name, p.read_text()) for p in sorted(tmp_path.iterdir())] == [
+        ("a", "good"),
+        ("b", "good"),
+    ]
+
+
+def test_a_folder_is_written_with_the_hashes_of_all_that_it_holds(tmp_path):
+    files.write_text(tmp_path / "other.json", "{}")
+    files.write_text(tmp_path / "README.md", "people edit this")
+    files.write_folder(tmp_path, {"a": files.bytes_of(b"x"), "b": files.bytes_of(b"y")})
+    listed = [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()]
+    assert listed == ["a", "b", "other.json"]
+    assert files.check_sums(tmp_path) == []
+    assert files.check_sums(tmp_path, need=["c"]) == ["SHA256SUMS"]
+    (tmp_path / "SHA256SUMS").write_bytes(b"")
+    assert files.check_sums(tmp_path) == ["SHA256SUMS"]
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    files.write_text(tmp_path / "deep" / "a", "x")
+    (tmp_path / "deep" / ".a.0123.part").write_text("half")
+    files.sweep(tmp_path)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a"]
+
+
+def test_tensors_that_the_kernel_refuses_are_told_like_any_file(tmp_path):
+    """The library that writes them has errors of its own; a file-size limit brings them out."""
+    script = (
+        "import resource, sys, torch; from pathlib import Path; from seprune import files\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "fill = files.tensors_of({'a': torch.zeros(5000)}, {})\n"
+        "try: files.write_with(Path(sys.argv[1]), fill)\n"
+        "except files.EnvironmentFault as error: print(error.why)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("File too large\n", "")
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from seprune.errors import InputError, UsageError
 from seprune.pipeline import run
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read
+from seprune.runs import verify
 from seprune.saved import load
 
 SMALL = (
@@ -87,14 +88,30 @@ def test_the_same_command_does_no_stage_twice(told):
     assert again.measurements == report.measurements
 
 
-def test_a_damaged_stage_is_done_again_and_ends_the_same(told):
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("name", ["model.safetensors", "SHA256SUMS", "metrics.jsonl"])
+def test_a_damaged_stage_is_found_and_done_again_and_ends_the_same(told, name):
     out, report = told
-    path = out / "finetuned" / "model.safetensors"
+    path = out / "finetuned" / name
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert f"finetuned/{name}: changed since stage finetune/macs 0.5" in "\n".join(verify(out))
     again = run(recipe(), out)
     assert path.read_bytes() == good
     assert again.measurements == report.measurements
+    assert verify(out) == []
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "report.json", "report.html"])
+def test_what_is_damaged_beside_the_stages_is_found_and_written_again(told, name):
+    out, report = told
+    path = out / name
+    good = path.read_bytes()
+    path.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    assert f"{name}: changed since stage" in verify(out)[0]
+    assert run(recipe(), out).measurements == report.measurements
+    assert verify(out) == []
 
 
 def test_the_folder_may_be_relative(tmp_path, monkeypatch):
@@ -145,9 +162,8 @@ def test_several_small_cuts_reach_the_same_budget(tmp_path):
     base, pruned = report.measurements[:2]
     assert 0.4 * base.macs <= pruned.macs <= 0.5 * base.macs
     assert (tmp_path / "pruned" / "plan-2.json").is_file()
-    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
-    assert "prune/step-1" in [json.loads(line)["stage"] for line in lines]
-    half = json.loads(lines[-2])["facts"]["plan"]["macs"]
+    lines = map(json.loads, (tmp_path / "journal.jsonl").read_text().splitlines())
+    half = {line["stage"]: line["facts"] for line in lines}["prune/step-1"]["plan"]["macs"]
     assert half[1] / half[0] == pytest.approx(0.5**0.5, abs=0.02)
 
 

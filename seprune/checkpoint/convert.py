@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seprune import files
@@ -20,6 +19,7 @@ from seprune.checkpoint.weights import Choice, Weights, load_weights, select
 from seprune.errors import InputError, SepruneError, UsageError
 
 # `-c` puts the user's folder first on the path, where the pickled classes usually live
+_UNWRITTEN = "not written, errno "
 _CHILD = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from seprune.checkpoint.convert import main; main(*sys.argv[1:3], weights=sys.argv[3])"
@@ -69,6 +69,8 @@ def main(path: str, out: str, *, weights: Choice) -> None:
         _write(state, Path(out))
     except SepruneError as error:
         sys.exit(f"{error.what}: {error.why}")
+    except OSError as error:
+        sys.exit(f"{_UNWRITTEN}{error.errno or errno.EIO}")
 
 
 def _convert_in_child(path: Path, out: Path, *, weights: Choice, limit_seconds: float) -> None:
@@ -90,8 +92,9 @@ def _convert_in_child(path: Path, out: Path, *, weights: Choice, limit_seconds: 
     if child.returncode:
         lines = child.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"the process ended with status {child.returncode}"
-        if os.strerror(errno.ENOSPC) in reason:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if reason.startswith(_UNWRITTEN):
+            number = int(reason.removeprefix(_UNWRITTEN))
+            raise OSError(number, os.strerror(number))
         raise _failed(path, reason)
 
 
@@ -105,7 +108,7 @@ def _without_modules(content: Any) -> Any:
 
 def _write(weights: Weights, out: Path) -> None:
     metadata = {"format": "pt", "source_sha256": weights.sha256, "notes": "; ".join(weights.notes)}
-    save_file({name: _own(tensor) for name, tensor in weights.tensors.items()}, out, metadata)
+    files.tensors_of({name: _own(t) for name, t in weights.tensors.items()}, metadata)(out)
 
 
 def _own(tensor: Tensor) -> Tensor:

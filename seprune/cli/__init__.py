@@ -41,6 +41,13 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a disk that fails where nobody writes: reading, or stdout
+        try:
+            console.fail(console.disk_fault(error))
+            sys.stdout.flush()
+        except OSError:  # it is stdout that fails, and Python would say so once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(4)
     except Exception as error:
         usage = console.usage_of(error)
         if usage is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from seprune.errors import SepruneError
+from seprune.errors import EnvironmentFault, SepruneError
 from seprune.runs import safe_point
 
 T = TypeVar("T")
@@ -94,9 +95,6 @@ def wants_json() -> bool:
 
 def fail(error: SepruneError) -> None:
     """Say what is wrong, why, and what to type next."""
-    if wants_json():
-        said = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
-        give({"error": said})
     console = stderr()
     console.print("error: ", style="bold red", end="")
     console.print(error.what, markup=False, soft_wrap=True)
@@ -104,6 +102,18 @@ def fail(error: SepruneError) -> None:
         if text:
             console.print(f" {word}: ", style="bold", end="")
             console.print(text, markup=False, soft_wrap=True)
+    if wants_json():
+        said = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
+        give({"error": said})
+
+
+def disk_fault(error: OSError) -> EnvironmentFault:
+    """An error of the operating system that no room has words of its own for."""
+    return EnvironmentFault(
+        f"{error.filename or 'the output'}: cannot be read or written",
+        why=os.strerror(error.errno) if error.errno else str(error),
+        fix="check the disk and the permissions, and run the same command again",
+    )
 
 
 def usage_of(error: Exception) -> str | None:

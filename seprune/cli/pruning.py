@@ -11,7 +11,6 @@ from seprune import saved
 from seprune.cli import console
 from seprune.cli.tables import widths
 from seprune.errors import UsageError
-from seprune.files import write_sums
 from seprune.pipeline import steps
 from seprune.plan import PruningPlan
 
@@ -54,10 +53,8 @@ class Job:
         """Cut, recover, save."""
         seconds = self.prepare()
         cut = self.bench.cut_in_steps(self.statistics, self.budget())
-        saved.save(cut.recovered.cpu(), self.out, cut.architecture)
-        if self.statistics is not None:
-            self.statistics.save(self.out / "statistics.safetensors")
-            write_sums(self.out)
+        kept = {} if self.statistics is None else {"statistics.safetensors": self.statistics.save}
+        saved.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept)
         console.tell(f"pruned network: {self.out}")
         return self.told(cut.plan, {**seconds, **cut.seconds})
 

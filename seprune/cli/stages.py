@@ -44,7 +44,7 @@ def run(
     console.stderr().print(terminal.results(report))
     for warning in report.warnings:
         console.tell(f"note: {warning}")
-    console.tell(f"report: {out / 'report.html'}")
+    console.tell(f"report: {out / ('report.html' if loaded.report.html else 'report.json')}")
     if json:
         console.give(measurement.to_json(report))
 

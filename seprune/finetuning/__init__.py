@@ -18,11 +18,12 @@ from torch import nn
 from seprune.data import Data
 from seprune.errors import InputError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate
-from seprune.finetuning.job import DivergedError, Job, seed_everything
+from seprune.finetuning.job import METRICS, DivergedError, Job, seed_everything
 from seprune.finetuning.settings import RUNTIME, Epoch, FineTuned, FineTuneSettings
 from seprune.progress import Track, silent
 
 __all__ = [
+    "METRICS",
     "Epoch",
     "Evaluation",
     "FineTuneSettings",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from seprune.errors import InputError
-from seprune.files import sha256, write_text, write_with
+from seprune.files import sha256, tensors_of, write_text, write_with
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,7 @@ def save_generation(folder: Path, generation: Generation) -> None:
     """Write the next generation; the hash beside it commits it, then the last but two goes."""
     number = max(_numbers(folder), default=0) + 1
     path = folder / f"state-{number:06d}.safetensors"
-
-    def fill(temporary: Path) -> None:
-        save_file(generation.tensors, temporary, metadata={"facts": json.dumps(generation.facts)})
-
+    fill = tensors_of(generation.tensors, {"facts": json.dumps(generation.facts)})
     write_with(path, fill, need=sum(t.nbytes for t in generation.tensors.values()))
     write_text(path.with_suffix(".sha256"), f"{sha256(path)}  {path.name}\n")
     for old in _numbers(folder):

@@ -19,7 +19,7 @@ from seprune.data import Loader
 from seprune.data.augment import seed_of
 from seprune.errors import EnvironmentFault, InputError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate, share
-from seprune.files import append_line
+from seprune.files import write_text
 from seprune.finetuning.generations import Generation, load_generation, save_generation
 from seprune.finetuning.learner import Learner, detach, part
 from seprune.finetuning.objective import rate
@@ -27,6 +27,7 @@ from seprune.finetuning.settings import Epoch, FineTuned, FineTuneSettings
 from seprune.processes import join, resolve_device, sum_over_processes
 from seprune.progress import Track
 
+METRICS = "metrics.jsonl"
 CHECK_STEPS = 50  # how often the loss is read back to see whether it is still a number
 
 
@@ -89,6 +90,7 @@ class Job:
                 fix=f"choose another folder, or delete {self.folder}/state to start again",
             )
         self._restore(found)
+        self._report()
         return True
 
     def begin(self, calibration: Batches, validation: Batches | None) -> None:
@@ -175,7 +177,8 @@ class Job:
             self._keep_best()
         at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
         self._save()
-        self._report(row)
+        self._report()
+        self._plot(row)
 
     def roll_back(self) -> None:
         """Back to the last good generation at half the learning rate; the second time, give up."""
@@ -247,16 +250,23 @@ class Job:
         self.at = Progress(**copy.deepcopy(generation.facts["at"]))
         self.last = generation
 
-    def _report(self, row: Epoch) -> None:
-        if self.folder is None or self.rank:
-            return
-        numbers = {n: None if v != v else v for n, v in asdict(row).items()}
-        append_line(self.folder / "metrics.jsonl", json.dumps(numbers, allow_nan=False))
-        if self.settings.tensorboard:
+    def _report(self) -> None:
+        """One line an epoch, written anew: what follows a kill repeats no line."""
+        if self.folder and self.rank == 0:
+            rows = [_finite(row) for row in self.at.history]
+            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            write_text(self.folder / METRICS, lines)
+
+    def _plot(self, row: Epoch) -> None:
+        if self.folder and self.rank == 0 and self.settings.tensorboard:
             with _tensorboard(self.folder / "tensorboard") as board:
-                for name, value in numbers.items():
+                for name, value in _finite(asdict(row)).items():
                     if value is not None and name not in ("epoch", "step"):
                         board.add_scalar(name, value, row.step)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {n: None if v != v else v for n, v in row.items()}
 
 
 def seed_everything(*key: int) -> None:

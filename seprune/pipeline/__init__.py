@@ -17,15 +17,16 @@ import torch
 
 from seprune import saved
 from seprune.data import Data
-from seprune.finetuning import finetune
+from seprune.files import SUMS
+from seprune.finetuning import METRICS, finetune
 from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
 from seprune.pipeline.subject import Subject, data_digests, open_both
 from seprune.progress import Track, silent
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
-from seprune.runs import RunFolder, open_run, stage_key
-from seprune.runs.folder import Record
+from seprune.report.measurement import read as read_report
+from seprune.runs import Record, RunFolder, open_run, stage_key
 from seprune.statistics import GateStatistics
 
 STATISTICS, TRAINED, PRUNED, FINETUNED = "statistics.safetensors", "trained", "pruned", "finetuned"
@@ -48,7 +49,7 @@ def run(
     with open_run(out, dump_recipe(recipe)) as folder:
         story = Story(recipe, folder, track, allow_code)
         story.tell()
-        return reporting.write(story.told(command or f"seprune run RECIPE --out {out}"), out)
+        return story.report(command or f"seprune run RECIPE --out {out}")
 
 
 @dataclass
@@ -106,8 +107,6 @@ class Story:
         budgets = self.recipe.plan.budgets()
         for budget in budgets:
             self.branch(budget, alone=len(budgets) == 1)
-        if self.recipe.report.latency:
-            self.measure_latency()
 
     def branch(self, budget: Mapping[str, float | str], *, alone: bool) -> None:
         """Plan, prune, fine-tune and measure for one budget."""
@@ -235,6 +234,17 @@ class Story:
         facts = {"bytes": size, "best_epoch": tuned.best_epoch, "validation_top1": chosen}
         return _Done(self.files(into), found | facts)
 
+    def report(self, command: str) -> Report:
+        """Put together once, and read from the folder from then on."""
+
+        def work() -> _Done:
+            if self.recipe.report.latency:
+                self.measure_latency()
+            return _Done(self.own(*reporting.write(self.told(command), self.folder.path)), {})
+
+        self.stage("report", self.key("report", self.recipe.report), work)
+        return read_report(self.folder.path)
+
     def measure_latency(self) -> None:
         networks: dict[tuple[str, str | None], torch.nn.Module] = {
             ("baseline", None): self.subject.model
@@ -248,9 +258,9 @@ class Story:
         self.measurements = steps.with_latency(self.measurements, networks, self.bench)
 
     def files(self, home: Path) -> list[Path]:
-        """The files that make a saved model; a card may be written beside them later."""
-        plans = sorted(home.glob("plan*.json"))
-        return self.own(home / saved.CONFIG, home / saved.WEIGHTS, *plans)
+        """The files of a saved model and of its training; a card is the report's."""
+        extra = sorted([*home.glob("plan*.json"), *home.glob(METRICS)])
+        return self.own(home / saved.CONFIG, home / saved.WEIGHTS, home / SUMS, *extra)
 
     def own(self, *paths: Path) -> list[Path]:
         """Paths as the journal has them: relative to the run folder."""

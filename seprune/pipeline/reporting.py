@@ -15,7 +15,7 @@ from torch import nn
 from seprune import report as reports
 from seprune.cost import not_counted
 from seprune.data import Data
-from seprune.files import read_json, write_text
+from seprune.files import CARD, read_json, write_text
 from seprune.groups import Structure
 from seprune.importance import Importance
 from seprune.latency import layer_times, speed_warning
@@ -54,18 +54,18 @@ class Told:
     seconds: dict[str, float]
 
 
-def write(told: Told, out: Path) -> Report:
-    """Write report.json, report.csv and report.html; returns the report."""
+def write(told: Told, out: Path) -> list[Path]:
+    """Write report.json, report.csv, report.html and the models' cards; returns their paths."""
     from seprune.report import html, measurement, table
 
     report = compose(told)
-    measurement.write(report, out / "report.json")
-    table.write_csv(report, out / "report.csv")
+    made = [out / "report.json", out / "report.csv"]
+    measurement.write(report, made[0])
+    table.write_csv(report, made[1])
     if told.recipe.report.html:
-        html.write_html(report, out / "report.html")
-    for chapter in told.chapters:
-        _write_cards(report, chapter)
-    return report
+        made.append(out / "report.html")
+        html.write_html(report, made[-1])
+    return made + [card for chapter in told.chapters for card in _write_cards(report, chapter)]
 
 
 def compose(told: Told) -> Report:
@@ -225,14 +225,15 @@ def _slow(told: Told) -> list[str]:
     return [warning for warning in said if warning]
 
 
-def _write_cards(report: Report, chapter: Chapter) -> None:
-    """A model card beside every saved model; hashes are renewed, since it is part of the folder."""
-    from seprune.files import write_sums
+def _write_cards(report: Report, chapter: Chapter) -> list[Path]:
+    """A model card beside every saved model."""
     from seprune.report.card import model_card
 
+    made = []
     for m in report.measurements:
         name = {"fine-tuned": "finetuned", "pruned": "pruned"}.get(m.stage)
         folder = chapter.home / (name or "")
         if m.budget == chapter.label and name and folder.is_dir():
-            write_text(folder / "README.md", model_card(report, m))
-            write_sums(folder)
+            made.append(folder / CARD)
+            write_text(made[-1], model_card(report, m))
+    return made

@@ -1,13 +1,16 @@
 """The run folder: lock, journal, resume; signals; what the machine is. Torch-free at import."""
 
 from seprune.runs.environment import environment
-from seprune.runs.folder import Record, RunFolder, open_run, stage_key, verify
+from seprune.runs.folder import RunFolder, open_run, verify
 from seprune.runs.interrupts import interrupts, safe_point, unbroken
+from seprune.runs.journal import Record, stage_key
+from seprune.runs.lock import hold
 
 __all__ = [
     "Record",
     "RunFolder",
     "environment",
+    "hold",
     "interrupts",
     "open_run",
     "safe_point",

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from seprune.errors import EnvironmentFault, InputError, LockedError, UsageError
-from seprune.files import SUMS, append_line, check_sums, sha256, write_json, write_text
+from seprune.errors import InputError, UsageError
+from seprune.files import (
+    SUMS,
+    bytes_of,
+    check_sums,
+    holds,
+    json_text,
+    sha256,
+    write_together,
+)
 from seprune.runs.environment import environment
 from seprune.runs.interrupts import unbroken
+from seprune.runs.journal import JOURNAL, Record, add, mend, read_journal, stage_key
+from seprune.runs.lock import hold, now
 
-FORMAT = 1
-"""Of the journal. A larger number in a folder means that a newer seprune wrote it."""
-JOURNAL, RECIPE, ENVIRONMENT = "journal.jsonl", "recipe.yaml", "environment.json"
-HOLDER = "lock.json"
-"""Beside `lock`, which filelock may empty: who holds the folder."""
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+START = "start"
+"""The stage that says which recipe the folder belongs to, and on what it runs."""
 MAY_DIFFER = ("device", "data.workers", "data.cache")
 """Keys of a recipe that change how a run is carried out, not what comes out of it."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One committed stage: a line of the journal."""
-
-    stage: str
-    key: str  # hash of all that the stage depends on
-    files: Mapping[str, str]  # name relative to the run folder: sha256
-    facts: Mapping[str, Any]
-    time: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +43,7 @@ class RunFolder:
         Raises:
             InputError: a newer seprune wrote the folder.
         """
-        return _read_journal(self.path / JOURNAL)[0]
+        return read_journal(self.path)[0]
 
     def committed(self, stage: str, key: str) -> Record | None:
         """The stage's record, if it ran with this key and its files are still what it wrote."""
@@ -76,22 +65,16 @@ class RunFolder:
         """
         with unbroken():
             hashes = {self._relative(name): sha256(self.path / name) for name in files}
-            record = Record(stage, key, hashes, dict(facts), _now())
-            append_line(self.path / JOURNAL, _line(record))
+            record = Record(stage, key, hashes, dict(facts), now())
+            add(self.path, record)
         return record
 
     def changed(self, record: Record) -> list[str]:
         """Files of a record that are missing or no longer what was committed."""
-        return [n for n, h in record.files.items() if not _holds(self.path / n, h)]
+        return [n for n, h in record.files.items() if not holds(self.path / n, h)]
 
     def _relative(self, name: str | Path) -> str:
         return (self.path / name).relative_to(self.path).as_posix()
-
-
-def stage_key(**depends: Any) -> str:
-    """The hash of all that a stage depends on: settings, hashes of files, keys of other stages."""
-    text = json.dumps(depends, sort_keys=True, allow_nan=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
@@ -108,31 +91,10 @@ def open_run(out: Path, recipe_text: str) -> Iterator[RunFolder]:
         InputError: a newer seprune wrote it.
         EnvironmentFault: it cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(
-            f"{out}: not a folder",
-            why="a run writes several files",
-            fix="choose another folder with --out",
-        )
-    lock = FileLock(out / "lock")  # the operating system's: it dies with its process
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise _locked(out) from None
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        fix = "choose a folder you may write to with --out"
-        raise EnvironmentFault(f"{out}: cannot be written", why=why, fix=fix) from error
-    try:
-        now = {"pid": os.getpid(), "host": platform.node(), "since": _now()}
-        write_json(out / HOLDER, now)
+    with hold(out):
         run = RunFolder(out)
         _settle(run, recipe_text)
         yield run
-    finally:
-        (out / HOLDER).unlink(missing_ok=True)
-        lock.release()
 
 
 def verify(folder: Path) -> list[str]:
@@ -148,7 +110,7 @@ def verify(folder: Path) -> list[str]:
             why=f"it holds neither {JOURNAL} nor {SUMS}",
             fix="name a run folder or a folder that seprune saved a model in",
         )
-    records, damaged = _read_journal(folder / JOURNAL)
+    records, damaged = read_journal(folder)
     problems = [f"{JOURNAL}: line {number} is damaged" for number in damaged]
     for record in {record.stage: record for record in records}.values():
         for name in RunFolder(folder).changed(record):
@@ -158,28 +120,42 @@ def verify(folder: Path) -> list[str]:
         for name in check_sums(path.parent):
             where = (path.parent / name).relative_to(folder).as_posix()
             problems.append(f"{where}: missing or not what {SUMS} says")
+    for path in sorted(folder.rglob("*.sha256")):  # beside the state of a training
+        for name in check_sums(path.parent, path.name):
+            where = (path.parent / name).relative_to(folder).as_posix()
+            problems.append(f"{where}: missing or not what {path.name} says")
     return problems
 
 
 def _settle(run: RunFolder, recipe_text: str) -> None:
     """Make the folder this recipe's, after a look at what is there already."""
-    records, damaged = _read_journal(run.path / JOURNAL)
-    if records:
-        _refuse_another_recipe(run.path, recipe_text)
-    if damaged or not _ends_whole(run.path / JOURNAL):
-        # A line cut short by a power loss would swallow the next one.
-        write_text(run.path / JOURNAL, "".join(_line(r) + "\n" for r in records))
-    write_text(run.path / RECIPE, recipe_text)
+    wanted = _entries(recipe_text)
+    records, _ = read_journal(run.path)
+    if any(record.stage != START for record in records):
+        _refuse_another_recipe(run.path, _recipe_before(run.path, records), wanted)
+    mend(run.path)
     facts = environment(run.path, devices="torch" in sys.modules)
-    write_json(run.path / ENVIRONMENT, facts)
+    lasting = {name: value for name, value in facts.items() if name != "disk_free"}
+    key = stage_key(recipe=recipe_text, environment=lasting)
+    if run.committed(START, key) is None:
+        texts = {RECIPE: recipe_text, ENVIRONMENT: json_text(facts)}
+        write_together({run.path / n: bytes_of(t.encode()) for n, t in texts.items()})
+        run.commit(START, key, files=list(texts), facts={"recipe": wanted})
 
 
-def _refuse_another_recipe(folder: Path, recipe_text: str) -> None:
-    try:
-        before = _entries((folder / RECIPE).read_text())
+def _recipe_before(folder: Path, records: Sequence[Record]) -> Mapping[str, str]:
+    """Dotted keys and values of the recipe that the folder was started with."""
+    for record in reversed(records):
+        if record.stage == START:
+            found: Mapping[str, str] = record.facts["recipe"]
+            return found
+    try:  # that line of the journal is damaged
+        return _entries((folder / RECIPE).read_text())
     except (OSError, UnicodeDecodeError):
-        before = {}
-    now = _entries(recipe_text)
+        return {}
+
+
+def _refuse_another_recipe(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     keys = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in MAY_DIFFER]
     if keys:
         shown = [f"{k} (was {before.get(k, 'absent')}, now {now.get(k, 'absent')})" for k in keys]
@@ -201,89 +177,3 @@ def _entries(recipe_text: str) -> dict[str, str]:
         if value.strip():
             entries[".".join(path)] = value.strip()
     return entries
-
-
-def _locked(out: Path) -> LockedError:
-    """Who holds the folder. The holder writes its name right after it took the lock: wait."""
-    holder: dict[str, Any] = {}
-    for _ in range(50):
-        try:
-            holder = json.loads((out / HOLDER).read_bytes())
-            if holder["host"] != platform.node() or _alive(holder["pid"]):
-                break
-        except (OSError, ValueError, KeyError, TypeError):
-            holder = {}
-        time.sleep(0.1)
-    who = "process {pid} on {host} since {since}".format_map(holder) if holder else "a process"
-    return LockedError(
-        f"{out}: another run works here",
-        why=f"it is held by {who}",
-        fix="wait until it ends, or choose another --out; a lock never outlives its process",
-    )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is someone else's
-        return True
-    return True
-
-
-def _line(record: Record) -> str:
-    body = {"format": FORMAT, **asdict(record)}
-    return json.dumps({**body, "sum": _checksum(body)}, allow_nan=False, ensure_ascii=False)
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read_journal(path: Path) -> tuple[list[Record], list[int]]:
-    """The intact records, and the numbers of damaged lines; an unfinished last line is neither."""
-    records: list[Record] = []
-    damaged: list[int] = []
-    try:
-        *lines, _ = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return records, damaged
-    for number, line in enumerate(lines, start=1):
-        record = _record(line, path)
-        if record:
-            records.append(record)
-        else:
-            damaged.append(number)
-    return records, damaged
-
-
-def _record(line: bytes, path: Path) -> Record | None:
-    try:
-        body = json.loads(line)
-        if body.pop("sum") != _checksum(body):
-            return None
-        written = body.pop("format")
-        if written <= FORMAT:
-            return Record(**body)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    raise InputError(
-        f"{path.parent}: written by a newer seprune",
-        why=f"its journal has format {written}, this version reads up to {FORMAT}",
-        fix="pip install --upgrade seprune, or choose another --out",
-        code="newer",
-    )
-
-
-def _ends_whole(path: Path) -> bool:
-    return not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-
-
-def _holds(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256(path) == digest
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from seprune.errors import InputError
-from seprune.files import write_with
+from seprune.files import tensors_of, write_with
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -21,7 +20,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
     text = json.dumps(facts, allow_nan=False, sort_keys=True)
     metadata = {"facts": text, "sha256": _digest(own, text)}
     size = sum(t.nbytes for t in own.values()) + len(text)
-    write_with(path, lambda temporary: save_file(own, temporary, metadata=metadata), need=size)
+    write_with(path, tensors_of(own, metadata), need=size)
 
 
 def read_tensors(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
