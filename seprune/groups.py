@@ -211,17 +211,19 @@ class _Builder:
     def group(self, name: str, draft: _Draft) -> ChannelGroup:
         members = tuple(self.member(n, draft.classes) for n in draft.slots)
         slots = [self.labelling.slots[n] for n in draft.slots]
+        channels = members[draft.slots.index(draft.first)].index.size
+        reason = draft.reason or (_one_unit(channels) if len(draft.classes) == 1 else None)
         inside = {layer for gate in self.gates for layer in gate.excitation}
         return ChannelGroup(
             name=name,
-            channels=members[draft.slots.index(draft.first)].index.size,
+            channels=channels,
             units=len(draft.classes),
             members=members,
             gates=self.links(draft.classes),
             sources=self.sources(draft),
             role="bottleneck" if {s.layer for s in slots if s.produces} <= inside else "features",
-            prunable=draft.reason is None,
-            reason=draft.reason,
+            prunable=reason is None,
+            reason=reason,
         )
 
     def member(self, number: int, classes: tuple[int, ...]) -> Member:
@@ -259,7 +261,6 @@ class _Builder:
 
     def params(self, model: nn.Module) -> tuple[Term, ...]:
         sides = {(s.layer, s.side): h for s, h in zip(self.labelling.slots, self.held)}
-        whole = {layer for layer, mode in self.labelling.blocks if mode == "whole"}
         terms = []
         for path, parameter in model.named_parameters():
             owner, _, leaf = path.rpartition(".")
@@ -268,7 +269,7 @@ class _Builder:
             out, into = sides.get((owner, "out")), sides.get((owner, "in"))
             if out is not None and len(out) in parameter.shape[:2]:
                 factors.append(out)
-                if leaf == "weight" and into is not None and owner not in whole:
+                if leaf == "weight" and into is not None and owner not in self.labelling.whole:
                     factors.append(into)
             terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
         return tuple(terms)
@@ -280,6 +281,10 @@ class _Builder:
             counts[name] = counts.get(name, 0) + int(count)
         fixed = counts.pop("", 0)
         return fixed, {n: c // self.units[n] for n, c in counts.items()}, len(held)
+
+
+def _one_unit(channels: int) -> str:
+    return "it is a single channel" if channels == 1 else "its channels go together or not at all"
 
 
 def _positions(held: Positions, classes: tuple[int, ...]) -> Positions:

@@ -55,7 +55,8 @@ class Labelling:
     edges: list[Tensor] = field(default_factory=list)  # each (n, 2)
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     sums: list[tuple[int, Tensor]] = field(default_factory=list)  # (node, labels) of additions
-    blocks: list[tuple[str, str]] = field(default_factory=list)  # (layer, "whole" | "within")
+    whole: set[str] = field(default_factory=set)  # grouped convolutions that give up conv groups
+    even: list[tuple[Tensor, str]] = field(default_factory=list)  # rows keep as many; where
     depends: set[int] = field(default_factory=set)  # values that depend on the input
     count: int = 0
 
@@ -93,13 +94,16 @@ def compact(labels: Tensor) -> Tensor:
 
 def solve(labelling: Labelling) -> Tensor:
     """The class of every label: the smallest label that it is tied to."""
-    root = torch.arange(labelling.count + 1)
-    if not labelling.edges:
-        return root
-    pairs = torch.cat(labelling.edges)
+    pairs = torch.cat([torch.zeros(0, 2, dtype=torch.int64), *labelling.edges])
+    return joined(labelling.count + 1, pairs)
+
+
+def joined(count: int, pairs: Tensor) -> Tensor:
+    """For each of `count` numbers the smallest one that `pairs` (n, 2) connect it to."""
+    root = torch.arange(count)
     while True:
         ends = root[pairs]
-        low = ends.min(1).values
+        low = ends.amin(1)
         new = root.scatter_reduce(0, ends[:, 0], low, "amin")
         new = new.scatter_reduce(0, ends[:, 1], low, "amin")
         new = new[new]

@@ -175,7 +175,7 @@ class _Trial:
 
     def fault(self, groups: Sequence[ChannelGroup]) -> tuple[str, str] | None:
         """(layer, reason) of the first failure, or None."""
-        keep = {g.name: _half(g.units) for g in groups if g.prunable and g.units > 1}
+        keep = {g.name: _half(g.units) for g in groups if g.prunable}
         plan = plan_of(groups, keep, {})
         small = self._copy()
         for layer, sides in plan.layers().items():

@@ -45,7 +45,7 @@ class _Walk:
         self.trace, self.labelling = trace, labelling
         self.flow = Flow(trace, labelling)
         self.readers = trace.consumers()
-        self.whole = {layer for layer, mode in labelling.blocks if mode == "whole"}
+        self.whole = labelling.whole
         self.by_node = {g.node: g for g in reversed(gates) if g.labels is not None}
         self.by_layer = {
             layer: g for g in reversed(gates) if g.labels is not None for layer in g.scales

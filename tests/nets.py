@@ -177,6 +177,18 @@ class Shuffle(nn.Module):
         return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+class ShuffledGroups(nn.Module):
+    """A shuffle between two grouped convolutions whose conv groups have an odd width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 10, 1, groups=2), nn.Conv2d(10, 8, 1, groups=2)
+        self.mix = Shuffle()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.mix(self.one(x)).relu())
+
+
 class Twice(nn.Module):
     """One layer used twice: what goes in is what comes out."""
 
@@ -309,6 +321,7 @@ DEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "shuffle": lambda: Chain(Shuffle()),
     "whole conv groups": lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=4)),
     "within conv groups": lambda: Chain(nn.Conv2d(8, 12, 3, padding=1, groups=2), after=12),
+    "shuffled conv groups": lambda: Chain(ShuffledGroups()),
     "depthwise": lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=8)),
     "multiplier": lambda: Chain(nn.Conv2d(8, 16, 3, padding=1, groups=8), after=16),
     "twice": lambda: Chain(Twice()),

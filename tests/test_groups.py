@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cutting import counted, kept, random_plan
+from hypothesis import given
+from hypothesis import strategies as st
 from nets import DEPENDENT, SE, Chain, Gated, Residual, dependent, images
 from torch import Tensor, nn
 
 from seprune.errors import InputError
 from seprune.groups import ChannelGroup, analyse, find_groups
+from seprune.labels import joined
 from seprune.pruning import cuttable, prune
+from seprune.rules.evens import partners
 
 Sides = dict[tuple[str, str], list[list[int]]]
 
@@ -130,6 +135,10 @@ EXPECTED: dict[str, dict[str, tuple[int, Sides]]] = {
         "middle": (12, same([("middle", "out"), ("b", "in")],
                                      [[u, u + 6] for u in range(6)])),
     },
+    "shuffled conv groups": {  # channel 5g + u goes to 2u + g, of which 0..4 are one conv group
+        "middle.one": (8, {("middle.one", "out"): [[0, 3, 5, 8], [1, 4, 6, 9]],
+                           ("middle.two", "in"): [[0, 1, 6, 7], [2, 3, 8, 9]]}),
+    },
     "depthwise": {
         "a": (8, same([("a", "out"), ("middle", "out"), ("b", "in")], each(8))),
     },
@@ -201,6 +210,7 @@ def test_groups_worked_out_by_hand(kind):
         ("unbound", "a", "channels are taken apart one by one by unbind in middle"),
         ("transposed conv groups", "a",
          "convolution in middle: conv groups of a transposed convolution"),
+        ("shuffled conv groups", "middle.one#2", "its channels go together or not at all"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_cut_is_left_whole_with_its_reason(kind, group, reason):
@@ -212,6 +222,52 @@ def test_what_cannot_be_cut_is_left_whole_with_its_reason(kind, group, reason):
 def test_outputs_of_the_model_are_left_whole(kind):
     last = find_groups(dependent(kind), images())[-1]
     assert (last.prunable, last.reason) == (False, "it is an output of the model")
+
+
+def test_a_single_channel_is_nothing_to_prune():
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
+    groups = find_groups(net, images())
+    assert [(g.prunable, g.reason) for g in groups] == [
+        (False, "it is a single channel"), (True, None), (False, "it is an output of the model"),
+    ]  # fmt: skip
+
+
+# the classes of the channels of two or three conv groups, and which of them go together
+PARTNERS: dict[str, tuple[list[list[int]], list[set[int]]]] = {
+    "one by one": ([[1, 2], [3, 4]], [{1, 3}, {2, 4}]),
+    "even already": ([[1, 2], [2, 1]], [{1}, {2}]),
+    "pairs with pairs": ([[1, 1, 2], [3, 4, 4]], [{1, 4}, {2, 3}]),
+    "what straddles": (  # 2 and 4 stand in two of them each
+        [[1, 1, 1, 2, 2], [2, 3, 3, 3, 4], [4, 4, 5, 5, 5]], [{1, 3, 5}, {2, 4}],
+    ),
+    "all that is left": ([[1, 1, 2], [2, 2, 3], [3, 4, 4]], [{1, 2, 3, 4}]),
+    "fixed positions": ([[1, 2, -1], [3, 4, 5]], [{1, 3}, {2, 4}, {-1, 5}]),
+    "fixed in each": ([[1, -1], [-1, 2]], [{1, 2}, {-1}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PARTNERS)
+def test_which_channels_of_conv_groups_go_together(kind):
+    rows, expected = PARTNERS[kind]
+    pairs = torch.from_numpy(partners(np.array(rows)))
+    classes = joined(8, pairs + 1).numpy()
+    found: dict[int, set[int]] = {}
+    for name in {c for row in rows for c in row}:
+        found.setdefault(classes[name + 1], set()).add(name)
+    assert sorted(found.values(), key=min) == sorted(expected, key=min)
+
+
+@given(st.data())
+def test_conv_groups_keep_as_many_channels_whatever_is_tied(data):
+    shape = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 8))
+    names = st.integers(-1, 12).filter(bool)
+    rows = np.array(
+        [data.draw(st.lists(names, min_size=shape[1], max_size=shape[1])) for _ in range(shape[0])]
+    )
+    pairs = torch.from_numpy(partners(rows)) + 1
+    classes = joined(14, pairs).numpy()[rows + 1]
+    for name in np.unique(classes):
+        assert len(set((classes == name).sum(1).tolist())) == 1
 
 
 def test_a_rule_that_gives_up_takes_back_what_it_had_done(monkeypatch):

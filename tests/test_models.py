@@ -66,6 +66,14 @@ def test_timm_networks_of_fixed_size_are_built_for_the_size_given() -> None:
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
 
+def test_a_stem_that_folds_positions_into_channels_takes_images_of_three_channels() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = models.build("timm/tresnet_m")
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert first.in_channels == 3 * 4 * 4
+    assert models.input_size("timm/tresnet_m", model) == (3, 224, 224)
+
+
 def test_names_list_gated_networks_first() -> None:
     pytest.importorskip("timm")
     found = models.names()

@@ -259,7 +259,7 @@ def test_a_search_for_what_can_be_cut_ends_in_time(monkeypatch):
 def test_groups_of_one_channel_are_not_cut_to_nothing():
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1), Head(2))
     structure = cuttable(model, images())
-    assert [(g.units, g.prunable) for g in structure.groups] == [(1, True), (2, True), (3, False)]
+    assert [(g.units, g.prunable) for g in structure.groups] == [(1, False), (2, True), (3, False)]
     small = prune(model, plan_of(structure.groups, {"2": [1]}, {}), images())
     assert small[2].out_channels == 1
 

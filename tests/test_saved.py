@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from seprune.checkpoint import load_weights
 from seprune.errors import InputError, UsageError
 from seprune.files import SUMS, check_sums, write_sums
+from seprune.groups import analyse
 from seprune.models import build
 from seprune.plan import PruningPlan
 from seprune.pruning import cuttable, prune
-from seprune.saved import Architecture, load, read_architecture, save
+from seprune.saved import Architecture, load, read_architecture, rebuilt, save
 
 ROOT = Path(__file__).parents[1]
 NAME = "seprune/se_resnet20"
@@ -174,6 +175,22 @@ def test_tied_weights_loose_buffers_and_loose_tensors_come_back(tmp_path):
     assert torch.equal(elsewhere(tmp_path / "m", code=True), answer(small).double())
     with pytest.raises(UsageError, match="allow-code"):
         load(tmp_path / "m")
+
+
+def test_a_network_that_cannot_be_built_without_data_is_built_on_the_cpu(tmp_path):
+    """torchvision's RegNet computes its widths with tensors."""
+    name = "torchvision/regnet_y_400mf"
+    architecture = Architecture(name, 4)
+    with pytest.raises(NotImplementedError):
+        rebuilt(architecture)
+    torch.manual_seed(0)
+    model = build(name, classes=4).eval()
+    plan = random_plan(analyse(model, images(2, 32)))
+    small = prune(model, plan).eval()
+    save(small, tmp_path / "m", architecture.cut(plan))
+    again = load(tmp_path / "m")
+    assert not any(t.is_meta for t in [*again.parameters(), *again.buffers()])
+    assert torch.equal(answer(again), answer(small))
 
 
 def test_a_loaded_network_learns(cut, tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 from seprune.labels import NEUTRAL, Labelling, Unforeseen, Walker
 from seprune.rules import elementwise, layers, norms, reductions, views
+from seprune.rules.evens import even_out
 from seprune.trace import Node, Trace
 
 Rule = Callable[[Walker, Node], None]
@@ -19,6 +20,7 @@ def label(trace: Trace, model: nn.Module) -> Labelling:
     walker = Walker(trace, model)
     for node in trace.nodes:
         _step(walker, node)
+    even_out(walker)
     for value in trace.outputs:
         walker.freeze(walker.labels(value), "it is an output of the model")
     return walker.result

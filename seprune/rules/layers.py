@@ -52,19 +52,17 @@ def _whole_blocks(groups: int, channels: Tensor, made: Tensor) -> bool:
 
 
 def _conv_groups(walker: Walker, layer: str, groups: int, channels: Tensor, made: Tensor) -> None:
-    """Keep a grouped convolution valid: tie what must go together."""
+    """Keep a grouped convolution valid: whole conv groups go, or as many channels of each."""
     if groups == 1:
         return
     ins, outs = channels.reshape(groups, -1), made.reshape(groups, -1)
     where = f"the conv groups of {layer}"
     if _whole_blocks(groups, channels, made):
-        walker.result.blocks.append((layer, "whole"))
+        walker.result.whole.add(layer)
         walker.tie(ins, ins[:, :1].expand_as(ins), where)
         walker.tie(outs, ins[:, :1].expand_as(outs), where)
     else:
-        walker.result.blocks.append((layer, "within"))
-        walker.tie(ins, ins[:1].expand_as(ins), where)
-        walker.tie(outs, outs[:1].expand_as(outs), where)
+        walker.result.even += [(ins, where), (outs, where)]
 
 
 def _positional(walker: Walker, node: Node, outs: int) -> None:
