@@ -167,10 +167,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file", fix="check the path") from error
+        raise InputError(
+            f"{path}: no such file", why="nothing is there", fix="check the path"
+        ) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read", why=str(error)) from error
-    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: cannot be read", why=error.strerror or str(error), fix=f"ls -l '{path}'"
+        ) from error
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets
         raise InputError(
             f"{path}: not valid JSON",
             why=str(error),

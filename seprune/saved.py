@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from seprune.checkpoint import check_values
 from seprune.errors import InputError
 from seprune.files import (
     Fill,
@@ -125,8 +126,9 @@ def read_architecture(folder: Path | str) -> Architecture:
     """What `config.json` and the plans of a folder say, once its hashes are found right."""
     folder = Path(folder)
     config = read_config(folder)
-    said = config["seprune"]
-    names = _plan_names(said.get("plans", 0), folder)
+    said = {"classes": None, "input": None, "args": {}, "plans": 0} | config["seprune"]
+    _check_entries(folder / CONFIG, said)
+    names = [_plan_name(number) for number in range(said["plans"])]
     wrong = check_sums(folder, need=[CONFIG, WEIGHTS, *names])
     if wrong:
         raise InputError(
@@ -136,14 +138,34 @@ def read_architecture(folder: Path | str) -> Architecture:
             code="damaged",
         )
     plans = tuple(PruningPlan.load(folder / name) for name in names)
-    shape = said.get("input")
-    return Architecture(
-        str(said["model"]),
-        said.get("classes"),
-        tuple(shape) if shape else None,
-        dict(said.get("args") or {}),
-        plans,
-    )
+    shape = tuple(said["input"]) if said["input"] else None
+    return Architecture(said["model"], said["classes"], shape, dict(said["args"]), plans)
+
+
+def _check_entries(path: Path, said: Mapping[str, Any]) -> None:
+    """Whoever wrote `config.json` may have meant harm: nothing but the types that we write."""
+
+    def count(value: Any, least: int, most: int) -> bool:
+        return type(value) is int and least <= value <= most
+
+    shape = said["input"]
+    right = {
+        "model": isinstance(said.get("model"), str),
+        "classes": said["classes"] is None or count(said["classes"], 1, 10**6),
+        "input": shape is None
+        or (isinstance(shape, list) and len(shape) == 3 and all(count(n, 1, 10**5) for n in shape)),
+        "args": isinstance(said["args"], dict)
+        and not {"name", "classes", "input", "allow_code"} & set(said["args"]),
+        "plans": count(said["plans"], 0, 1000),
+    }
+    wrong = [key for key in right if not right[key]]
+    if wrong:
+        raise InputError(
+            f"{path}: seprune.{wrong[0]} is nothing that seprune wrote",
+            why=f"it is {str(said.get(wrong[0]))[:60]!r}",
+            fix="copy the folder again, or run the stage that wrote it again",
+            code="damaged",
+        )
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -184,17 +206,6 @@ def _config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _plan_names(count: Any, folder: Path) -> list[str]:
-    if not isinstance(count, int) or not 0 <= count <= 1000:
-        raise InputError(
-            f"{folder / CONFIG}: {count!r} plans",
-            why="the network was cut between 0 and 1000 times",
-            fix="copy the folder again, or run the stage that wrote it again",
-            code="damaged",
-        )
-    return [_plan_name(number) for number in range(count)]
-
-
 def _plan_name(number: int) -> str:
     return PLANS if number == 0 else f"plan-{number + 1}.json"
 
@@ -231,6 +242,7 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> N
             fix="copy the folder again, or install the versions named in its config.json",
             code="mismatch",
         )
+    check_values(model, tensors, path=folder / WEIGHTS)
     state = model.state_dict()
     with tied(model):
         model.load_state_dict({n: tensors[n] for n in state}, assign=True)

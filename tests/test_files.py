@@ -141,7 +141,7 @@ def test_lines_are_added_at_the_end(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"a: no such file\nnext: check the path"),
+        (None, r"a: no such file\nwhy: nothing is there\nnext: check the path"),
         (b"", r"a: not valid JSON\nwhy: Expecting value: line 1 column 1 .*\nnext: restore"),
         (b'{"a": 1,\n}', r"a: not valid JSON\nwhy: .* line 2 column 1 .*\nnext: restore"),
         (b"\xff\xfe\xfa", r"a: not valid JSON\nwhy: .*decode.*\nnext: restore"),

@@ -5,8 +5,15 @@ sees it; `read` calls torch; `weights` takes one state dict out of it; `apply` p
 model; `convert` is for pickled models whose author the user trusts.
 """
 
-from seprune.checkpoint.apply import apply_weights
+from seprune.checkpoint.apply import apply_weights, check_values
 from seprune.checkpoint.convert import convert
 from seprune.checkpoint.weights import Weights, is_pruned_folder, load_weights
 
-__all__ = ["Weights", "apply_weights", "convert", "is_pruned_folder", "load_weights"]
+__all__ = [
+    "Weights",
+    "apply_weights",
+    "check_values",
+    "convert",
+    "is_pruned_folder",
+    "load_weights",
+]

@@ -29,7 +29,7 @@ def apply_weights(model: nn.Module, weights: Weights, *, path: Path) -> tuple[st
     expected = model.state_dict()
     tensors = _with_model_prefix(weights, expected)
     _check_fit(expected, tensors, weights=weights, path=path)
-    _check_values(model, tensors, path=path)
+    check_values(model, tensors, path=path)
     model.load_state_dict(tensors, strict=True)
     cast = {str(tensors[n].dtype) for n in tensors if tensors[n].dtype != expected[n].dtype}
     return (*weights.notes, *(f"stored as {d.removeprefix('torch.')}, cast" for d in sorted(cast)))
@@ -132,7 +132,12 @@ def _shape(shape: torch.Size) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _check_values(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:
+def check_values(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:
+    """Refuse weights for `model` with which it would answer nonsense; `path` is named in errors.
+
+    Raises:
+        InputError: NaN or infinite parameters or BatchNorm statistics, or only zeros.
+    """
     parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in tensors}
     # other buffers may be infinite by design (attention masks)
     used = [n for n in tensors if n in parameters or n.endswith(("running_mean", "running_var"))]

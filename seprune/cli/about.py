@@ -213,19 +213,21 @@ def env(json: options.Json = False) -> None:
     if json:
         console.give(facts)
         return
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            print(name)
-            for key, item in value.items():
-                print(f"  {key:18s} {_spelled(item)}")
-        else:
-            print(f"{name:20s} {value}")
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
-    return str(value) if value is not None else "missing"
+    for name in ("python", "platform", "cpus"):
+        print(f"{name:20s} {facts[name]}")
+    print(f"{'free disk':20s} {facts['disk_free'] / 1e9:,.1f} GB here")
+    pair = facts["pair"]
+    print(f"{'torch, torchvision':20s} {pair['torch']}, {pair['torchvision']}: "
+          + ("they fit" if pair["fits"] else f"do not fit ({pair['reason']})"))  # fmt: skip
+    if pair["install"]:
+        print(f"{'':20s} {pair['install']}")
+    for device in facts["devices"]:
+        more = ", ".join(f"{k} {v}" for k, v in device.items() if k not in ("device", "name"))
+        print(f"{device['device']:20s} {device['name']}{', ' if more else ''}{more}")
+    for name, extra in facts["extras"].items():
+        print(f"{name + ', extra':20s} {'present' if extra['present'] else extra['install']}")
+    for name, version in facts["packages"].items():
+        print(f"  {name:18s} {version or 'missing'}")
 
 
 def verify(
@@ -240,17 +242,17 @@ def verify(
     from seprune.runs import verify as check
 
     problems = check(folder)
-    if json:
-        console.give({"folder": str(folder), "problems": problems})
     for problem in problems:
         console.tell(problem)
     if problems:
         raise InputError(
             f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
-            why="files are not what seprune wrote",
+            why=f"files are not what seprune wrote: {'; '.join(problems[:3])}",
             fix="run the stage that wrote them again, or copy the folder again",
             code="damaged",
         )
+    if json:
+        console.give({"folder": str(folder), "problems": problems})
     console.tell(f"{folder}: whole")
 
 
@@ -260,6 +262,7 @@ def convert(
         bool, typer.Option("--allow-pickle", help="Yes, run the code in this file.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="F")] = None,
+    weights: options.Weights = "auto",
     json: options.Json = False,
 ) -> None:
     """Take the weights out of a pickled model, in a process of its own, into safetensors.
@@ -270,12 +273,22 @@ def convert(
     from seprune.checkpoint import convert as carry_out
     from seprune.checkpoint import load_weights
 
-    target = out or file.with_suffix(".safetensors")
-    weights = carry_out(file, target) if allow_pickle else load_weights(file)
+    choice = options.weights_of(weights)
     if allow_pickle:
-        console.tell(f"{len(weights.tensors)} tensors: {target}")
+        target = out or _beside(file)
+        found, said = carry_out(file, target, weights=choice), f"tensors: {target}"
     else:
-        console.tell(f"{file}: {len(weights.tensors)} tensors can be read as they are")
+        target = file
+        found, said = load_weights(file, weights=choice), "tensors can be read as they are"
+    console.tell(f"{file}: {len(found.tensors)} {said}")
     if json:
-        console.give({"file": str(target if allow_pickle else file),
-                      "tensors": len(weights.tensors), "sha256": weights.sha256})  # fmt: skip
+        console.give({"file": str(target), "tensors": len(found.tensors), "sha256": found.sha256})
+
+
+def _beside(file: Path) -> Path:
+    """FILE.safetensors; a file that is there already may be somebody's."""
+    target = file.with_suffix(".safetensors")
+    if target.exists():
+        raise UsageError(f"{target}: exists already", why="nothing is overwritten unasked",
+                         fix=f"seprune convert --allow-pickle {file} --out FILE")  # fmt: skip
+    return target

@@ -14,6 +14,7 @@ import typer
 from seprune.errors import UsageError
 
 if TYPE_CHECKING:
+    from seprune.checkpoint.weights import Choice
     from seprune.recipe import Recipe
 
 RecipeName = Annotated[
@@ -37,6 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let MODEL name a Python file to run.")
 ]
+Weights = Annotated[str, typer.Option(help="Which weights of a checkpoint: auto, raw or ema.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")]
 
 
@@ -55,9 +57,7 @@ class Network:
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="F", help="Trained weights, or a folder.")
     ] = None
-    weights: Annotated[
-        str, typer.Option(help="Which weights of a checkpoint: auto, raw or ema.")
-    ] = "auto"
+    weights: Weights = "auto"
     classes: Annotated[
         int | None, typer.Option(help="Number of classes, if it cannot be inferred.")
     ] = None
@@ -135,6 +135,16 @@ def shape_of(text: str | None) -> list[int] | None:
             fix="--input 3x224x224",
         )
     return [int(p) for p in parts]
+
+
+def weights_of(text: str) -> Choice:
+    """auto, raw or ema."""
+    for choice in ("auto", "raw", "ema"):
+        if text == choice:
+            return choice
+    raise UsageError(
+        f"--weights {text}: no such choice", why="there are auto, raw and ema", fix="--weights auto"
+    )
 
 
 def budget_of(text: str) -> float | str:

@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from seprune.errors import UsageError
+from seprune.errors import SepruneError, UsageError
 from seprune.models import inception, plain, residual, usercode, zoos
 
 NETWORKS = residual.NETWORKS | inception.NETWORKS | plain.NETWORKS
 Size = tuple[int, int, int]
+_NOT_HERE = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path"}
+_NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir"}
 
 
 def build(
@@ -46,18 +48,20 @@ def build(
         return usercode.build(name, wishes, allow_code=allow_code)
     door, _, rest = name.partition("/")
     _check_name(name, door, rest)
-    if door == "seprune":
-        network = NETWORKS[rest]
-        channels = input[0] if input else network.input[0]
-        return network.make(channels, classes or network.classes, network.settings(name, args))
     _refuse_weights(name, args)
-    make = zoos.torchvision_model if door == "torchvision" else zoos.timm_model
     try:
+        if door == "seprune":
+            network = NETWORKS[rest]
+            channels = input[0] if input else network.input[0]
+            return network.make(channels, classes or network.classes, network.settings(name, args))
+        make = zoos.torchvision_model if door == "torchvision" else zoos.timm_model
         return make(rest, classes, input, args)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (SepruneError, NotImplementedError):  # the latter: not on the meta device
+        raise
+    except Exception as error:  # arguments that a network's own code stumbles over, anyhow
         raise UsageError(
             f"{name}: cannot be built with {_spell(classes, input, args)}",
-            why=str(error).partition("\n")[0],
+            why=str(error).partition("\n")[0] or type(error).__name__,
             fix=f"check these against the documentation of {name}",
         ) from error
 
@@ -113,10 +117,10 @@ def _check_numbers(classes: int | None, input: Size | None) -> None:
 
 
 def _refuse_weights(name: str, args: dict[str, Any]) -> None:
-    if given := {"weights", "weights_backbone", "pretrained"} & set(args):
+    if given := sorted(_NOT_HERE & set(args)):
         raise UsageError(
-            f"{name}: {given.pop()} is not an argument here",
-            why="a network is built with random weights and nothing is downloaded",
+            f"{name}: {given[0]} is not an argument here",
+            why="a network is built with random weights; nothing is downloaded or read on the way",
             fix="save the weights to a file and give it with --checkpoint FILE",
         )
 

@@ -62,6 +62,7 @@ class Section(BaseModel):
 
 
 _OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights"}
+_OTHER_KEYS = {"name", "classes", "input", "allow_code"}
 
 
 class Model(Section):
@@ -88,6 +89,8 @@ class Model(Section):
     def _check_args(self) -> Model:
         for name in sorted(_OTHER_WEIGHTS & set(self.args)):
             raise ValueError(f"args must not hold {name}: weights come from model.checkpoint")
+        for name in sorted(_OTHER_KEYS & set(self.args)):
+            raise ValueError(f"args must not hold {name}: they are the network's own arguments")
         return self
 
 

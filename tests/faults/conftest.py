@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from terminal import Terminal
 
 from seprune.checkpoint import load_weights
 from seprune.errors import InputError
@@ -40,3 +41,11 @@ def refuse() -> Refuse:
         return error
 
     return check
+
+
+@pytest.fixture(scope="session")
+def terminal() -> Iterator[Terminal]:
+    """The real command line, each command in a process of its own."""
+    started = Terminal()
+    yield started
+    started.close()

@@ -98,7 +98,7 @@ def overlapping_bomb(path: Path, entries: int = 500) -> Path:
     with zipfile.ZipFile(path, "a") as archive:
         record = max(archive.infolist(), key=lambda info: info.file_size)
         for index in range(entries):
-            copy = zipfile.ZipInfo(f"{path.stem}/data/{index + 1000}")
+            copy = zipfile.ZipInfo(f"{record.filename.partition('/')[0]}/data/{index + 1000}")
             copy.header_offset, copy.CRC = record.header_offset, record.CRC
             copy.file_size = copy.compress_size = record.file_size
             archive.filelist.append(copy)
