@@ -9,8 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from seprune import __version__
+
 _PACKAGES = (
-    *("seprune", "torch", "torchvision", "torch-pruning", "accelerate", "safetensors", "numpy"),
+    *("torch", "torchvision", "torch-pruning", "accelerate", "safetensors", "numpy"),
     *("pillow", "pydantic", "ruamel.yaml", "filelock", "typer", "rich", "jinja2", "plotly"),
 )
 _EXTRAS = {
@@ -30,7 +32,7 @@ def environment(folder: Path | None = None, *, devices: bool = True) -> dict[str
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {"seprune": __version__} | {name: _version(name) for name in _PACKAGES},
         "extras": {name: _extra(name) for name in _EXTRAS},
         "cpus": os.cpu_count(),
         "disk_free": shutil.disk_usage(folder or Path.cwd()).free,
