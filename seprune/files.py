@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from seprune.errors import EnvironmentFault, InputError
 
@@ -156,6 +156,27 @@ def sweep(folder: Path) -> None:
     """Remove what writers that were killed left under `folder`; only its holder may call this."""
     for left in folder.rglob(".*.part"):
         left.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file to `target` atomically."""
+
+    def fill(temporary: Path) -> None:
+        shutil.copyfile(source, temporary)
+
+    write_with(target, fill, need=source.stat().st_size)
+
+
+@contextmanager
+def log(path: Path) -> Iterator[IO[bytes]]:
+    """`path` opened at its end, for what a child process says."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("ab")
+    except OSError as error:
+        raise _environment_fault(path, error) from error
+    with stream:
+        yield stream
 
 
 def read_json(path: Path) -> Any:

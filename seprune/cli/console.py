@@ -59,7 +59,7 @@ def _live(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator[
         for done, item in enumerate(iterable, 1):
             yield item
             rate = done / max(time.monotonic() - start, 1e-9)
-            progress.update(task, completed=done, rate=f"{rate:,.0f}/s")
+            progress.update(task, completed=done, rate=_rate(rate))
 
 
 def _plain(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
@@ -72,10 +72,14 @@ def _plain(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator
             said = now
             rate = done / (now - start)
             left = (total - done) / rate
-            tell(f"{label}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+            tell(f"{label}: {done:,}/{total:,} {unit}, {_rate(rate)}, {left:,.0f} s left")
     took = time.monotonic() - start
     if took > 2:
         tell(f"{label}: {done:,} {unit} in {took:.1f} s")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
 
 
 def tell(line: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
+
+from seprune.report import words
 
 if TYPE_CHECKING:
     from seprune.groups import Structure
@@ -77,11 +79,13 @@ def ranking(importance: Importance) -> Table:
 
 
 def comparison(rows: list[list[str]]) -> Table:
-    """Runs side by side; the first row holds the column names."""
-    table = _table("")
-    for number, name in enumerate(rows[0]):
-        table.add_column(name, overflow="fold", justify="right" if number > 1 else "left")
-    for row in rows[1:]:
+    """Runs side by side; the first row holds the column names, columns that say nothing go."""
+    columns = [c for c in zip(*rows) if any(cell not in ("", words.DASH) for cell in c[1:])]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, (name, *_) in enumerate(columns):
+        side: Literal["left", "right"] = "left" if number < 2 else "right"
+        table.add_column(name, overflow="fold", justify=side, no_wrap=number != 1)
+    for row in list(zip(*columns))[1:]:
         table.add_row(*row)
     return table
 

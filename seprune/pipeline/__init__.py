@@ -21,6 +21,7 @@ from seprune.files import SUMS
 from seprune.finetuning import METRICS, finetune
 from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
+from seprune.pipeline.sharing import Sharing
 from seprune.pipeline.subject import Subject, data_digests, open_both
 from seprune.progress import Track, silent
 from seprune.recipe import Recipe, dump_recipe
@@ -39,15 +40,19 @@ def run(
     track: Track = silent,
     allow_code: bool = False,
     command: str = "",
+    sharing: Sharing | None = None,
 ) -> Report:
     """Carry out `recipe` in the folder `out`; a run that was stopped goes on from its last stage.
+
+    Args:
+        sharing: with the runs that it has stages in common with.
 
     Raises:
         SepruneError: whatever a stage finds wrong; earlier stages stay.
     """
     criterion(recipe.importance.criterion)  # an unknown name costs nobody an hour of training
     with open_run(out, dump_recipe(recipe)) as folder:
-        story = Story(recipe, folder, track, allow_code)
+        story = Story(recipe, folder, track, allow_code, sharing)
         story.tell()
         return story.report(command or f"seprune run RECIPE --out {out}")
 
@@ -60,6 +65,7 @@ class Story:
     folder: RunFolder
     track: Track
     allow_code: bool = False
+    sharing: Sharing | None = None
     measurements: list[Measurement] = field(default_factory=list)
     chapters: list[reporting.Chapter] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -69,6 +75,11 @@ class Story:
     @cached_property
     def opened(self) -> tuple[Subject, Data]:
         return open_both(self.recipe, allow_code=self.allow_code, track=self.track)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether other runs work on this machine, so that times would be theirs too."""
+        return self.sharing is not None and self.sharing.crowded
 
     @property
     def data(self) -> Data:
@@ -93,7 +104,7 @@ class Story:
     def statistics(self) -> GateStatistics | None:
         if not self.bench.needs_statistics:
             return None
-        key = self.key("collect", self.recipe.collect, self.recipe.importance.criterion)
+        key = self.key("collect", self.recipe.collect, self.bench.gradients)
         path = self.folder.path / STATISTICS
         self.stage("collect", key, lambda: self.collect(path))
         return GateStatistics.load(path)
@@ -129,24 +140,29 @@ class Story:
 
     def stage(self, name: str, key: str, work: Callable[[], _Done]) -> Record:
         """The committed record of a stage; done now unless it was done before."""
-        record = self.folder.committed(name, key)
-        if record is None:
+
+        def do() -> Record:
             start = time.monotonic()
             done = work()
             facts = {**done.facts, "seconds": time.monotonic() - start}
-            record = self.folder.commit(name, key, files=done.files, facts=facts)
+            return self.folder.commit(name, key, files=done.files, facts=facts)
+
+        record = self.folder.committed(name, key)
+        if record is None:
+            record = self.sharing.once(self.folder, name, key, do) if self.sharing else do()
         self.seconds[name] = float(record.facts["seconds"])
         return record
 
     def key(self, stage: str, *parts: Any, after: str = "") -> str:
         """The hash of all that a stage depends on."""
         weights = "" if stage == "train" else self.subject.digest
+        seed = None if stage == "baseline" and weights else self.recipe.seed  # nothing is drawn
         return stage_key(
             stage=stage,
             model=self.recipe.model.model_dump(exclude={"checkpoint"}),
             weights=weights,
             data=data_digests(self.data),
-            seed=self.recipe.seed,
+            seed=seed,
             parts=[p.model_dump() if hasattr(p, "model_dump") else p for p in parts],
             after=after,
         )
@@ -238,11 +254,11 @@ class Story:
         """Put together once, and read from the folder from then on."""
 
         def work() -> _Done:
-            if self.recipe.report.latency:
+            if self.recipe.report.latency and not self.crowded:
                 self.measure_latency()
             return _Done(self.own(*reporting.write(self.told(command), self.folder.path)), {})
 
-        self.stage("report", self.key("report", self.recipe.report), work)
+        self.stage("report", self.key("report", self.recipe.report, self.crowded), work)
         return read_report(self.folder.path)
 
     def measure_latency(self) -> None:
@@ -278,6 +294,7 @@ class Story:
             measurements=tuple(self.measurements),
             chapters=tuple(self.chapters),
             seconds=dict(self.seconds),
+            crowded=self.crowded,
         )
 
 

@@ -52,6 +52,7 @@ class Told:
     measurements: tuple[Measurement, ...]
     chapters: tuple[Chapter, ...]
     seconds: dict[str, float]
+    crowded: bool = False
 
 
 def write(told: Told, out: Path) -> list[Path]:
@@ -209,6 +210,8 @@ def _warnings(told: Told) -> list[str]:
         said.append(f"gates that never run: {', '.join(idle)}")
     if told.subject.digest is None:
         said.append("the weights are random: accuracies say nothing, costs do")
+    if told.crowded and told.recipe.report.latency:
+        said.append("latencies were not measured: other runs worked on this machine")
     return said + _slow(told)
 
 

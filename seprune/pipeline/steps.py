@@ -31,6 +31,7 @@ from seprune.refitting import RefitOptions, refit
 from seprune.report import Measurement
 from seprune.saved import Architecture
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
+from seprune.statistics.sensitivity import Gradients
 from seprune.targets import resolve
 
 Budget = Mapping[str, float | str]
@@ -74,6 +75,12 @@ class Bench:
         """Whether the recipe's criterion looks at gates at all."""
         return criterion(self.recipe.importance.criterion).family != "weights"
 
+    @property
+    def gradients(self) -> Gradients:
+        """The gradients that statistics are collected with: said, or what the criterion needs."""
+        said = self.recipe.collect.gradients
+        return criterion(self.recipe.importance.criterion).gradients if said == "auto" else said
+
     def images(self) -> Data:
         """The data.
 
@@ -106,8 +113,7 @@ class Bench:
                 fix="importance.criterion=l2 works without gates",
                 code="no-gates",
             )
-        rule, data = criterion(recipe.importance.criterion), self.images()
-        gradients = rule.gradients if section.gradients == "auto" else section.gradients
+        data, gradients = self.images(), self.gradients
         plain = CollectOptions(
             device=recipe.device,
             seed=recipe.seed,

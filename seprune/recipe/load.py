@@ -94,7 +94,7 @@ def _find(path: str | Path) -> Path:
     if given.is_file():
         return given
     shipped = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
-    if given.name == str(path) and given.stem in shipped and not given.exists():
+    if given.name == str(path) and given.stem in shipped and (given.is_dir() or not given.exists()):
         return shipped[given.stem]
     close = difflib.get_close_matches(given.stem, shipped, n=1)
     raise UsageError(

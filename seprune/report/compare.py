@@ -28,7 +28,7 @@ class Row:
     names: list[str]
     seeds: list[int]
     top1: float | None
-    top1_spread: float | None  # sample standard deviation; None for a single run
+    top1_spread: float | None  # sample standard deviation; None for a single seed
     macs: float
     kept: float | None  # of the baseline's MACs
     params: float
@@ -58,9 +58,9 @@ class Comparison:
 
     def table(self) -> list[list[str]]:
         """Head and rows as people read them."""
-        head = ["network", "made by", "top-1", "MACs", "kept", "parameters"]
+        head = ["network", "made by", "top-1 (%)", "MACs", "kept (%)", "params"]
         rows = [[_network(row), self._made(row), *_numbers(row)] for row in self.rows]
-        return [[*head, "latency (ms)", "seeds", "Pareto"], *rows]
+        return [[*head, "ms", "seeds", "Pareto"], *rows]
 
     def _made(self, row: Row) -> str:
         """Criterion, and model and allocation where the runs differ in them."""
@@ -110,6 +110,7 @@ def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) ->
     tops = [m.top1 for _, m in members if m.top1 is not None]
     whole = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
     kept = [f for f in whole if f is not None]
+    seeds = sorted({r.seed for r, _ in members})
     times = [t for _, m in members if (t := _first_latency(m)) is not None]
     return Row(
         model=model,
@@ -119,9 +120,9 @@ def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) ->
         stage=stage,
         runs=len(members),
         names=[r.name for r, _ in members],
-        seeds=sorted({r.seed for r, _ in members}),
+        seeds=seeds,
         top1=fmean(tops) if tops else None,
-        top1_spread=stdev(tops) if len(tops) > 1 else None,
+        top1_spread=stdev(tops) if min(len(tops), len(seeds)) > 1 else None,
         macs=fmean(m.macs for _, m in members),
         kept=fmean(kept) if kept else None,
         params=fmean(m.params for _, m in members),
@@ -175,10 +176,11 @@ def _network(row: Row) -> str:
 
 def _numbers(row: Row) -> list[str]:
     spread = f" ± {100 * row.top1_spread:.2f}" if row.top1_spread is not None else ""
+    kept = words.DASH if row.kept is None else f"{100 * row.kept:.1f}"
     return [
-        words.DASH if row.top1 is None else f"{100 * row.top1:.2f}{spread} %",
+        words.DASH if row.top1 is None else f"{100 * row.top1:.2f}{spread}",
         words.quantity(row.macs),
-        words.percent(row.kept, 1),
+        kept,
         words.quantity(row.params),
         words.DASH if row.latency_ms is None else f"{row.latency_ms:.3g}",
         " ".join(map(str, row.seeds)),

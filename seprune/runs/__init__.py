@@ -4,7 +4,7 @@ from seprune.runs.environment import environment
 from seprune.runs.folder import RunFolder, open_run, verify
 from seprune.runs.interrupts import interrupts, safe_point, unbroken
 from seprune.runs.journal import Record, stage_key
-from seprune.runs.lock import hold
+from seprune.runs.lock import hold, waiting_for
 
 __all__ = [
     "Record",
@@ -17,4 +17,5 @@ __all__ = [
     "stage_key",
     "unbroken",
     "verify",
+    "waiting_for",
 ]

@@ -57,6 +57,27 @@ def hold(out: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Hold `folder` for as long as the block lasts, after whoever holds it now.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    lock = FileLock(folder / "lock", poll_interval=0.2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        fix = "choose a folder you may write to with --out"
+        raise EnvironmentFault(f"{folder}: cannot be written", why=why, fix=fix) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _locked(out: Path) -> LockedError:
     """Who holds the folder. The holder writes its name right after it took the lock: wait."""
     holder: dict[str, Any] = {}

@@ -1,0 +1,146 @@
+"""`seprune sweep`: a grid of runs, on this machine or as the array of a cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seprune import sweep as sweeps
+from seprune.cli import console, options
+from seprune.errors import UsageError
+from seprune.sweep import Cell
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(options.spread(sweep))
+
+
+def sweep(
+    recipe: options.RecipeName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE,...]...", help="Every comma makes another cell."),
+    ] = None,
+    out: options.Out = Path("runs/sweep"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each a process.")] = 1,
+    show: Annotated[bool, typer.Option("--list", help="The cells, and which have ended.")] = False,
+    index: Annotated[
+        int | None, typer.Option(metavar="I", help="One cell, here: for arrays of a cluster.")
+    ] = None,
+    worker_of: Annotated[int, typer.Option(hidden=True)] = 0,
+    allow_code: options.AllowCode = False,
+    json: options.Json = False,
+) -> None:
+    """A run for every combination of values, then all of them compared.
+
+    The same command goes on where a stopped sweep ended.
+
+    Examples:
+      seprune sweep quickstart plan.macs=0.7,0.5 seed=0,1,2 --jobs 2
+      seprune sweep quickstart seed=0,1,2 --out runs/seeds --list
+    """
+    given = overrides or []
+    cells = sweeps.cells(recipe, given, allow_code=allow_code)
+    if show:
+        _list(cells, out, json=json)
+    elif index is not None:
+        _one(recipe, cells, out, index=index, workers=worker_of, allow_code=allow_code)
+    else:
+        _refuse_crowded_latency(cells, jobs)
+        again = [sys.executable, "-m", "seprune", "sweep", recipe, *given, "--out", str(out)]
+        again += ["--worker-of", str(jobs), *(["--allow-code"] if allow_code else [])]
+        crew = sweeps.Crew(out, cells, jobs, lambda i: [*again, "--index", str(i)])
+        _all(crew, json=json)
+
+
+def _list(cells: list[Cell], out: Path, *, json: bool) -> None:
+    said = [
+        {"index": n, "cell": c.name, "ended": sweeps.finished(c, out), "overrides": c.overrides}
+        for n, c in enumerate(cells)
+    ]
+    if json:
+        console.give(said)
+        return
+    for row in said:
+        print(f"{row['index']:>4}  {'ended' if row['ended'] else '     '}  {row['cell']}")
+
+
+def _one(
+    path: str, cells: list[Cell], out: Path, *, index: int, workers: int, allow_code: bool
+) -> None:
+    """One cell in this process, sharing what it can with the others."""
+    if not 0 <= index < len(cells):
+        raise UsageError(
+            f"--index {index}: there is no such cell",
+            why=f"this sweep has {len(cells)} cells, 0 to {len(cells) - 1}",
+            fix="seprune sweep ... --list",
+        )
+    if workers:
+        _end_with_parent()
+    from seprune.pipeline import run
+    from seprune.pipeline.sharing import Sharing
+
+    cell = cells[index]
+    folder = out / cell.name
+    command = shlex.join(["seprune", "run", path, *cell.overrides, "--out", str(folder)])
+    sharing = Sharing(out / sweeps.SHARED, crowded=workers > 1)
+    run(
+        cell.recipe,
+        folder,
+        track=console.track,
+        allow_code=allow_code,
+        command=command,
+        sharing=sharing,
+    )
+    console.tell(f"report: {folder / 'report.html'}")
+
+
+def _all(crew: sweeps.Crew, *, json: bool) -> None:
+    """Every cell that has not ended yet, then the comparison of those that have."""
+    statuses = {c.name: 0 for c in crew.cells if sweeps.finished(c, crew.out)}
+    missing = [n for n, c in enumerate(crew.cells) if c.name not in statuses]
+    if statuses:
+        console.tell(f"{len(statuses)} of {len(crew.cells)} cells have ended before")
+    ended = console.track(crew.work(missing), label="cells", total=len(missing), unit="cells")
+    for index, status in ended:
+        name = crew.cells[index].name
+        statuses[name] = status
+        console.tell(f"{name}: {'ended' if status == 0 else f'failed (status {status})'}")
+    good = [c for c in crew.cells if statuses[c.name] == 0]
+    if good:
+        made = sweeps.gather(good, crew.out)
+        from seprune.cli.tables import comparison
+
+        console.stderr().print(comparison(made.table()))
+        console.tell(f"comparison: {crew.out / 'compare.html'}")
+        if json:
+            console.give(made.to_json())
+    sweeps.refuse_failed(statuses, crew.out)
+
+
+def _refuse_crowded_latency(cells: list[Cell], jobs: int) -> None:
+    if jobs > 1 and any(c.recipe.plan.latency for c in cells):
+        raise UsageError(
+            f"--jobs {jobs}: a latency budget needs the machine for itself",
+            why="runs beside each other slow each other down, and plans would follow that",
+            fix="--jobs 1, or a machine for each cell: --index",
+        )
+
+
+def _end_with_parent() -> None:
+    """Stop as on SIGTERM when standard input closes: the parent holds its other end."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not sys.stdin: its lock would outlive this thread
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
