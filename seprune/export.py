@@ -7,9 +7,10 @@ import importlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -113,7 +114,8 @@ def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedPro
     """The model as a graph with a free batch size, without the paths of this machine."""
     batch = torch.export.Dim("batch", min=1)
     try:
-        with torch.no_grad():
+        # torch prints the graph that it could not finish
+        with torch.no_grad(), redirect_stderr(io.StringIO()):
             program = torch.export.export(model, (_noise(shape)[:2],), dynamic_shapes=({0: batch},))
     except Exception as error:  # a stranger's forward decides what it raises
         raise _impossible(model, error) from error
@@ -176,9 +178,19 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _impossible(model: object, error: Exception) -> InputError:
+    text = str(error).strip() or type(error).__name__
+    if "data-dependent" in text:
+        return InputError(
+            f"{type(model).__name__} cannot be exported",
+            why="its forward decides by the values of tensors (a detector: which boxes stay), "
+            "which no graph can hold",
+            fix="export the part before that: from seprune.export import export; "
+            "export(seprune.load(DIR).backbone, (3, 320, 320), 'backbone.onnx')",
+            code="export",
+        )
     return InputError(
         f"{type(model).__name__} cannot be exported",
-        why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+        why=shorten(text.splitlines()[0], 200),
         fix="check that its forward takes one batch of images of any size, and returns tensors",
         code="export",
     )

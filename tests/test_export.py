@@ -165,13 +165,72 @@ def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_forward_that_no_graph_can_hold(tmp_path: Path) -> None:
+class Odd(nn.Module):
+    """Takes batches of an even size only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, 2, *x.shape[1:]).mean((1, 3, 4))
+
+
+def test_a_forward_that_decides_by_values(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError) as caught:
         export(Deciding(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")
     assert caught.value.what == "Deciding cannot be exported"
-    assert caught.value.why
+    assert caught.value.why == (
+        "its forward decides by the values of tensors (a detector: which boxes stay), "
+        "which no graph can hold"
+    )
+    assert "export(seprune.load(DIR).backbone, (3, 320, 320), 'backbone.onnx')" in caught.value.fix
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_forward_that_does_not_take_any_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        export(Odd(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")
+    assert caught.value.what == "Odd cannot be exported"
+    assert len(caught.value.why) <= 200
     assert "one batch of images" in caught.value.fix
     assert not list(tmp_path.iterdir())
+
+
+SEGMENTERS = [
+    "torchvision/lraspp_mobilenet_v3_large",
+    pytest.param("torchvision/deeplabv3_mobilenet_v3_large", marks=pytest.mark.slow),
+]
+DETECTORS = [
+    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
+    pytest.param("torchvision/ssdlite320_mobilenet_v3_large", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_a_segmenter_is_exported_with_all_that_it_says(name: str, tmp_path: Path) -> None:
+    model = build(name).eval()
+    assert list(model(torch.zeros(1, 3, 64, 64))) == ["out"]
+    made = export(model, (3, 64, 64), tmp_path / "m.pt2", format="pt2")
+    assert made.max_error < 1e-4
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_says_that_its_backbone_can_be_exported(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"which boxes stay.*\n.*\.backbone"):
+        export(build(name).eval(), (3, 64, 64), tmp_path / "m.pt2", format="pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lraspp", "deeplabv3", "ssdlite320", "fasterrcnn"])
+def test_segmenters_and_backbones_of_detectors_as_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    rest = "_320_fpn" if name == "fasterrcnn" else ""
+    model = build(f"torchvision/{name}_mobilenet_v3_large{rest}").eval()
+    part = model.backbone if name in ("ssdlite320", "fasterrcnn") else model
+    made = export(part, (3, 64, 64), tmp_path / "m.onnx")
+    assert made.batches == (1, 2, 5)
+    assert made.max_error < 1e-3
 
 
 def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
