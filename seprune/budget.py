@@ -1,13 +1,14 @@
 """How many units of which groups may stay: scores and a budget become a plan.
 
 Units are removed from the lowest score on, in one ranking (`global`), in one for each kind of
-group (`isomorphic`) or in each group alone (`uniform`), until every target is met. Costs come from
-the structure's terms, so that a candidate takes microseconds.
+group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`trade`), until
+every target is met. Costs come from the structure's terms, so that a candidate takes microseconds.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from seprune.groups import ChannelGroup, Structure
 from seprune.importance import Importance
 from seprune.plan import PruningPlan, plan_of
 from seprune.targets import BUDGETS, fraction, resolve
+from seprune.trade import Trade
 
 Kept = dict[str, int]
 SLACK = 0.002  # of a budget may stay unused
@@ -30,14 +32,14 @@ class Allocation:
     """Where channels may be removed.
 
     Attributes:
-        scope: `global`, `isomorphic` or `uniform`.
+        scope: `global`, `isomorphic`, `uniform` or `trade`.
         floor: fraction of every group that stays; `min_channels`: channels that stay.
         round_to: widths are multiples of this where a group has that many channels.
         protect: globs of layers and groups that stay whole.
         bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
     """
 
-    scope: Literal["global", "uniform", "isomorphic"] = "global"
+    scope: Literal["global", "uniform", "isomorphic", "trade"] = "global"
     floor: float = 0.1
     min_channels: int = 8
     round_to: int = 1
@@ -97,6 +99,7 @@ class _Search:
         self.order = {g.name: _ascending(importance, g) for g in structure.groups}
         self.floors = {g.name: self.least(g) for g in structure.groups}
         self.ranks = self.ranked()
+        self.path = self.trade() if allocation.scope == "trade" else []
         self.trace: list[dict[str, Any]] = []
 
     # -- candidates ---------------------------------------------------------------------------
@@ -133,10 +136,24 @@ class _Search:
             scopes.setdefault(key(group), []).append(group)
         return list(scopes.values())
 
+    def trade(self) -> list[Kept]:
+        """The widths from the whole network down to the floors, in the order of score per cost."""
+        groups = {g.name: g for g in self.free}
+        terms = self.structure.params if set(self.targets) == {"params"} else self.structure.macs
+        return Trade(
+            self.structure,
+            terms,
+            {name: self.sorted_scores(g) for name, g in groups.items()},
+            {name: self.stride(g) for name, g in groups.items()},
+            lambda name, units: self.rounded(groups[name], max(self.floors[name], units)),
+        ).path()
+
     def kept(self, ratio: float) -> Kept:
-        """Units that stay in every group when `ratio` of each scope is to go."""
+        """Units that stay in every group when `ratio` of each scope, or of the path, is to go."""
         kept = self.structure.whole()
-        for group in self.free:
+        if self.path:
+            kept = dict(self.path[int(np.ceil(ratio * (len(self.path) - 1) - 1e-6))])
+        for group in () if self.path else self.free:
             gone = int(np.searchsorted(self.ranks[group.name], ratio + 1e-12, side="right"))
             kept[group.name] = self.rounded(group, max(self.floors[group.name], group.units - gone))
         for name, follower in self.followers.items():
@@ -148,9 +165,13 @@ class _Search:
 
     def rounded(self, group: ChannelGroup, units: int) -> int:
         """The next width up that is a multiple of `round_to` channels, if the group has one."""
+        step = self.stride(group)
+        return min(group.units, -(-units // step) * step)
+
+    def stride(self, group: ChannelGroup) -> int:
+        """Units between two widths that are multiples of `round_to`."""
         each = group.channels // group.units
-        step = self.allocation.round_to // np.gcd(self.allocation.round_to, each)
-        return min(group.units, int(-(-units // step) * step))
+        return self.allocation.round_to // math.gcd(self.allocation.round_to, each)
 
     # -- search -------------------------------------------------------------------------------
 
@@ -167,6 +188,8 @@ class _Search:
         if not self.targets:
             return 0.0
         ratios = np.unique(np.concatenate([[0.0], *self.ranks.values()]))
+        if self.path:
+            ratios = np.linspace(0, 1, len(self.path))
         if not self.meets(self.kept(1.0)):
             raise self.unreachable()
         low, high = 0, len(ratios) - 1
@@ -217,7 +240,16 @@ class _Search:
         return min(1 - cost[name] / target for name, target in self.targets.items())
 
     def next_score(self, kept: Kept) -> Callable[[ChannelGroup], float]:
-        return lambda g: float(self.sorted_scores(g)[g.units - kept[g.name] - 1])
+        def score(group: ChannelGroup) -> float:
+            own = float(self.sorted_scores(group)[group.units - kept[group.name] - 1])
+            return own / self.price(group, kept) if self.path else own
+
+        return score
+
+    def price(self, group: ChannelGroup, kept: Kept) -> float:
+        """What one more unit of a group costs."""
+        more, now = self.cost({**kept, group.name: kept[group.name] + 1}), self.cost(kept)
+        return max(1.0, float(more[min(more)] - now[min(now)]))
 
     def plan(self, ratio: float) -> PruningPlan:
         kept = self.refill(self.kept(ratio))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cutting import counted, kept
-from nets import SE, Block, Chain, Inner, Residual, images
+from nets import SE, Block, Chain, Inner, Residual, dependent, images
 from torch import nn
 
 from seprune.budget import Allocation, make_plan
@@ -41,7 +42,7 @@ FREE = Allocation(floor=0.0, min_channels=1)
 # -- the target ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", ["global", "isomorphic", "uniform"])
+@pytest.mark.parametrize("scope", ["global", "isomorphic", "uniform", "trade"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("budget", [0.75, 0.5, 0.25])
 def test_a_budget_is_met_within_one_per_cent_by_the_network_actually_cut(scope, kind, budget):
@@ -145,6 +146,56 @@ def test_conv_groups_are_rounded_by_channels_not_by_units():
     assert len(plan.groups[0].keep) * 2 == after
     small = prune(model, plan, images())
     assert small.middle.groups == after // 2
+
+
+def test_a_trade_weighs_scores_against_what_they_free():
+    """A unit of `a` frees 9 x 3 + 5 MACs a position, one of `b` 3 + 5: four times as much."""
+    structure = analyse(dependent("concat"), images())
+    free = Allocation("trade", floor=0.0, min_channels=1)
+
+    def widths(a: float, b: float, macs: float) -> list[int]:
+        given = {"a": a * torch.ones(6).double(), "b": b * torch.ones(4).double()}
+        plan = make_plan(structure, Importance("given", given), allocation=free, macs=macs)
+        return [plan.widths()[n][1] for n in ("a", "b")]
+
+    assert widths(1, 1, 0.76) == [4, 4]
+    assert widths(1, 0.3, 0.76) == [4, 4]
+    assert widths(1, 0.2, 0.76) == [5, 1]  # 0.2 / 8 < 1 / 32: all that may go of b goes first
+
+
+@pytest.mark.parametrize("budget", [0.8, 0.6, 0.4, 0.2])
+@pytest.mark.parametrize("spread", [1.2, 3.0, 30.0])
+def test_a_trade_loses_little_more_than_the_best_of_all_widths(budget, spread):
+    """Two layers in a row, whose costs are a product: every pair of widths is tried."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 20, 3), nn.ReLU(),
+                          nn.Conv2d(20, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # fmt: skip
+    structure = analyse(model, images())
+    given = {"0": torch.logspace(0, math.log10(spread), 16).double(),
+             "2": 2 * torch.logspace(0, math.log10(2 * spread), 20).double()}  # fmt: skip
+
+    def loss(one: int, two: int) -> float:
+        return float(given["0"][: 16 - one].sum() + given["2"][: 20 - two].sum())
+
+    free = Allocation("trade", floor=0.0, min_channels=1)
+    plan = make_plan(structure, Importance("given", given), allocation=free, macs=budget)
+    whole, limit = structure.whole(), budget * structure.macs_at(structure.whole())
+    best = min(
+        loss(one, two)
+        for one in range(1, 17)
+        for two in range(1, 21)
+        if structure.macs_at({**whole, "0": one, "2": two}) <= limit
+    )
+    assert loss(*(plan.widths()[n][1] for n in ("0", "2"))) <= 1.1 * best
+
+
+def test_a_trade_keeps_multiples_and_floors():
+    structure = structure_of(48)
+    for budget in (0.7, 0.5, 0.3):
+        how = Allocation("trade", floor=0.25, round_to=8)
+        plan = make_plan(structure, scores(structure), allocation=how, macs=budget)
+        at = kept(plan)
+        assert structure.macs_at(at) <= budget * structure.macs_at(structure.whole())
+        assert all(w % 8 == 0 and w >= 16 for n, (b, w) in plan.widths().items() if b == 48)
 
 
 def test_isomorphic_groups_are_ranked_among_themselves():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from seprune.budget import Allocation, make_plan
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.groups import ChannelGroup, Structure, analyse
 from seprune.importance import CRITERIA, Scoring, collecting, criterion, score
+from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 from seprune.statistics.sensitivity import image_keys, normal
@@ -419,6 +421,55 @@ def test_coupled_scores_are_not_sums_of_single_ones():
     torch.testing.assert_close(summed, by_hand.sum(0))
     highest = score(structure, statistics, scoring=Scoring(combine="max")).scores["stem"]
     torch.testing.assert_close(highest, by_hand.max(0).values)
+
+
+def test_joint_scores_add_up_to_what_all_units_lose_together():
+    """E[(sum of u)^2] over the units that went first, from single images' u."""
+    structure, statistics = collected(dependent("residual"), "logits")
+    pairs = statistics.groups["stem"]["pairs"].double()
+    squares = statistics.groups["stem"]["sensitivity_square"]
+    torch.testing.assert_close(pairs.diagonal(), squares, rtol=1e-5, atol=1e-12)
+    everything = {"all": [(n, torch.zeros(8).long()) for n in ("blocks.0.se", "blocks.1.se")]}
+    everything["all"].append(("stem", torch.zeros(8).long()))
+    options = CollectOptions(device="cpu", units=("stem",), couplings=everything)
+    together = collect_statistics(
+        dependent("residual"), batches(), gradients="logits", options=options
+    )
+    all_at_once = together.groups["all"]["sensitivity_square"]
+    torch.testing.assert_close(pairs.sum()[None], all_at_once, rtol=1e-5, atol=1e-12)
+    joint = score(structure, statistics, scoring=Scoring(combine="joint")).scores["stem"]
+    order = joint.argsort()
+    losses = [pairs[order[:k]][:, order[:k]].sum() for k in range(9)]
+    for k in range(8):  # greedy: nothing else would have added less
+        rest = [torch.cat([order[:k], unit[None]]) for unit in order[k:]]
+        assert losses[k + 1] <= min(pairs[r][:, r].sum() for r in rest) + 1e-12
+    added = torch.stack(losses).diff().cummax(0).values
+    torch.testing.assert_close(joint[order], added, rtol=1e-6, atol=1e-12)
+    assert len(set(joint.tolist())) == 8  # ties would lose the order
+
+
+def test_joint_scores_of_units_that_cancel():
+    """Two units that say the opposite of each other go together, though each one is loud."""
+    pairs = torch.tensor([[9.0, -9, 0], [-9, 9, 0], [0, 0, 10]])
+    scores = joint_scores(pairs)
+    assert scores.tolist() == [9, pytest.approx(9), 10]
+    assert scores[1] > scores[0]
+
+
+def test_joint_needs_pairs():
+    model = dependent("residual")
+    structure = analyse(model, images())
+    options = dataclasses.replace(collecting(structure, CollectOptions(device="cpu")), pairs=0)
+    statistics = collect_statistics(model, batches(), gradients="logits", options=options)
+    with pytest.raises(InputError) as caught:
+        score(structure, statistics, scoring=Scoring(combine="joint"))
+    assert caught.value.why == "combine=joint needs pairs, which were not collected"
+    absolute = Scoring("gate_taylor", combine="joint")  # nothing is squared: as coupled
+    labelled = collect_statistics(
+        model, batches(), gradients="labels", options=collecting(structure)
+    )
+    coupled = score(structure, labelled, scoring=Scoring("gate_taylor")).scores
+    assert torch.equal(score(structure, labelled, scoring=absolute).scores["stem"], coupled["stem"])
 
 
 def test_ungated_groups_can_be_left_out():

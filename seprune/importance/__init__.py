@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from seprune.errors import InputError, UsageError
 from seprune.groups import Structure
 from seprune.importance import weights
+from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
 from seprune.statistics import CollectOptions, GateStatistics
 
-Combine = Literal["mean", "max", "sum", "coupled"]
+Combine = Literal["mean", "max", "sum", "coupled", "joint"]
+PAIRED = 2048  # units of the widest group that is scored jointly
 Ungated = Literal["unit", "propagate", "none"]
 Normalize = Literal["none", "mean", "max", "sum", "standard", "rank"]
 
@@ -40,7 +42,9 @@ class Scoring:
     Attributes:
         criterion: a key of `CRITERIA`.
         combine: of several gates and units in a group; `coupled` adds their derivatives before
-            squaring and counts as `mean` where there are none.
+            squaring, `joint` those of the units that have gone before, too; both count as `mean`
+            where there are no derivatives, `joint` as `coupled` where nothing is squared and for
+            groups of more than `PAIRED` units.
         ungated: groups without a gate: `unit` gates (sensitivities), `propagate` through the
             weights to the next gates, or `none`: leave them whole.
         normalize: within a group; None is the criterion's own.
@@ -135,7 +139,9 @@ def collecting(structure: Structure, options: CollectOptions | None = None) -> C
                 units[source.name] = None
         if members:
             couplings[group.name] = members
-    return replace(options or CollectOptions(), units=tuple(units), couplings=couplings)
+    options = options or CollectOptions()
+    pairs = options.pairs or PAIRED
+    return replace(options, units=tuple(units), couplings=couplings, pairs=pairs)
 
 
 def score(
@@ -254,9 +260,9 @@ def _sensitivities(
     for group in structure.groups:
         if scoring.ungated == "none" and not group.gates:
             continue
-        if scoring.combine == "coupled":
+        if scoring.combine in ("coupled", "joint"):
             if group.name in statistics.groups:
-                scores[group.name] = rule.of(statistics.groups[group.name])
+                scores[group.name] = _coupled(statistics.groups[group.name], rule, scoring)
             continue
         parts = [_of_source(statistics, rule, s.kind, s.name, s.index) for s in group.sources]
         if parts:
@@ -264,6 +270,16 @@ def _sensitivities(
     if not scores:
         raise _lacking(scoring.criterion, "the statistics were collected for other groups")
     return scores
+
+
+def _coupled(own: Mapping[str, Tensor], rule: Criterion, scoring: Scoring) -> Tensor:
+    if scoring.combine == "joint" and rule.of is _SQUARE:
+        if "pairs" in own:
+            return joint_scores(own["pairs"])
+        if len(own["sensitivity_square"]) <= PAIRED:
+            raise _lacking(scoring.criterion, "combine=joint needs pairs, which were not collected")
+    values: Tensor = rule.of(own)
+    return values
 
 
 def _of_source(

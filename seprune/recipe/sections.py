@@ -190,7 +190,7 @@ class Importance(Section):
     criterion: str = Field(
         default="gate_logit", pattern=r"^[a-z0-9_]+$", description="see importance.md"
     )
-    combine: Literal["mean", "max", "sum", "coupled"] = Field(
+    combine: Literal["mean", "max", "sum", "coupled", "joint"] = Field(
         default="mean", description="gates of one dependency group"
     )
     ungated: Literal["unit", "propagate", "none"] = Field(
@@ -209,7 +209,7 @@ class Plan(Section):
     )
     params: Budgets | None = Field(default=None, description="kept: 0.4, 1.5M or a list")
     latency: Budgets | None = Field(default=None, description="kept, measured on this device: 0.6")
-    allocation: Literal["global", "uniform", "isomorphic"] = "global"
+    allocation: Literal["global", "uniform", "isomorphic", "trade"] = "global"
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count = Field(default=8, description="channels of every group that stay")
     round_to: Count | None = Field(

@@ -56,6 +56,13 @@ class Scene:
     precision: str = "no"
     channels_last: bool = False
     seed: int = 0
+    pairs: int = 0  # widest group of which E[u u'] is kept
+
+    @property
+    def paired(self) -> dict[str, int]:
+        """Width of every dependency group of which E[u u'] is kept."""
+        widths = self.widths.items()
+        return {n: w for (room, n), w in widths if room == "groups" and w <= self.pairs}
 
     @property
     def senses(self) -> bool:
@@ -82,6 +89,9 @@ class Observer:
         self._gates: State = new_state(scene.layout)
         self._waiting: list[Observed] = []  # small batches are added together
         self.u: State = new_sensitivity(sum(scene.widths.values()), device)
+        for name, width in scene.paired.items():
+            empty = torch.zeros(width, width, dtype=torch.float64, device=device)
+            self.u[f"pairs/{name}"] = empty
         self.w: State = new_moments(scene.model, device) if scene.gradients == "weights" else {}
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
@@ -152,6 +162,7 @@ class Observer:
         self._record(labels)
         if u_BC is not None:
             update_sensitivity(self.u, u_BC)
+            self._add_pairs(u_BC)
         for key, value in w.items():
             self.w[key] += value
         self.samples += len(images)
@@ -196,6 +207,14 @@ class Observer:
             total[name] = sum((u.double() for u in found.get(name, [])), start=zero)
             table.append(total[name])
         return torch.cat(table, 1)
+
+    def _add_pairs(self, u_BC: Tensor) -> None:
+        start = 0
+        for (room, name), width in self.scene.widths.items():
+            own = u_BC[:, start : start + width].double()
+            start += width
+            if room == "groups" and f"pairs/{name}" in self.u:
+                self.u[f"pairs/{name}"] += own.T @ own
 
     def _see(self, gate: Gate, gate_BC: Tensor, features: Tensor | None) -> None:
         value = gate_BC.detach().clone()  # the model may reuse its memory
@@ -257,6 +276,9 @@ class Observer:
             own = {key: value[start : start + width].clone() for key, value in moments.items()}
             rooms[room].setdefault(name, {}).update(own)
             start += width
+        for name in self.scene.paired:
+            pairs = self.u[f"pairs/{name}"] / self.u["count"].amax().clamp(min=1)
+            rooms["groups"][name]["pairs"] = pairs.float().cpu()
         rooms["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
         return rooms
 
