@@ -1,0 +1,323 @@
+"""Which criterion keeps the most accuracy: every cell is a recipe, carried out by `seprune.run`.
+
+    python benchmarks/leaderboard.py --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
+    python benchmarks/leaderboard.py --full --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
+    python benchmarks/leaderboard.py --study calibration --data FOLDER ...
+    python benchmarks/leaderboard.py --full --write CELLS ...    # the recipes alone, for any runner
+
+FOLDER holds train/ and val/. Without `--full`: SE-ResNet-20, small parts of the images, one short
+epoch, for a CPU. `--full` is every network, budget and criterion with short and full tuning and the
+controls, for a GPU; `--networks`, `--methods`, `--seeds` and `--minutes` take parts of it. The same
+command goes on where it stopped. A network without a checkpoint is trained first by its recipe.
+When all cells are done their numbers are in benchmarks/results/leaderboard-NAME.json, and
+`python benchmarks/readme.py` makes the tables and the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from seprune.errors import SepruneError
+from seprune.files import read_json, write_json, write_text
+from seprune.recipe import Recipe, dump_recipe, load_recipe
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = {
+    "se_resnet20": "cifar10-seresnet20",
+    "se_resnet56": "cifar10-seresnet56",
+    "mobilenet_v3_small": "cifar10-mobilenetv3",
+    "regnety": "cifar10-regnety",
+}
+_PLAIN = (
+    "gate_logit", "gate_fisher", "gate_fisher_sampled", "gate_fisher_smoothed", "gate_taylor",
+    "gate_mean", "gate_max", "gate_std", "gate_class", "gate_between", "gate_energy",
+    "l1", "l2", "bn_scale", "lamp", "fpgm", "random",
+)  # fmt: skip
+_COUPLED = ("gate_logit", "gate_fisher", "gate_taylor")
+METHODS: dict[str, tuple[str, ...]] = {
+    **{name: (f"importance.criterion={name}", "importance.combine=mean") for name in _PLAIN},
+    **{
+        f"{name} coupled": (f"importance.criterion={name}", "importance.combine=coupled")
+        for name in _COUPLED
+    },
+    "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
+    "width": ("importance.criterion=random", "plan.allocation=uniform"),
+    "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
+    "gate_logit isomorphic": ("importance.criterion=gate_logit", "plan.allocation=isomorphic"),
+    "gate_logit 4 cuts": ("importance.criterion=gate_logit", "plan.steps=4"),
+    "l2 4 cuts": ("importance.criterion=l2", "plan.steps=4"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared with what. `paths`: how the cut is recovered, and how long it is tuned."""
+
+    name: str
+    networks: tuple[str, ...]
+    methods: tuple[str, ...]
+    budgets: tuple[float, ...]
+    paths: tuple[tuple[str, str], ...]
+    epochs: Mapping[str, int]
+    common: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    calibration: tuple[int, ...] = (2048,)
+    train: int | None = None  # images that are looked at; None: all
+    val: int | None = None
+
+
+_QUIET = ("report.latency=false", "report.html=false", "plan.round_to=1")
+_SMALL = (
+    *_QUIET, "device=cpu", "data.workers=0", "data.validation=0", "finetune.recalibrate=0",
+    "finetune.distill=null", "finetune.lr=0.02", "finetune.warmup_epochs=0.1",
+)  # fmt: skip
+GRIDS = {
+    "cpu": Grid(
+        name="cpu",
+        networks=("se_resnet20",),
+        methods=(
+            "gate_logit", "l2", "random", "gate_logit coupled", "gate_fisher", "gate_mean",
+            "l1", "bn_scale", "lamp", "fpgm", "gate_taylor", "gate_energy",
+        ),
+        budgets=(0.5, 0.3),
+        paths=(("bn", "short"), ("refit", "none")),
+        epochs={"none": 0, "short": 1},
+        common=_SMALL,
+        calibration=(1000,),
+        train=5000,
+        val=3000,
+    ),
+    "calibration": Grid(
+        name="calibration",
+        networks=("se_resnet20",),
+        methods=("gate_logit", "gate_fisher", "gate_mean"),
+        budgets=(0.5,),
+        paths=(("none", "bn"),),
+        epochs={"bn": 0},
+        common=(*_SMALL, "finetune.recalibrate=1000"),
+        calibration=(100, 300, 1000, 3000, 10000),
+        train=30000,
+        val=3000,
+    ),
+    "full": Grid(
+        name="full",
+        networks=tuple(NETWORKS),
+        methods=tuple(METHODS),
+        budgets=(0.7, 0.5, 0.3, 0.15),
+        paths=(("bn", "short"), ("refit", "short"), ("refit", "full")),
+        epochs={"none": 0, "short": 3, "full": 40},
+        common=(*_QUIET, "data.cache=device", "finetune.recalibrate=0", "finetune.lr=0.02"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a network, a way to choose channels, a way to recover; all budgets of the grid."""
+
+    grid: Grid
+    network: str
+    method: str
+    seed: int
+    recover: str
+    tuning: str
+    images: int
+
+    @property
+    def name(self) -> str:
+        """The folder of its run."""
+        words = f"{self.network} {self.method} {self.recover} {self.tuning} {self.images}"
+        return f"{words} seed {self.seed}".replace(" ", "-")
+
+    def recipe(self, data: Path, checkpoint: Path | None) -> Recipe:
+        """The recipe that this cell is."""
+        budgets = ", ".join(map(str, self.grid.budgets))
+        given = (
+            f"name='{self.network}: {self.method}, {self.recover}, {self.tuning}'",
+            f"data.source={data}",
+            f"model.checkpoint={checkpoint or 'null'}",
+            f"seed={self.seed}",
+            f"plan.macs=[{budgets}]",
+            f"collect.images={self.images}",
+            f"prune.recover={self.recover}",
+            *self.grid.common,
+            f"finetune.epochs={self.grid.epochs[self.tuning]}",
+            *METHODS[self.method],
+        )
+        return load_recipe(NETWORKS[self.network], given)
+
+    def column(self, stage: str) -> str | None:
+        """What the leaderboard calls a measurement of this run; None for what it leaves out."""
+        tuned = f"{self.recover} {self.tuning}" if self.tuning != "bn" else "bn"
+        return {
+            "pruned": "cut",
+            "recalibrated": "bn",
+            "refitted": "refit",
+            "fine-tuned": tuned,
+            "fine-tuned, last epoch": f"{tuned} last",
+        }.get(stage)
+
+
+def cells(grid: Grid) -> Iterator[Cell]:
+    """Every run of a grid; the first ways to recover and the first criteria come first."""
+    for network, (recover, tuning) in itertools.product(grid.networks, grid.paths):
+        for method, seed in itertools.product(grid.methods, grid.seeds):
+            for images in grid.calibration:
+                yield Cell(grid, network, method, seed, recover, tuning, images)
+
+
+def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """The rows of one cell; its run goes on, or is read again, if its folder is there."""
+    from seprune.pipeline import run
+
+    folder = runs / cell.grid.name / cell.name
+    if (folder / "rows.json").is_file():
+        return list(read_json(folder / "rows.json"))
+    began = time.monotonic()
+    try:
+        report = run(cell.recipe(data, checkpoint), folder, command="benchmarks/leaderboard.py")
+    except SepruneError as error:  # a budget out of reach is a result, and the others go on
+        rows = [_row(cell, None, "cut", error=error.what)]
+    else:
+        rows = [
+            _row(
+                cell,
+                m.budget,
+                column,
+                top1=m.top1,
+                macs=m.macs,
+                count=m.count,
+                dense=report.baseline.top1 if report.baseline else None,
+            )
+            for m in report.measurements
+            if (column := cell.column(m.stage)) is not None
+        ]
+    print(f"{cell.name}: {time.monotonic() - began:.0f} s", flush=True)
+    write_json(folder / "rows.json", rows)
+    return rows
+
+
+def _row(cell: Cell, budget: str | None, column: str, **numbers: Any) -> dict[str, Any]:
+    return {
+        "network": cell.network,
+        "method": cell.method,
+        "seed": cell.seed,
+        "images": cell.images,
+        "recover": cell.recover,
+        "budget": None if budget is None else float(budget.rpartition(" ")[2]),
+        "column": column,
+        **numbers,
+    }
+
+
+def trained(network: str, runs: Path, data: Path) -> Path:
+    """The dense network, trained once by its recipe for all its cells."""
+    from seprune.pipeline import run
+
+    given = (
+        f"data.source={data}", "importance.criterion=random", "plan.macs=0.7",
+        "prune.recover=none", "finetune.epochs=0", "finetune.recalibrate=0", *_QUIET,
+    )  # fmt: skip
+    folder = runs / "dense" / network
+    run(load_recipe(NETWORKS[network], given), folder, command="benchmarks/leaderboard.py")
+    return folder / "trained"
+
+
+def part_of(data: Path, runs: Path, grid: Grid) -> Path:
+    """A folder of links to the first images of every class, or `data` itself for a whole grid."""
+    if grid.train is None or grid.val is None:
+        return data
+    small = runs / f"data-{grid.train}-{grid.val}"
+    if small.is_dir():
+        return small.resolve()
+    making = runs / f"{small.name}.making"
+    for part, count in (("train", grid.train), ("val", grid.val)):
+        classes = sorted(p for p in (data / part).iterdir() if p.is_dir())
+        for folder in classes:
+            (making / part / folder.name).mkdir(parents=True, exist_ok=True)
+            for image in sorted(folder.iterdir())[: count // len(classes)]:
+                link = making / part / folder.name / image.name
+                if not link.is_symlink():
+                    link.symlink_to(image.resolve())
+    os.replace(making, small)
+    return small.resolve()
+
+
+def main() -> None:
+    """Run what is left of a grid; write its numbers when all of it is done."""
+    arguments = parsed()
+    grid = chosen(arguments)
+    given = dict(text.split("=", 1) for text in arguments.checkpoint)
+    data = part_of(arguments.data, arguments.runs, grid)
+    todo, rows, end = list(cells(grid)), [], time.monotonic() + 60 * arguments.minutes
+    for number, cell in enumerate(todo):
+        checkpoint = Path(given[cell.network]) if cell.network in given else None
+        if arguments.write:
+            text = dump_recipe(cell.recipe(data, checkpoint))
+            write_text(arguments.write / f"{cell.name}.yaml", text)
+            continue
+        if time.monotonic() > end:
+            raise SystemExit(f"{number} of {len(todo)} cells are done; run the same command again")
+        where = checkpoint or trained(cell.network, arguments.runs, data)
+        rows += carry_out(cell, arguments.runs, data, where)
+    if not arguments.write:
+        write_json(RESULTS / f"leaderboard-{grid.name}.json", result(grid, rows))
+        print(f"all {len(todo)} cells are done")
+
+
+def chosen(arguments: argparse.Namespace) -> Grid:
+    """The grid that the command line means."""
+    grid = GRIDS["full" if arguments.full else arguments.study or "cpu"]
+    return replace(
+        grid,
+        networks=tuple(arguments.networks or grid.networks),
+        methods=tuple(arguments.methods or grid.methods),
+        seeds=tuple(arguments.seeds or grid.seeds),
+    )
+
+
+def result(grid: Grid, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of a finished grid."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU"
+    return {
+        "grid": grid.name,
+        "date": date.today().isoformat(),
+        "hardware": f"{hardware}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "common": list(grid.common),
+        "epochs": dict(grid.epochs),
+        "train_images": grid.train,
+        "rows": list(rows),
+    }
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--full", action="store_true")
+    which.add_argument("--study", choices=["calibration"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NETWORK=FILE")
+    parser.add_argument("--runs", type=Path, default=Path("runs/leaderboard"))
+    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS))
+    parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after that long")
+    parser.add_argument("--write", type=Path, help="write the recipes here and run nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
