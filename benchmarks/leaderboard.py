@@ -39,8 +39,8 @@ NETWORKS = {
 }
 _PLAIN = (
     "gate_logit", "gate_fisher", "gate_fisher_sampled", "gate_fisher_smoothed", "gate_taylor",
-    "gate_mean", "gate_max", "gate_std", "gate_class", "gate_between", "gate_energy",
-    "l1", "l2", "bn_scale", "lamp", "fpgm", "random",
+    "gate_mean", "gate_max", "gate_std", "gate_class", "gate_between", "gate_bn", "gate_energy",
+    "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform",
 )  # fmt: skip
 _COUPLED = ("gate_logit", "gate_fisher", "gate_taylor")
 METHODS: dict[str, tuple[str, ...]] = {
@@ -50,7 +50,6 @@ METHODS: dict[str, tuple[str, ...]] = {
         for name in _COUPLED
     },
     "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
-    "width": ("importance.criterion=random", "plan.allocation=uniform"),
     "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
     "gate_logit isomorphic": ("importance.criterion=gate_logit", "plan.allocation=isomorphic"),
     "gate_logit 4 cuts": ("importance.criterion=gate_logit", "plan.steps=4"),
@@ -60,13 +59,16 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared with what. `paths`: how the cut is recovered, and how long it is tuned."""
+    """What is compared with what.
+
+    `paths`: how a cut is recovered, how long it is tuned, and how many of the methods go this way.
+    """
 
     name: str
     networks: tuple[str, ...]
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
-    paths: tuple[tuple[str, str], ...]
+    paths: tuple[tuple[str, str, int | None], ...]
     epochs: Mapping[str, int]
     common: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -85,15 +87,15 @@ GRIDS = {
         name="cpu",
         networks=("se_resnet20",),
         methods=(
-            "gate_logit", "l2", "random", "gate_logit coupled", "gate_fisher", "gate_mean",
-            "l1", "bn_scale", "lamp", "fpgm", "gate_taylor", "gate_energy",
+            "gate_logit", "l2", "random", "hessian", "lamp", "gate_fisher", "gate_logit coupled",
+            "l1", "taylor", "gate_mean", "bn_scale", "fpgm", "gate_energy",
         ),
         budgets=(0.5, 0.3),
-        paths=(("bn", "short"), ("refit", "none")),
+        paths=(("bn", "short", None), ("refit", "none", 7)),
         epochs={"none": 0, "short": 1},
         common=_SMALL,
         calibration=(1000,),
-        train=5000,
+        train=3000,
         val=3000,
     ),
     "calibration": Grid(
@@ -101,7 +103,7 @@ GRIDS = {
         networks=("se_resnet20",),
         methods=("gate_logit", "gate_fisher", "gate_mean"),
         budgets=(0.5,),
-        paths=(("none", "bn"),),
+        paths=(("none", "bn", None),),
         epochs={"bn": 0},
         common=(*_SMALL, "finetune.recalibrate=1000"),
         calibration=(100, 300, 1000, 3000, 10000),
@@ -113,7 +115,11 @@ GRIDS = {
         networks=tuple(NETWORKS),
         methods=tuple(METHODS),
         budgets=(0.7, 0.5, 0.3, 0.15),
-        paths=(("bn", "short"), ("refit", "short"), ("refit", "full")),
+        paths=(
+            ("bn", "short", None),
+            ("refit", "short", None),
+            ("refit", "full", None),
+        ),
         epochs={"none": 0, "short": 3, "full": 40},
         common=(*_QUIET, "data.cache=device", "finetune.recalibrate=0", "finetune.lr=0.02"),
     ),
@@ -169,8 +175,8 @@ class Cell:
 
 def cells(grid: Grid) -> Iterator[Cell]:
     """Every run of a grid; the first ways to recover and the first criteria come first."""
-    for network, (recover, tuning) in itertools.product(grid.networks, grid.paths):
-        for method, seed in itertools.product(grid.methods, grid.seeds):
+    for network, (recover, tuning, first) in itertools.product(grid.networks, grid.paths):
+        for method, seed in itertools.product(grid.methods[:first], grid.seeds):
             for images in grid.calibration:
                 yield Cell(grid, network, method, seed, recover, tuning, images)
 
