@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import finetuning_worker
@@ -255,6 +256,16 @@ def test_every_ingredient_learns(settings):
     settings = {"epochs": 3, "batch_size": 64, "lr": 0.1, **settings}
     tuned = finetune(tiny(), data, FineTuneSettings(**settings))
     assert tuned.history[-1].validation_loss < tuned.recalibrated.loss - 0.3
+
+
+def test_the_last_weights_are_there_beside_the_chosen_ones():
+    settings = FineTuneSettings(epochs=3, lr=1.0, schedule="constant", recalibrate=0)
+    one = finetune(tiny(), (noise(), noise(32)), replace(settings, epochs=1))
+    found = finetune(tiny(), (noise(), noise(32)), settings)
+    assert one.last is one.model
+    assert same(found.last, found.model) == (found.best_epoch == 2)
+    alone = finetune(tiny(), noise(), settings)  # without validation the last one is the choice
+    assert same(alone.model, found.last)
 
 
 def test_no_epochs_only_recalibrates():

@@ -167,6 +167,29 @@ def test_several_small_cuts_reach_the_same_budget(tmp_path):
     assert half[1] / half[0] == pytest.approx(0.5**0.5, abs=0.02)
 
 
+def test_the_last_epoch_is_measured_beside_the_chosen_one_if_asked(tmp_path):
+    asked = ("report.last_epoch=true", "finetune.epochs=2", "finetune.lr=0.5", "report.html=false")
+    report = run(recipe(*asked), tmp_path)
+    *_, last, chosen = report.measurements
+    assert [last.stage, chosen.stage] == ["last epoch", "fine-tuned"]
+    journal = [json.loads(x) for x in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    facts = next(r["facts"] for r in journal if r["stage"] == "finetune/macs 0.5")
+    assert (last.loss == chosen.loss) == (facts["best_epoch"] == 1)
+
+
+def test_from_scratch_keeps_the_structure_and_none_of_the_weights(tmp_path):
+    report = run(
+        recipe("prune.recover=scratch", "finetune.epochs=0", "report.html=false"), tmp_path
+    )
+    pruned, drawn = report.measurements[1:3]
+    assert drawn.stage == "drawn anew"
+    assert (drawn.macs, drawn.params) == (pruned.macs, pruned.params)
+    fresh = load(tmp_path / "pruned").state_dict()
+    trained = load(tmp_path / "trained").state_dict()
+    assert not fresh["bn1.running_mean"].any()
+    assert trained["bn1.running_mean"].any()
+
+
 def test_a_network_without_gates_is_a_clear_error_and_prunes_by_weights(tmp_path):
     args = ("model.name=seprune/se_resnet8", "model.args.stages=''", "finetune.epochs=0")
     with pytest.raises(InputError, match="no channel gates") as caught:

@@ -137,7 +137,7 @@ def prune(
     params: Annotated[str | None, typer.Option(help="Kept: 0.4, or an amount like 1.5M.")] = None,
     latency: Annotated[float | None, typer.Option(help="Kept, measured on this device.")] = None,
     importance: options.Criterion = "gate_logit",
-    recover: Annotated[str, typer.Option(help="none, bn or refit.")] = "none",
+    recover: Annotated[str, typer.Option(help="none, bn, refit or scratch.")] = "none",
     round_to: Annotated[
         int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
     ] = None,

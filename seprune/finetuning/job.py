@@ -196,12 +196,16 @@ class Job:
         self._save()
 
     def result(self) -> FineTuned:
-        """A copy of the model that was given, with the best weights."""
+        """Copies of the model that was given, with the best and with the last weights."""
         at = self.at
-        tuned = copy.deepcopy(self.given)
+        tuned = last = copy.deepcopy(self.given)
         tuned.load_state_dict(self.best)
+        if at.best_epoch != at.epoch - 1:
+            last = copy.deepcopy(self.given)
+            last.load_state_dict(self.learner.judged.state_dict())
         return FineTuned(
             model=tuned,
+            last=last,
             history=tuple(Epoch(**row) for row in at.history),
             best_epoch=at.best_epoch,
             before=Evaluation(**at.before) if at.before else None,

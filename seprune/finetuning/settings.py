@@ -69,12 +69,15 @@ class Epoch:
 class FineTuned:
     """The trained copy, with the weights of `best_epoch`: chosen on validation, else the last.
 
+    `last` has the weights of the last epoch; it is `model` itself where that was chosen.
+
     `before` and `recalibrated` are validation scores of the model as given and after BatchNorm was
     recalibrated. `best_epoch` is -1 without an epoch. `accumulate`:
     parts per step at the end; it grew if memory ran out. `rollbacks`: 1 if the loss diverged once.
     """
 
     model: nn.Module
+    last: nn.Module
     history: tuple[Epoch, ...]
     best_epoch: int
     before: Evaluation | None

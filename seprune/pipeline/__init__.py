@@ -125,7 +125,9 @@ class Story:
         home = self.folder.path if alone else self.folder.path / label.replace(" ", "-")
         key = self.key("prune", self.recipe.importance, self.recipe.plan, self.recipe.prune, label)
         made = self.stage(f"prune/{label}", key, lambda: self.prune(budget, home))
-        recovered = {"none": None, "bn": "recalibrated", "refit": "refitted"}
+        recovered = {
+            "none": None, "bn": "recalibrated", "refit": "refitted", "scratch": "drawn anew",
+        }  # fmt: skip
         self.measurements.append(_measurement("pruned", label, made.facts["pruned"]))
         if (stage := recovered[self.recipe.prune.recover]) is not None:
             self.measurements.append(_measurement(stage, label, made.facts["recovered"]))
@@ -136,6 +138,8 @@ class Story:
                 self.key("finetune", self.recipe.finetune, after=made.key),
                 lambda: self.tune(home),
             )
+            if self.recipe.report.last_epoch:
+                self.measurements.append(_measurement("last epoch", label, tuned.facts["last"]))
             self.measurements.append(_measurement("fine-tuned", label, tuned.facts))
 
     def stage(self, name: str, key: str, work: Callable[[], _Done]) -> Record:
@@ -247,7 +251,15 @@ class Story:
         found = self.bench.measured(tuned.model)
         chosen = tuned.history[tuned.best_epoch].top1 if tuned.best_epoch >= 0 else None
         size = (into / saved.WEIGHTS).stat().st_size
-        facts = {"bytes": size, "best_epoch": tuned.best_epoch, "validation_top1": chosen}
+        facts: dict[str, Any] = {
+            "bytes": size,
+            "best_epoch": tuned.best_epoch,
+            "validation_top1": chosen,
+        }
+        if self.recipe.report.last_epoch:
+            same = tuned.last is tuned.model
+            last = found if same else self.bench.measured(tuned.last)
+            facts["last"] = last | {"bytes": size}
         return _Done(self.files(into), found | facts)
 
     def report(self, command: str) -> Report:

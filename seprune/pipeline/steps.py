@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from seprune.budget import Allocation, make_plan
@@ -29,7 +30,7 @@ from seprune.pruning import cuttable, prune
 from seprune.recipe.sections import Recipe, Train
 from seprune.refitting import RefitOptions, refit
 from seprune.report import Measurement
-from seprune.saved import Architecture
+from seprune.saved import Architecture, rebuilt
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 from seprune.statistics.sensitivity import Gradients
 from seprune.targets import resolve
@@ -180,6 +181,10 @@ class Bench:
         how, recipe = self.recipe.prune.recover, self.recipe
         if how == "none":
             return pruned
+        if how == "scratch":
+            with torch.random.fork_rng([]):
+                torch.manual_seed(recipe.seed)
+                return rebuilt(self.subject.architecture.cut(made), device="cpu")
         loader = self.images().calibration(recipe.collect.images, seed=recipe.seed)
         if how == "bn":
             return recalibrate(pruned, loader, device=recipe.device, track=self.track)

@@ -247,7 +247,10 @@ _BUDGETS = ("macs", "params", "latency")
 class Prune(Section):
     """What happens to the weights right after the cut."""
 
-    recover: Literal["none", "bn", "refit"] = "refit"
+    recover: Literal["none", "bn", "refit", "scratch"] = Field(
+        default="refit",
+        description="scratch: random weights, to see what the trained ones are worth",
+    )
 
 
 class Reporting(Section):
@@ -258,6 +261,9 @@ class Reporting(Section):
         default=(1, 64), min_length=1, description="of the latencies"
     )
     html: bool = True
+    last_epoch: bool = Field(
+        default=False, description="measure the last epoch's weights beside the chosen ones"
+    )
 
 
 class Recipe(Section):

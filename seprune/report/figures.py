@@ -20,9 +20,13 @@ MARKS = {  # symbol and dash
     "pruned": ("circle-open", "dot"),
     "recalibrated": ("diamond-open", "dash"),
     "refitted": ("square-open", "dash"),
+    "drawn anew": ("x-open", "dot"),
+    "last epoch": ("circle-open", "solid"),
     "fine-tuned": ("circle", "solid"),
 }
-STAGE_COLOURS = dict(zip(STAGES, ("@ink", "@orange", "@violet", "@green", "@blue")))
+STAGE_COLOURS = dict(
+    zip(STAGES, ("@ink", "@orange", "@violet", "@green", "@brown", "@pink", "@blue"))
+)
 
 
 def accuracy(report: Report) -> Figure:

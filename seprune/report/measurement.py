@@ -19,7 +19,9 @@ FORMAT = 1
 _GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")
 _BOUNDED = ("sigmoid", "hardsigmoid", "softmax")  # where 0.05 and 0.95 are near an end
 _NOT_CHANNELS = ("class_count",)  # may be as long as the gate is wide
-STAGES = ("baseline", "pruned", "recalibrated", "refitted", "fine-tuned")
+STAGES = (
+    "baseline", "pruned", "recalibrated", "refitted", "drawn anew", "last epoch", "fine-tuned",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
