@@ -16,6 +16,7 @@ When all cells are done their numbers are in benchmarks/results/leaderboard-NAME
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import os
 import platform
@@ -25,6 +26,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from standings import rank_correlation
 
 from seprune.errors import SepruneError
 from seprune.files import read_json, write_json, write_text
@@ -77,6 +80,8 @@ class Grid:
     val: int | None = None
 
 
+_FIRST = ("gate_logit", "l2", "uniform")  # the last one is the width-scaled dense sibling
+_SCRATCH = ("finetune.lr=0.1", "finetune.warmup_epochs=5")
 _QUIET = ("report.latency=false", "report.html=false", "plan.round_to=1")
 _SMALL = (
     *_QUIET, "device=cpu", "data.workers=0", "data.validation=0", "finetune.recalibrate=0",
@@ -113,15 +118,19 @@ GRIDS = {
     "full": Grid(
         name="full",
         networks=tuple(NETWORKS),
-        methods=tuple(METHODS),
+        methods=_FIRST + tuple(m for m in METHODS if m not in _FIRST),
         budgets=(0.7, 0.5, 0.3, 0.15),
         paths=(
             ("bn", "short", None),
             ("refit", "short", None),
             ("refit", "full", None),
+            ("scratch", "total", 3),
         ),
-        epochs={"none": 0, "short": 3, "full": 40},
-        common=(*_QUIET, "data.cache=device", "finetune.recalibrate=0", "finetune.lr=0.02"),
+        epochs={"short": 3, "full": 40, "total": 140},
+        common=(
+            *_QUIET, "report.last_epoch=true", "data.cache=device", "finetune.recalibrate=0",
+            "finetune.lr=0.02",
+        ),
     ),
 }  # fmt: skip
 
@@ -141,8 +150,9 @@ class Cell:
     @property
     def name(self) -> str:
         """The folder of its run."""
-        words = f"{self.network} {self.method} {self.recover} {self.tuning} {self.images}"
-        return f"{words} seed {self.seed}".replace(" ", "-")
+        budgets = " ".join(map(str, self.grid.budgets))
+        words = f"{self.network} {self.method} {self.recover} {self.tuning} {budgets}"
+        return f"{words} images {self.images} seed {self.seed}".replace(" ", "-")
 
     def recipe(self, data: Path, checkpoint: Path | None) -> Recipe:
         """The recipe that this cell is."""
@@ -157,6 +167,7 @@ class Cell:
             f"prune.recover={self.recover}",
             *self.grid.common,
             f"finetune.epochs={self.grid.epochs[self.tuning]}",
+            *(_SCRATCH if self.recover == "scratch" else ()),
             *METHODS[self.method],
         )
         return load_recipe(NETWORKS[self.network], given)
@@ -169,7 +180,7 @@ class Cell:
             "recalibrated": "bn",
             "refitted": "refit",
             "fine-tuned": tuned,
-            "fine-tuned, last epoch": f"{tuned} last",
+            "last epoch": f"{tuned} last",
         }.get(stage)
 
 
@@ -192,7 +203,10 @@ def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> li
     try:
         report = run(cell.recipe(data, checkpoint), folder, command="benchmarks/leaderboard.py")
     except SepruneError as error:  # a budget out of reach is a result, and the others go on
-        rows = [_row(cell, None, "cut", error=error.what)]
+        if len(cell.grid.budgets) > 1:
+            rows = [r for c in _one_by_one(cell) for r in carry_out(c, runs, data, checkpoint)]
+        else:
+            rows = [_row(cell, f"macs {cell.grid.budgets[0]}", "cut", error=error.what)]
     else:
         rows = [
             _row(
@@ -212,6 +226,10 @@ def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> li
     return rows
 
 
+def _one_by_one(cell: Cell) -> list[Cell]:
+    return [replace(cell, grid=replace(cell.grid, budgets=(b,))) for b in cell.grid.budgets]
+
+
 def _row(cell: Cell, budget: str | None, column: str, **numbers: Any) -> dict[str, Any]:
     return {
         "network": cell.network,
@@ -223,6 +241,36 @@ def _row(cell: Cell, budget: str | None, column: str, **numbers: Any) -> dict[st
         "column": column,
         **numbers,
     }
+
+
+Key = tuple[str, int, int]  # method, images, seed
+
+
+def scores_of(done: Sequence[Cell], runs: Path) -> dict[Key, list[float]]:
+    """The score of every unit, as the runs of a grid with one budget kept them."""
+    found = {}
+    for cell in done:
+        with (runs / cell.grid.name / cell.name / "importance.csv").open(newline="") as file:
+            scores = [float(row["score"]) for row in csv.DictReader(file) if row["score"]]
+        found[cell.method, cell.images, cell.seed] = scores
+    return found
+
+
+def with_stability(
+    rows: Sequence[dict[str, Any]], scores: Mapping[Key, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """The rows with Spearman's rank correlation to the most images of every other seed, averaged.
+
+    The same seed's images are no judge: the few are among the many.
+    """
+    most, seeds = max(key[1] for key in scores), sorted({key[2] for key in scores})
+    made = []
+    for row in rows:
+        mine = scores[row["method"], row["images"], row["seed"]]
+        others = [scores[row["method"], most, seed] for seed in seeds if seed != row["seed"]]
+        each = [rank_correlation(mine, other) for other in others]
+        made.append({**row, "spearman": sum(each) / len(each) if each else None})
+    return made
 
 
 def trained(network: str, runs: Path, data: Path) -> Path:
@@ -276,6 +324,8 @@ def main() -> None:
         where = checkpoint or trained(cell.network, arguments.runs, data)
         rows += carry_out(cell, arguments.runs, data, where)
     if not arguments.write:
+        if len(grid.calibration) > 1:
+            rows = with_stability(rows, scores_of(todo, arguments.runs))
         write_json(RESULTS / f"leaderboard-{grid.name}.json", result(grid, rows))
         print(f"all {len(todo)} cells are done")
 

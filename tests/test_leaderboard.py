@@ -1,0 +1,211 @@
+"""The leaderboard: its statistics in closed form, and that every cell is a recipe that holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seprune.importance import CRITERIA
+from seprune.recipe import load_recipe, recipe_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+def _benchmark(name: str) -> Any:
+    """A script of benchmarks/, which is no package."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+standings = _benchmark("standings")
+leaderboard = _benchmark("leaderboard")
+
+
+def row(method: str, seed: int, top1: float, **others: Any) -> dict[str, Any]:
+    return {
+        "network": "net",
+        "method": method,
+        "seed": seed,
+        "budget": 0.5,
+        "column": "bn",
+        "images": 100,
+        "top1": top1,
+        "dense": 0.9,
+        **others,
+    }
+
+
+def rows(**by_method: list[float]) -> list[dict[str, Any]]:
+    return [row(m, s, v) for m, values in by_method.items() for s, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("differences", "mean", "spread", "verdict"),
+    [
+        ([1, 2, 3], 2, 1, "wins"),  # 2 > 1
+        ([-1, -2, -3], -2, 1, "loses"),
+        ([0, 2, 4], 2, 2, "open"),  # not more than its spread
+        ([-1, 0, 4], 1, math.sqrt(7), "open"),
+        ([2, 2, 2], 2, 0, "wins"),
+        ([0, 0, 0], 0, 0, "open"),
+        ([5], 5, 0, "open"),  # one pair decides nothing
+    ],
+)
+def test_a_win_is_a_mean_difference_larger_than_its_spread(differences, mean, spread, verdict):
+    found = standings.paired(
+        rows(a=[10 + d for d in differences], b=[10] * len(differences)), "a", "b", column="bn"
+    )
+    assert found.mean == pytest.approx(mean)
+    assert found.spread == pytest.approx(spread)
+    assert found.count == len(differences)
+    assert found.verdict == verdict
+
+
+def test_differences_are_paired_by_seed_network_and_budget():
+    # unpaired the spread would be 10 times the difference: pairs cancel what seeds share
+    mine = rows(a=[11, 21, 31], b=[10, 20, 30])
+    mine += [row("a", 0, 41, network="other"), row("b", 0, 40, network="other")]
+    mine += [row("a", 7, 99), row("b", 8, 1)]  # no partner
+    mine += [row("a", 0, 99, column="refit"), row("b", 0, 99, budget=0.3)]  # another cell
+    found = standings.paired(mine, "a", "b", column="bn")
+    assert (found.mean, found.spread, found.count) == (1, 0, 4)
+    assert standings.paired(mine, "a", "nobody", column="bn") is None
+
+
+def test_a_cell_that_failed_has_no_accuracy():
+    failed = {k: v for k, v in row("a", 0, 0.5).items() if k != "top1"}
+    assert standings.standing([failed], "a", column="bn") is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 100, 1000, 10000], 1),  # any growing function
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1),
+        ([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], 0.8),  # 1 - 6 * 4 / (5 * 24)
+        ([1, 2, 2, 3], [1, 2, 3, 4], 4.5 / math.sqrt(4.5 * 5)),  # a tie has rank 2.5 twice
+        ([1, 1, 1], [1, 2, 3], math.nan),
+    ],
+)
+def test_rank_correlation(a, b, expected):
+    assert standings.rank_correlation(a, b) == pytest.approx(expected, nan_ok=True)
+
+
+def test_tables_say_who_wins_and_who_is_first():
+    mine = rows(gate_logit=[0.70, 0.72, 0.71], l2=[0.60, 0.62, 0.61], random=[0.72, 0.68, 0.74])
+    table = standings.table(mine, network="net", budget=0.5).splitlines()
+    assert table[0] == "| criterion | BN recalibrated |"
+    assert table[2:] == [
+        "| `random` | 71.3 ± 3.1 |",
+        "| `gate_logit` | 71.0 ± 1.0 |",
+        "| `l2` | 61.0 ± 1.0 |",
+    ]
+    lines = standings.against(mine, "gate_logit", network="net", budget=0.5).splitlines()
+    assert lines[2:] == ["| `l2` | **+10.0 ± 0.0** |", "| `random` | -0.3 ± 3.8 |"]
+    lines = standings.against(mine, "l2", network="net", budget=0.5).splitlines()
+    assert lines[2] == "| `gate_logit` | -10.0 ± 0.0 (loses) |"
+
+
+def test_the_figure_holds_every_method_and_every_mean():
+    mine = rows(gate_logit=[0.70, 0.72, 0.71], l2=[0.60, 0.62, 0.61])
+    root = ET.fromstring(standings.figure(mine, network="net", budget=0.5))
+    texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"gate_logit", "l2"} <= set(texts)
+    dots = [float(c.get("cx")) for c in root.iter("{http://www.w3.org/2000/svg}circle")][1:]
+    # from 60 % at 190 to 90 %, the dense network, at 610
+    assert dots == pytest.approx([190 + 420 * 11 / 30, 190 + 420 / 30], abs=0.06)
+
+
+def test_stability_is_against_the_most_images_of_the_other_seeds():
+    scores = {
+        ("a", 10, 0): [1, 2, 3, 4],
+        ("a", 90, 0): [4, 3, 2, 1],  # its own: does not count
+        ("a", 10, 1): [1, 2, 3, 4],
+        ("a", 90, 1): [1, 2, 3, 4],
+        ("a", 90, 2): [2, 1, 4, 3],  # 1 - 6 * 4 / (4 * 15) = 0.6
+        ("a", 10, 2): [1, 2, 3, 4],
+    }
+    (found,) = leaderboard.with_stability([row("a", 0, 0.5, images=10)], scores)
+    assert found["spearman"] == pytest.approx((1 + 0.6) / 2)
+    text = standings.sizes([found, row("a", 0, 0.6, images=90, spearman=0.5)]).splitlines()
+    assert text[2:] == ["| 10 | 0.800, 50.0 ± 0.0 |", "| 90 | 0.500, 60.0 ± 0.0 |"]
+
+
+def test_every_criterion_has_a_row():
+    assert set(CRITERIA) <= set(leaderboard.METHODS)
+
+
+@pytest.mark.parametrize("name", list(leaderboard.GRIDS))
+def test_every_cell_is_a_recipe(name):
+    grid = leaderboard.GRIDS[name]
+    found = list(leaderboard.cells(grid))
+    assert len({cell.name for cell in found}) == len(found)
+    present = {path.stem for path in recipe_folder().glob("*.yaml")}
+    seen = set()
+    for cell in found:
+        what = (cell.network, cell.method, cell.recover, cell.tuning)
+        if what in seen or leaderboard.NETWORKS[cell.network] not in present:
+            continue
+        seen.add(what)
+        recipe = cell.recipe(Path("images"), Path("weights.pth"))
+        assert recipe.importance.criterion in CRITERIA
+        assert recipe.plan.macs == grid.budgets
+        assert (recipe.seed, recipe.collect.images) == (cell.seed, cell.images)
+        assert recipe.prune.recover == cell.recover
+        assert recipe.finetune.epochs == grid.epochs[cell.tuning]
+    methods = {what[1] for what in seen}
+    assert methods == set(grid.methods)
+
+
+def test_a_method_differs_from_another_by_its_scores_and_allocation_alone():
+    grid = leaderboard.GRIDS["full"]
+    dumps = []
+    for method in grid.methods:
+        cell = leaderboard.Cell(grid, "se_resnet20", method, 0, "refit", "short", 2048)
+        full = cell.recipe(Path("images"), None).model_dump()
+        for own in ("name", "importance", "plan"):
+            full.pop(own)
+        dumps.append(full)
+    assert all(d == dumps[0] for d in dumps)
+
+
+def test_the_shipped_recipes_of_the_networks_hold():
+    for name in ("cifar10-mobilenetv3", "cifar10-regnety"):
+        assert load_recipe(name).train is not None
+
+
+def test_a_grid_is_carried_out_and_read_again(tmp_path, monkeypatch):
+    """Two tiny cells on digits: runs, rows, and the second time nothing is done."""
+    monkeypatch.setitem(leaderboard.NETWORKS, "tiny", "quickstart")
+    small = (
+        "model.name=seprune/se_resnet8", "train.epochs=1", "train.warmup_epochs=0",
+        "finetune.recalibrate=64", "plan.min_channels=2", "device=cpu", *leaderboard._QUIET,
+    )  # fmt: skip
+    grid = leaderboard.Grid(
+        "tiny", ("tiny",), ("l2", "uniform"), (0.5, 0.001), (("bn", "short", 1),),
+        {"short": 1}, small, seeds=(0,), calibration=(64,),
+    )  # fmt: skip
+    (cell,) = leaderboard.cells(grid)
+    found = leaderboard.carry_out(cell, tmp_path, Path("digits"), None)
+    assert [(r["budget"], r["column"]) for r in found] == [
+        (0.5, "cut"), (0.5, "bn"), (0.5, "bn short"), (0.001, "cut"),
+    ]  # fmt: skip
+    assert {r.get("count") for r in found} == {359, None}
+    assert "the budget cannot be met" in found[3]["error"]  # and the other one is not lost
+    written = {p: p.read_bytes() for p in tmp_path.rglob("journal.jsonl")}
+    assert len(written) == 3
+    assert leaderboard.carry_out(cell, tmp_path, Path("digits"), None) == found
+    assert {p: p.read_bytes() for p in tmp_path.rglob("journal.jsonl")} == written
