@@ -112,6 +112,32 @@ def against(rows: Sequence[Row], champion: str, *, network: str, budget: float) 
     return "\n".join(lines)
 
 
+def duels(rows: Sequence[Row], champion: str, rivals: Sequence[str]) -> str:
+    """A row for each network, budget and recovery: the champion and the best rival there."""
+    lines = [
+        f"| network, MACs, recovery | {_name(champion)} | best rival | | difference |",
+        "|---|---|---|---|---|",
+    ]
+    for network, budget in sorted({(r["network"], r["budget"]) for r in rows}, reverse=True):
+        mine = [r for r in rows if (r["network"], r["budget"]) == (network, budget)]
+        for column in columns(mine):
+            ours = standing(mine, champion, column=column)
+            theirs = {m: standing(mine, m, column=column) for m in rivals}
+            present = {m: s for m, s in theirs.items() if s is not None}
+            if ours is None or not present or column == "cut":
+                continue
+            best = max(present, key=lambda m: present[m].mean)
+            cells = (
+                f"{network} at {budget}, {COLUMNS[column]}",
+                _cell(ours),
+                _name(best),
+                _cell(present[best]),
+                _difference(paired(mine, champion, best, column=column)),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _order(rows: Sequence[Row], method: str, shown: Sequence[str]) -> float:
     column = "refit" if "refit" in shown else shown[-1]
     found = standing(rows, method, column=column)

@@ -119,6 +119,13 @@ def test_tables_say_who_wins_and_who_is_first():
     assert lines[2] == "| `gate_logit` | -10.0 ± 0.0 (loses) |"
 
 
+def test_duels_are_with_the_best_rival():
+    mine = rows(a=[0.70, 0.72, 0.71], b=[0.60, 0.62, 0.61], c=[0.72, 0.74, 0.73], d=[1, 1, 1])
+    lines = standings.duels(mine, "a", ("b", "c")).splitlines()
+    said = "| net at 0.5, BN recalibrated | 71.0 ± 1.0 | `c` | 73.0 ± 1.0 | -2.0 ± 0.0 (loses) |"
+    assert lines[2:] == [said]
+
+
 def test_the_figure_holds_every_method_and_every_mean():
     mine = rows(gate_logit=[0.70, 0.72, 0.71], l2=[0.60, 0.62, 0.61])
     root = ET.fromstring(standings.figure(mine, network="net", budget=0.5))
