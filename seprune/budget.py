@@ -203,7 +203,11 @@ class _Search:
     def solve_latency(self, budget: float, measure: Measure | None, ratio: float) -> float:
         """The smallest ratio from `ratio` on whose measured latency is within the budget."""
         if measure is None:
-            raise UsageError("a latency budget needs a device to measure on", fix="measure=...")
+            raise UsageError(
+                "a latency budget needs a device to measure on",
+                why="no function that measures was given",
+                fix="make_plan(..., measure=...)",
+            )
         whole = measure(plan_of(self.structure.groups, {}, {}))
         low, high = ratio, 1.0
         if measure(self.plan(high)) > budget * whole:

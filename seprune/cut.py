@@ -147,7 +147,12 @@ def _cut_parameter(model: nn.Module, path: str, dim: int, keep: Tensor) -> None:
 def _set_attribute(module: nn.Module, side: str, count: int) -> None:
     match = re.fullmatch(r"\.(\w+)(?:\[(\d+)\])?", side)
     if match is None:
-        raise InputError(f"'{side}' names no attribute", fix="restore the plan")
+        raise InputError(
+            f"'{side}' names no attribute",
+            why="the plan was edited or is of another kind",
+            fix="restore the plan, or make it again",
+            code="plan",
+        )
     name, index = match.groups()
     if index is None:
         setattr(module, name, count)

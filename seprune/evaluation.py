@@ -68,7 +68,11 @@ def evaluate(
             sums += _sums(logits, labels)
     top1, top5, loss, count, nonfinite, strange = sum_over_processes(sums).tolist()
     if count == 0:
-        raise InputError("there are no images to evaluate on", fix="give a loader that has batches")
+        raise InputError(
+            "there are no images to evaluate on",
+            why="the loader gave no batch",
+            fix="give a loader that has batches",
+        )
     if strange:
         raise InputError(
             f"{strange:.0f} of {count:.0f} labels are outside 0..{classes - 1}",
@@ -253,6 +257,7 @@ def logits_of(output: Any) -> Tensor:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
             f"the model's output is no table of class logits (images, classes), but {shape}",
+            why="classes are scored by one number each",
             fix="wrap the model so that it returns a tensor (B, C)",
         )
     return output

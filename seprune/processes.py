@@ -29,10 +29,14 @@ def resolve_device(name: str = "auto") -> torch.device:
             why=str(error).splitlines()[0],
             fix="use auto, cpu or cuda",
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = there.get(device.type, 1)
+    if (device.index or 0) >= count:
+        kind = device.type.upper()
         raise EnvironmentFault(
-            f"device {name!r} was asked for, but there is no CUDA device",
-            why=f"torch {torch.__version__} sees none",
+            f"device {name!r} was asked for, but there is no "
+            + (f"{kind} device" if not count else f"{kind} device {device.index}"),
+            why=f"torch {torch.__version__} sees {count or 'none'}",
             fix="use device auto or cpu, or see: seprune env",
         )
     return torch.device("cuda", local) if name == "cuda" else device

@@ -1,5 +1,6 @@
 """The errors' shape, their exit statuses, and the catalogue that lists them."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_a_stopped_run_exits_like_the_signal_that_stopped_it(signum, status):
     error = errors.StoppedError("stopped", signum=signum, fix="seprune run a.yaml")
     assert (error.code, error.exit_status) == ("stopped", status)
     assert str(error) == "stopped\nnext: seprune run a.yaml"
+
+
+def test_every_error_in_the_source_has_three_parts():
+    kinds = {kind.__name__ for kind in KINDS if kind is not errors.SepruneError}
+    lacking = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "seprune").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in kinds
+        if not {"why", "fix"} <= {k.arg for k in node.keywords}
+    ]
+    assert lacking == []
 
 
 def _catalogue() -> dict[str, str]:

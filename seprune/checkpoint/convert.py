@@ -40,7 +40,11 @@ def convert(
     """
     file = locate(path)
     if out.exists() and out.samefile(file):
-        raise UsageError(f"{out}: is the input itself", fix="name another file with --out")
+        raise UsageError(
+            f"{out}: is the input itself",
+            why="inputs are never written over",
+            fix="name another file with --out",
+        )
     try:
         safe = load_weights(file, weights=weights)
     except InputError as error:

@@ -12,7 +12,7 @@ import sys
 import typer
 
 from seprune.cli import about, console, stages, sweeping
-from seprune.errors import SepruneError, UsageError
+from seprune.errors import SepruneError
 
 app = typer.Typer(
     name="seprune",
@@ -50,9 +50,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(4)
     except Exception as error:
-        usage = console.usage_of(error)
-        if usage is None:
+        fault = console.fault_behind(error)
+        if fault is None:
             raise
-        console.fail(UsageError(usage, why="the command line is wrong", fix=console.help_line()))
-        sys.exit(2)
+        console.fail(fault)
+        sys.exit(fault.exit_status)
     sys.exit(status if isinstance(status, int) else 0)

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from seprune.errors import EnvironmentFault, SepruneError
+from seprune.errors import EnvironmentFault, SepruneError, UsageError
 from seprune.runs import safe_point
 
 T = TypeVar("T")
@@ -120,12 +120,22 @@ def disk_fault(error: OSError) -> EnvironmentFault:
     )
 
 
-def usage_of(error: Exception) -> str | None:
-    """What the parser of the command line complains about, or None if it was something else."""
-    formatted = getattr(error, "format_message", None)
-    if formatted is not None:
-        return str(formatted())
-    return "stopped at a question" if type(error).__name__ == "Abort" else None
+def fault_behind(error: Exception) -> SepruneError | None:
+    """What another library's error means to the user, or None: then it is a bug."""
+    complaint = getattr(error, "format_message", None)  # the parser's of the command line
+    if complaint is not None or type(error).__name__ == "Abort":
+        said = str(complaint()) if complaint is not None else "stopped at a question"
+        return UsageError(said, why="the command line is wrong", fix=help_line())
+    from seprune.runs import environment
+
+    pair = environment()["pair"]
+    if pair["fits"]:
+        return None
+    return EnvironmentFault(
+        f"torch {pair['torch']} and torchvision {pair['torchvision']} do not fit each other",
+        why=pair["reason"],
+        fix=f"{pair['install']}; seprune env shows more",
+    )
 
 
 def help_line() -> str:

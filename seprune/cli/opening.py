@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from seprune.cli import console
 from seprune.pipeline import subject as subjects
 from seprune.pipeline.subject import Subject
+from seprune.processes import resolve_device
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def network_and_data(recipe: Recipe, *, allow_code: bool) -> tuple[Subject, Any]:
     """Both, each at the other's size."""
+    tell_device(recipe)
     subject, found = subjects.open_both(recipe, allow_code=allow_code, track=console.track)
     _say(subject)
     return subject, found
@@ -48,6 +50,12 @@ def statistics(path: Path | None, subject: Subject) -> GateStatistics | None:
     held = GateStatistics.load(path)
     held.require(model=fingerprint(subject.model))
     return held
+
+
+def tell_device(recipe: Recipe) -> None:
+    """Say where the work is done if nobody chose it and it is not the fastest place."""
+    if resolve_device(recipe.device).type == "cpu" and recipe.device == "auto":
+        console.tell("note: there is no GPU here, so device auto is the CPU")
 
 
 def _say(subject: Subject, *, quiet: bool = False) -> None:

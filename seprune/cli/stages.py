@@ -36,14 +36,16 @@ def run(
     from seprune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
+    from seprune.cli import opening
     from seprune.pipeline import run as carry_out
     from seprune.report import measurement, terminal
 
+    opening.tell_device(loaded)
     command = shlex.join(["seprune", *sys.argv[1:]])
     report = carry_out(loaded, out, track=console.track, allow_code=allow_code, command=command)
     console.stderr().print(terminal.results(report))
-    for warning in report.warnings:
-        console.tell(f"note: {warning}")
+    for note in (*report.model.get("notes", ()), *report.warnings):
+        console.tell(f"note: {note}")
     console.tell(f"report: {out / ('report.html' if loaded.report.html else 'report.json')}")
     if json:
         console.give(measurement.to_json(report))

@@ -115,6 +115,16 @@ class Data:
         loader.rows = in_turn(loader.store.labels, loader.rows, seed=seed)[:images]
         return loader
 
+    def decode(self) -> None:
+        """Decode now what is kept decoded, so that damage shows before any work.
+
+        Raises:
+            InputError: a damaged image; names it.
+        """
+        for store, _ in self._parts.values():
+            if isinstance(store, Cached):
+                store.decode()
+
     def _size(self, batch_size: int | None) -> int:
         return self.settings.batch_size if batch_size is None else batch_size
 
@@ -139,7 +149,9 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
     channels = settings.input[0] if settings.input else None
     if channels not in modes:
         raise UsageError(
-            f"input {settings.input}: images have 1 or 3 channels", fix="set data.input to 3xHxW"
+            f"input {settings.input}: images have 1 or 3 channels",
+            why="they are read as grey or as RGB",
+            fix="--input 3xHxW, or model.input=[3, H, W]",
         )
     found = open_source(source, mode=modes[channels])
     train, skipped = _usable(found.train, settings, track)
@@ -164,8 +176,7 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
         skipped=skipped,
         fingerprint=found.fingerprint,
     )
-    if cache == "none":
-        _glance((train, found.val), track)
+    _glance((train, found.val), track)
     trained, reported = (_store(i, frame, cache, settings, track) for i in (train, found.val))
     parts = {
         "training": (trained, training),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def read_image(path: Path, mode: str = "RGB") -> Image.Image:
         InputError: unreadable, no image, damaged, or more than `MAX_PIXELS` pixels; names the path.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
@@ -45,6 +46,14 @@ def read_image(path: Path, mode: str = "RGB") -> Image.Image:
     # On damaged bytes Pillow's plugins raise nearly anything: struct.error, KeyError ...
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Pillow's names of what images come in, named because it would try all that it knows:
+    PostScript it hands to a program that runs it."""
+    Image.init()
+    return [f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") if f in Image.OPEN]
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -104,8 +113,10 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _disguise(path: Path, start: bytes) -> InputError | None:
     if not start:
-        return InputError(f"{path}: the image file is empty (0 bytes)", fix=_DAMAGED)
+        why = "a copy or a download of it never began"
+        return InputError(f"{path}: the image file is empty (0 bytes)", why=why, fix=_DAMAGED)
     for mark, (kind, fix) in _DISGUISES.items():
         if start.lstrip().lower().startswith(mark):
-            return InputError(f"{path}: not an image but {kind}", fix=fix)
+            why = "its first bytes say so, whatever its name says"
+            return InputError(f"{path}: not an image but {kind}", why=why, fix=fix)
     return None

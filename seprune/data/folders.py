@@ -86,7 +86,11 @@ def _scan(part: Path) -> dict[str, list[tuple[Path, int]]]:
             fix="check that you may read the folder",
         ) from error
     if not found:
-        raise InputError(f"{part}: no class folders", fix=f"put the images into {part}/CLASS/")
+        raise InputError(
+            f"{part}: no class folders",
+            why="the class of an image is the name of its folder",
+            fix=f"put the images into {part}/CLASS/",
+        )
     empty = [name for name, images in found.items() if not images]
     if empty:
         raise InputError(

@@ -115,12 +115,17 @@ class Cached:
                 batch = crop_and_flip(batch, draws.take(rows), pad=augment.pad)
             yield batch.to(device, non_blocking=True)
 
-    def _at(self, device: torch.device) -> Tensor:
+    def decode(self) -> Tensor:
+        """The pixels on the CPU, decoded the first time."""
         cpu = torch.device("cpu")
         if cpu not in self._pixels:
             self._pixels[cpu] = decode_all(self._images, self._frame, track=self._track)
+        return self._pixels[cpu]
+
+    def _at(self, device: torch.device) -> Tensor:
+        pixels = self.decode()
         if device not in self._pixels:
-            self._pixels[device] = self._pixels[cpu].to(device)
+            self._pixels[device] = pixels.to(device)
         return self._pixels[device]
 
 

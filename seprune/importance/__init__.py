@@ -196,7 +196,9 @@ def score(
 def _needed(model: nn.Module | None) -> nn.Module:
     if model is None:
         raise UsageError(
-            "this criterion looks at weights, and no model was given", fix="score(..., model=model)"
+            "this criterion looks at weights, and no model was given",
+            why="statistics alone do not hold them",
+            fix="score(..., model=model)",
         )
     return model
 

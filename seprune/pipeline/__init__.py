@@ -23,6 +23,7 @@ from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
 from seprune.pipeline.sharing import Sharing
 from seprune.pipeline.subject import Subject, data_digests, open_both
+from seprune.processes import resolve_device
 from seprune.progress import Track, silent
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
@@ -50,7 +51,9 @@ def run(
     Raises:
         SepruneError: whatever a stage finds wrong; earlier stages stay.
     """
-    criterion(recipe.importance.criterion)  # an unknown name costs nobody an hour of training
+    # an unknown name or a device that is not there costs nobody an hour of training
+    criterion(recipe.importance.criterion)
+    resolve_device(recipe.device)
     with open_run(out, dump_recipe(recipe)) as folder:
         story = Story(recipe, folder, track, allow_code, sharing)
         story.tell()
@@ -174,6 +177,7 @@ class Story:
     def train(self, given: Subject) -> _Done:
         assert self.recipe.train is not None  # `subject` asked
         home = self.folder.path / TRAINED
+        self.data.decode()  # the reporting images too, which are not looked at before the end
         tuned = finetune(
             given.model,
             self.data,

@@ -179,7 +179,9 @@ def from_json(document: Any, *, source: str = "report.json") -> Report:
     """
     if not isinstance(document, dict) or not isinstance(document.get("format"), int):
         raise InputError(
-            f"{source}: not a report of seprune", fix="give a run folder or its report.json"
+            f"{source}: not a report of seprune",
+            why="it has no format number",
+            fix="give a run folder or its report.json",
         )
     if document["format"] > FORMAT:
         raise InputError(

@@ -104,6 +104,13 @@ def untouched(folder: Path) -> Iterator[None]:
     assert tree(folder) == before
 
 
+def stages(run: Path) -> list[str]:
+    """The stages that the journal of a run folder says are finished; `start` is none."""
+    journal = run / "journal.jsonl"
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [name for line in lines if (name := json.loads(line)["stage"]) != "start"]
+
+
 # -- the server ------------------------------------------------------------------------------------
 
 
