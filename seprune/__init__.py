@@ -23,7 +23,7 @@ _HOMES = {
     "Scoring": "importance",
     "CRITERIA": "importance",
     "make_plan": "budget",
-    "Allocation": "budget",
+    "Allocation": "allocation",
     "PruningPlan": "plan",
     "refit": "refitting",
     "recalibrate": "evaluation",

@@ -7,44 +7,23 @@ every target is met. Costs come from the structure's terms, so that a candidate 
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from seprune.allocation import SCALED, Allocation, followers, kind, why_whole
 from seprune.errors import InputError, UsageError
 from seprune.groups import ChannelGroup, Structure
 from seprune.importance import Importance
-from seprune.plan import PruningPlan, plan_of
+from seprune.plan import PruningPlan, plan_of, with_facts
 from seprune.targets import BUDGETS, fraction, resolve
 from seprune.trade import Trade
 
 Kept = dict[str, int]
 SLACK = 0.002  # of a budget may stay unused
 Measure = Callable[[PruningPlan], float]
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """Where channels may be removed.
-
-    Attributes:
-        scope: `global`, `isomorphic`, `uniform` or `trade`.
-        floor: fraction of every group that stays; `min_channels`: channels that stay.
-        round_to: widths are multiples of this where a group has that many channels.
-        protect: globs of layers and groups that stay whole.
-        bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
-    """
-
-    scope: Literal["global", "uniform", "isomorphic", "trade"] = "global"
-    floor: float = 0.1
-    min_channels: int = 8
-    round_to: int = 1
-    protect: tuple[str, ...] = ()
-    bottleneck: Literal["keep", "scale", "rank"] = "keep"
 
 
 def make_plan(
@@ -79,8 +58,8 @@ def make_plan(
     search = _Search(structure, importance, allocation or Allocation(), targets)
     ratio = search.solve()
     if "latency" in budget:
-        ratio = search.solve_latency(fraction("latency", budget["latency"]), measure, ratio)
-    return search.plan(ratio)
+        return search.solve_latency(fraction("latency", budget["latency"]), measure, ratio)
+    return search.plan(search.refill(search.kept(ratio)))
 
 
 class _Search:
@@ -93,9 +72,9 @@ class _Search:
     ) -> None:
         self.structure, self.allocation, self.targets = structure, allocation, targets
         self.importance = importance
-        self.reasons = {g.name: _reason(g, importance, allocation) for g in structure.groups}
+        self.reasons = {g.name: why_whole(g, importance, allocation) for g in structure.groups}
         self.free = [g for g in structure.groups if self.reasons[g.name] is None]
-        self.followers = _followers(structure) if allocation.bottleneck == "scale" else {}
+        self.followers = followers(structure) if allocation.bottleneck == "scale" else {}
         self.order = {g.name: _ascending(importance, g) for g in structure.groups}
         self.floors = {g.name: self.least(g) for g in structure.groups}
         self.ranks = self.ranked()
@@ -130,7 +109,7 @@ class _Search:
     def scopes(self) -> list[list[ChannelGroup]]:
         if self.allocation.scope == "global":
             return [self.free] if self.free else []
-        key = (lambda g: g.name) if self.allocation.scope == "uniform" else _kind
+        key = (lambda g: g.name) if self.allocation.scope == "uniform" else kind
         scopes: dict[Any, list[ChannelGroup]] = {}
         for group in self.free:
             scopes.setdefault(key(group), []).append(group)
@@ -157,7 +136,7 @@ class _Search:
             gone = int(np.searchsorted(self.ranks[group.name], ratio + 1e-12, side="right"))
             kept[group.name] = self.rounded(group, max(self.floors[group.name], group.units - gone))
         for name, follower in self.followers.items():
-            if self.reasons[follower.name] == _SCALED:
+            if self.reasons[follower.name] == SCALED:
                 whole = self.structure.whole()
                 share = kept[name] / whole[name]
                 kept[follower.name] = max(1, int(np.ceil(share * follower.units)))
@@ -200,8 +179,8 @@ class _Search:
             low, high = (low, middle) if self.meets(kept) else (middle + 1, high)
         return float(ratios[low])
 
-    def solve_latency(self, budget: float, measure: Measure | None, ratio: float) -> float:
-        """The smallest ratio from `ratio` on whose measured latency is within the budget."""
+    def solve_latency(self, budget: float, measure: Measure | None, ratio: float) -> PruningPlan:
+        """The largest network from `ratio` on whose measured latency is within the budget."""
         if measure is None:
             raise UsageError(
                 "a latency budget needs a device to measure on",
@@ -209,20 +188,29 @@ class _Search:
                 fix="make_plan(..., measure=...)",
             )
         whole = measure(plan_of(self.structure.groups, {}, {}))
-        low, high = ratio, 1.0
-        if measure(self.plan(high)) > budget * whole:
-            raise InputError(
-                f"budget latency={budget} cannot be met",
-                why=f"the smallest network takes {measure(self.plan(high)) / whole:.2f} of it",
-                fix="choose a larger budget, or lower plan.floor",
-                code="budget",
-            )
-        for _ in range(8):
-            middle = (low + high) / 2
-            share = measure(self.plan(middle)) / whole
-            self.trace.append({"ratio": middle, "latency": share})
-            low, high = (low, middle) if share <= budget else (middle, high)
-        return high
+
+        def share(ratio: float, kept: Kept) -> float:
+            found = measure(self.plan(kept)) / whole
+            self.trace.append({"ratio": ratio, "latency": found})
+            return found
+
+        kept = self.refill(self.kept(ratio))
+        reached = share(ratio, kept) if self.targets else 1.0
+        if reached > budget:
+            kept = self.kept(1.0)
+            reached = share(1.0, kept)
+            if reached > budget:
+                raise self.too_slow(budget, reached)
+            low, high = ratio, 1.0
+            for _ in range(8):
+                middle = (low + high) / 2
+                candidate = self.kept(middle)
+                found = share(middle, candidate)
+                if found <= budget:
+                    kept, reached, high = candidate, found, middle
+                else:
+                    low = middle
+        return with_facts(self.plan(kept), latency={"budget": budget, "reached": reached})
 
     def refill(self, kept: Kept) -> Kept:
         """Give back what the last step took too much: best-scored units, until the gap is small."""
@@ -255,8 +243,7 @@ class _Search:
         more, now = self.cost({**kept, group.name: kept[group.name] + 1}), self.cost(kept)
         return max(1.0, float(more[min(more)] - now[min(now)]))
 
-    def plan(self, ratio: float) -> PruningPlan:
-        kept = self.refill(self.kept(ratio))
+    def plan(self, kept: Kept) -> PruningPlan:
         keep = {
             g.name: self.order[g.name][g.units - kept[g.name] :].tolist()
             for g in self.structure.groups
@@ -282,31 +269,29 @@ class _Search:
                     f"{name} can go down to {cost[name]:,} ({cost[name] / whole:.3f} of all), "
                     f"the budget is {target:,} ({target / whole:.3f})"
                 )
-        held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
-        what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
         return InputError(
             "the budget cannot be met: " + "; ".join(parts),
-            why=f"every group keeps at least {self.allocation.floor:.0%} and "
-            f"{self.allocation.min_channels} channels. {what}".strip(),
+            why=self.in_the_way(),
             fix="choose a larger budget, or lower plan.floor and plan.min_channels",
             code="budget",
         )
 
+    def too_slow(self, budget: float, least: float) -> InputError:
+        return InputError(
+            f"the budget cannot be met: latency can go down to {least:.3f} of all, "
+            f"the budget is {budget:g}",
+            why=self.in_the_way(),
+            fix="choose a larger budget, or lower plan.floor and plan.min_channels",
+            code="budget",
+        )
 
-_SCALED = "SE hidden width: follows its channels"
-
-
-def _reason(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
-    """Why a group stays whole, or None."""
-    if not group.prunable:
-        return group.reason
-    names = {group.name, *group.layers}
-    for pattern in allocation.protect:
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            return f"protected by '{pattern}'"
-    if group.role == "bottleneck" and allocation.bottleneck != "rank":
-        return "SE hidden width: kept" if allocation.bottleneck == "keep" else _SCALED
-    return None if group.name in importance.scores else "it has no score"
+    def in_the_way(self) -> str:
+        held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
+        what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
+        return (
+            f"every group keeps at least {self.allocation.floor:.0%} and "
+            f"{self.allocation.min_channels} channels. {what}"
+        ).strip()
 
 
 def _ascending(importance: Importance, group: ChannelGroup) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -315,22 +300,3 @@ def _ascending(importance: Importance, group: ChannelGroup) -> np.ndarray[Any, n
         return np.arange(group.units)
     scores = importance.scores[group.name].numpy()
     return np.lexsort((-np.arange(group.units), scores))
-
-
-def _kind(group: ChannelGroup) -> tuple[Any, ...]:
-    """Groups of the same width and the same kinds of layers are of one kind (2403.14729)."""
-    leaves = tuple(sorted({m.layer.rpartition(".")[2] + m.side for m in group.members}))
-    return (group.role, group.units, leaves)
-
-
-def _followers(structure: Structure) -> dict[str, ChannelGroup]:
-    """For every gated group the bottleneck of its gate."""
-    hidden = {layer: g for g in structure.groups if g.role == "bottleneck" for layer in g.layers}
-    found = {}
-    for group in structure.groups:
-        for link in group.gates:
-            gate = next(g for g in structure.gates if g.name == link.gate)
-            for layer in gate.excitation:
-                if layer in hidden and hidden[layer].name != group.name:
-                    found[group.name] = hidden[layer]
-    return found

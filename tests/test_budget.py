@@ -12,7 +12,8 @@ from cutting import counted, kept
 from nets import SE, Block, Chain, Inner, Residual, dependent, images
 from torch import nn
 
-from seprune.budget import Allocation, make_plan
+from seprune.allocation import Allocation
+from seprune.budget import make_plan
 from seprune.errors import InputError, UsageError
 from seprune.groups import Structure, analyse
 from seprune.importance import Importance
@@ -287,7 +288,23 @@ def test_a_latency_budget_asks_the_device():
     assert measure(plan) <= 0.6 * whole
     assert measure(plan) >= 0.5 * whole
     assert len(asked) < 20
-    assert [set(step) for step in plan.trace] == [{"ratio", "latency"}] * 8
+    assert [set(step) for step in plan.trace] == [{"ratio", "latency"}] * 9
+    assert plan.facts["latency"] == {"budget": 0.6, "reached": pytest.approx(measure(plan) / whole)}
+
+
+@pytest.mark.parametrize(("latency", "tightest"), [(0.9, "macs"), (0.4, "latency")])
+def test_a_latency_budget_beside_another_one(latency, tightest):
+    """The slower of the two decides; giving back units for one never breaks the other."""
+    structure = structure_of()
+
+    def measure(plan: PruningPlan) -> float:
+        return float(structure.macs_at(kept(plan)))
+
+    plan = make_plan(structure, scores(structure), measure=measure, macs=0.7, latency=latency)
+    reached = measure(plan) / structure.macs_at(structure.whole())
+    assert plan.facts["latency"]["reached"] == reached <= latency
+    budget = {"macs": 0.7, "latency": latency}[tightest]
+    assert 0.9 * budget <= reached <= budget
 
 
 def make_whole(structure: Structure) -> PruningPlan:
@@ -300,8 +317,11 @@ def test_a_latency_budget_that_no_cut_reaches_says_what_can_be_had():
     structure = structure_of()
     with pytest.raises(InputError) as caught:
         make_plan(structure, scores(structure), measure=lambda plan: 1.0, latency=0.5)
-    assert caught.value.what == "budget latency=0.5 cannot be met"
-    assert caught.value.why == "the smallest network takes 1.00 of it"
+    assert caught.value.what == (
+        "the budget cannot be met: latency can go down to 1.000 of all, the budget is 0.5"
+    )
+    assert caught.value.why.startswith("every group keeps at least 10% and 8 channels. ")
+    assert "fc (it is an output of the model)" in caught.value.why
     with pytest.raises(UsageError, match="a latency budget needs a device to measure on"):
         make_plan(structure, scores(structure), latency=0.5)
 

@@ -12,7 +12,8 @@ import torch
 from nets import Chain, Inner, LayerScale, Residual, dependent, images
 from torch import Tensor, nn
 
-from seprune.budget import Allocation, make_plan
+from seprune.allocation import Allocation
+from seprune.budget import make_plan
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.groups import ChannelGroup, Structure, analyse
 from seprune.importance import CRITERIA, Scoring, collecting, criterion, score

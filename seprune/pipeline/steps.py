@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from seprune.budget import Allocation, make_plan
+from seprune.allocation import Allocation
+from seprune.budget import make_plan
 from seprune.cost import count
 from seprune.data import Data
 from seprune.errors import InputError, UsageError

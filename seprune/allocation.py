@@ -1,0 +1,64 @@
+"""Where channels may be removed: what stays whole and why, and which groups are ranked together."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from seprune.groups import ChannelGroup, Structure
+from seprune.importance import Importance
+
+SCALED = "SE hidden width: follows its channels"
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Where channels may be removed.
+
+    Attributes:
+        scope: `global`, `isomorphic`, `uniform` or `trade`.
+        floor: fraction of every group that stays; `min_channels`: channels that stay.
+        round_to: widths are multiples of this where a group has that many channels.
+        protect: globs of layers and groups that stay whole.
+        bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
+    """
+
+    scope: Literal["global", "uniform", "isomorphic", "trade"] = "global"
+    floor: float = 0.1
+    min_channels: int = 8
+    round_to: int = 1
+    protect: tuple[str, ...] = ()
+    bottleneck: Literal["keep", "scale", "rank"] = "keep"
+
+
+def why_whole(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
+    """Why a group stays whole, or None."""
+    if not group.prunable:
+        return group.reason
+    names = {group.name, *group.layers}
+    for pattern in allocation.protect:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return f"protected by '{pattern}'"
+    if group.role == "bottleneck" and allocation.bottleneck != "rank":
+        return "SE hidden width: kept" if allocation.bottleneck == "keep" else SCALED
+    return None if group.name in importance.scores else "it has no score"
+
+
+def kind(group: ChannelGroup) -> tuple[Any, ...]:
+    """Groups of the same width and the same kinds of layers are of one kind (2403.14729)."""
+    leaves = tuple(sorted({m.layer.rpartition(".")[2] + m.side for m in group.members}))
+    return (group.role, group.units, leaves)
+
+
+def followers(structure: Structure) -> dict[str, ChannelGroup]:
+    """For every gated group the bottleneck of its gate."""
+    hidden = {layer: g for g in structure.groups if g.role == "bottleneck" for layer in g.layers}
+    found = {}
+    for group in structure.groups:
+        for link in group.gates:
+            gate = next(g for g in structure.gates if g.name == link.gate)
+            for layer in gate.excitation:
+                if layer in hidden and hidden[layer].name != group.name:
+                    found[group.name] = hidden[layer]
+    return found
