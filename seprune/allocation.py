@@ -17,14 +17,15 @@ class Allocation:
     """Where channels may be removed.
 
     Attributes:
-        scope: `global`, `isomorphic`, `uniform` or `trade`.
+        scope: `global`, `isomorphic`, `uniform`, `trade`, or `sensitivity`: a trade of scores that
+            `sensitivity.weighed` made.
         floor: fraction of every group that stays; `min_channels`: channels that stay.
         round_to: widths are multiples of this where a group has that many channels.
         protect: globs of layers and groups that stay whole.
         bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
     """
 
-    scope: Literal["global", "uniform", "isomorphic", "trade"] = "global"
+    scope: Literal["global", "uniform", "isomorphic", "trade", "sensitivity"] = "global"
     floor: float = 0.1
     min_channels: int = 8
     round_to: int = 1

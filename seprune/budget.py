@@ -78,7 +78,7 @@ class _Search:
         self.order = {g.name: _ascending(importance, g) for g in structure.groups}
         self.floors = {g.name: self.least(g) for g in structure.groups}
         self.ranks = self.ranked()
-        self.path = self.trade() if allocation.scope == "trade" else []
+        self.path = self.trade() if allocation.scope in ("trade", "sensitivity") else []
         self.trace: list[dict[str, Any]] = []
 
     # -- candidates ---------------------------------------------------------------------------

@@ -8,12 +8,14 @@ nothing else is cut.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +73,7 @@ class Sensitivity:
         rows = [
             {"group": g.group, "units": g.units, "macs": g.macs,
              "removed": [x.removed for x in g.losses], "top1": [x.top1 for x in g.losses],
-             "loss": [x.loss for x in g.losses]}
+             "loss": [x.loss if math.isfinite(x.loss) else None for x in g.losses]}
             for g in self.groups
         ]  # fmt: skip
         facts = {"criterion": self.criterion, "shares": list(self.shares), "images": self.images}
@@ -146,6 +148,42 @@ def measure_sensitivity(
     return Sensitivity(
         importance.criterion, shares, whole.count, whole.top1, whole.loss, tuple(rows)
     )
+
+
+def weighed(importance: Importance, found: Sensitivity) -> Importance:
+    """The scores in the measured currency: what each unit adds to the loss when its turn comes.
+
+    Within a group the order stays. Between two shares the loss is a straight line, made convex
+    from below (no later unit costs less); after the last share its slope goes on growing as it did
+    before. Groups that were not measured are left out.
+    """
+    scores = {}
+    for row in found.groups:
+        own = importance.scores.get(row.group)
+        if own is not None and len(own) == row.units:
+            slopes = torch.from_numpy(_slopes(row, found.loss))
+            scores[row.group] = torch.empty_like(slopes).index_copy_(
+                0, own.argsort(stable=True), slopes
+            )
+    return Importance(importance.criterion, scores)
+
+
+def _slopes(row: GroupSensitivity, whole: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Loss per unit of the group, in the order of removal."""
+    removed = np.array([0, *(x.removed for x in row.losses)], dtype=float)
+    losses = np.array([whole, *(x.loss for x in row.losses)], dtype=float)
+    losses[~np.isfinite(losses)] = 1e9  # an answer that is not finite: the group stays
+    removed, first = np.unique(removed, return_index=True)
+    slopes = np.maximum.accumulate(np.maximum(np.diff(losses[first]) / np.diff(removed), 0))
+    middles = (removed[1:] + removed[:-1]) / 2
+    growth = 0.0
+    if len(slopes) > 1:
+        growth = float((slopes[-1] - slopes[-2]) / (middles[-1] - middles[-2]))
+    ranks = np.arange(row.units) + 0.5
+    found = slopes[np.minimum(np.searchsorted(removed[1:], ranks), len(slopes) - 1)]
+    beyond = np.maximum(ranks - removed[-1], 0)
+    ties = 1e-12 * ranks  # the order within the group survives
+    return np.asarray(found + growth * beyond + ties)
 
 
 def lowest(importance: Importance, group: ChannelGroup, share: float) -> list[int]:

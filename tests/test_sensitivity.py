@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 import torch
 from nets import DEPENDENT, dependent, images
 from torch import Tensor, nn
 
+from seprune import cli
+from seprune.cli.masking import shares_of
 from seprune.errors import InputError, UsageError
 from seprune.evaluation import evaluate
 from seprune.groups import analyse
 from seprune.importance import Importance, Scoring, score
+from seprune.pipeline import run
 from seprune.plan import plan_of
 from seprune.pruning import cuttable, prune
+from seprune.recipe import recipe_of
+from seprune.report import sensitivity as table
+from seprune.report.measurement import read
 from seprune.sensitivity import (
     SHARES,
+    GroupSensitivity,
+    Loss,
     Sensitivity,
     SensitivityOptions,
     lowest,
     masked,
     measure_sensitivity,
+    weighed,
 )
 
 LOOKS_AT_ALL_CHANNELS = {"group norm"}
@@ -102,3 +114,68 @@ def test_shares_and_groups_that_make_no_sense_are_refused():
     model = dependent("residual")
     with pytest.raises(InputError, match="no dependency group has a score"):
         measure_sensitivity(model, analyse(model, images()), Importance("x", {}), [])
+
+
+def test_measured_losses_become_scores_in_the_order_of_the_criterion():
+    own = torch.tensor([4.0, 1, 3, 2, 9, 8, 7, 6, 5, 10])
+    importance = Importance("x", {"g": own, "h": torch.ones(4)})
+    rows = GroupSensitivity("g", 10, 7, (Loss(1, 0.9, 1.1), Loss(3, 0.8, 1.7), Loss(5, 0.5, 3.7)))
+    made = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, 0.9, 1.0, (rows,)))
+    order = made.scores["g"].argsort()
+    assert torch.equal(order, importance.scores["g"].argsort())
+    # slopes 0.1, 0.3, 1.0 a unit; after the last share they grow by 0.7 every 2 units
+    wanted = [0.1, 0.3, 0.3, 1.0, 1.0, 1.175, 1.525, 1.875, 2.225, 2.575]
+    torch.testing.assert_close(made.scores["g"][order], torch.tensor(wanted).double())
+    assert set(made.scores) == {"g"}
+
+
+def test_a_loss_that_falls_makes_no_unit_cheaper_than_one_before_it():
+    importance = Importance("x", {"g": torch.arange(10.0)})
+    rows = GroupSensitivity("g", 10, 7, (Loss(1, 0.9, 1.2), Loss(3, 0.9, 0.8), Loss(5, 0.9, 1.2)))
+    found = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, 0.9, 1.0, (rows,)))
+    wanted = [0.2] * 10
+    torch.testing.assert_close(found.scores["g"], torch.tensor(wanted).double())
+
+
+def test_the_table_says_what_is_lost():
+    _, found, _ = measured()
+    plain = found.plain()
+    assert table.head(plain) == ["group", "units", "MACs a unit", "-10%", "-30%", "-50%"]
+    row, first = table.rows(plain)[0], found.groups[0]
+    top1, loss = (getattr(first.losses[0], k) - getattr(found, k) for k in ("top1", "loss"))
+    shown = f"{100 * top1:+.2f} ({loss:+.2f})".replace("-", "−")
+    assert row[:2] == ["stem", "8"]
+    assert row[3] == shown
+    assert table.caption(plain).startswith("by l2, 6 validation images, whole: top-1 ")
+
+
+def test_the_command_and_a_run_measure_on_the_validation_split(monkeypatch, capsys, tmp_path):
+    words = ["sensitivity", "seprune/se_resnet8", "--data", "digits", "--importance", "l2"]
+    monkeypatch.setattr(sys, "argv", ["seprune", *words, "--images", "20", "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = json.loads(capsys.readouterr().out)
+    assert (said["criterion"], said["images"], said["shares"]) == ("l2", 20, [0.1, 0.3, 0.5])
+    groups = {row["group"] for row in said["groups"]}
+    assert {"conv1", "layer1.0.conv1"} <= groups
+    recipe = recipe_of({
+        "name": "x", "model": {"name": "seprune/se_resnet8"},
+        "data": {"source": "digits", "workers": 0}, "importance": {"criterion": "l2"},
+        "sensitivity": {"images": 20}, "prune": {"recover": "none"},
+        "plan": {"macs": 0.5, "allocation": "sensitivity"},
+        "finetune": {"epochs": 0, "recalibrate": 0}, "report": {"latency": False},
+    })  # fmt: skip
+    report = run(recipe, tmp_path / "run")
+    assert report.sensitivity["groups"] == said["groups"]
+    assert report.budgets[0].allocation == "sensitivity"
+    assert report.budgets[0].reached <= 0.5
+    assert "Sensitivity of every group" in (tmp_path / "run" / "report.html").read_text()
+    assert read(tmp_path / "run").sensitivity == report.sensitivity
+
+
+@pytest.mark.parametrize("text", ["0.1,x", "", "0,0.5", "1"])
+def test_shares_on_the_command_line_that_are_none(text):
+    with pytest.raises(UsageError) as caught:
+        shares_of(text)
+    assert caught.value.what == f"--shares {text}: not shares of a group"
+    assert caught.value.fix == "--shares 0.1,0.3,0.5"

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from seprune.cli import about, console, stages, sweeping
+from seprune.cli import about, console, masking, stages, sweeping
 from seprune.errors import SepruneError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 stages.register(app)
+masking.register(app)
 sweeping.register(app)
 about.register(app)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from seprune.report import sensitivity as sensitivities
 from seprune.report import words
 
 if TYPE_CHECKING:
@@ -63,6 +65,17 @@ def widths(plan: PruningPlan) -> Table:
             group.name, str(group.channels), str(group.kept_channels), group.reason or "",
             style=style,
         )  # fmt: skip
+    return table
+
+
+def sensitivity(found: Mapping[str, Any]) -> Table:
+    """Losses by group and share, `Sensitivity.plain()`."""
+    table = _table(sensitivities.caption(found))
+    for number, name in enumerate(sensitivities.head(found)):
+        how = {"overflow": "fold", "ratio": 1} if not number else {"no_wrap": True}
+        table.add_column(name, justify="right" if number else "left", **how)
+    for row in sensitivities.rows(found):
+        table.add_row(*row)
     return table
 
 

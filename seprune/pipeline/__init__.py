@@ -17,7 +17,7 @@ import torch
 
 from seprune import saved
 from seprune.data import Data
-from seprune.files import SUMS
+from seprune.files import SUMS, read_json, write_json
 from seprune.finetuning import METRICS, finetune
 from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
@@ -29,8 +29,10 @@ from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report
 from seprune.runs import Record, RunFolder, open_run, stage_key
+from seprune.sensitivity import Sensitivity
 from seprune.statistics import GateStatistics
 
+SENSITIVITY = "sensitivity.json"
 STATISTICS, TRAINED, PRUNED, FINETUNED = "statistics.safetensors", "trained", "pruned", "finetuned"
 
 
@@ -112,6 +114,22 @@ class Story:
         self.stage("collect", key, lambda: self.collect(path))
         return GateStatistics.load(path)
 
+    @cached_property
+    def sensitivity(self) -> Sensitivity | None:
+        """What the dense network loses without a part of one group, where it is asked for."""
+        if not self.bench.needs_sensitivity:
+            return None
+        recipe, path = self.recipe, self.folder.path / SENSITIVITY
+        given = (recipe.sensitivity, recipe.importance, recipe.collect, self.bench.gradients)
+
+        def work() -> _Done:
+            importance = self.bench.rank(self.statistics)
+            write_json(path, self.bench.sensitivity(importance).plain())
+            return _Done([SENSITIVITY], {})
+
+        self.stage("sensitivity", self.key("sensitivity", *given), work)
+        return Sensitivity.of(read_json(path))
+
     # -- stages -----------------------------------------------------------------------------------
 
     def tell(self) -> None:
@@ -126,7 +144,10 @@ class Story:
         """Plan, prune, fine-tune and measure for one budget."""
         label = " ".join(f"{k} {v}" for k, v in budget.items())
         home = self.folder.path if alone else self.folder.path / label.replace(" ", "-")
-        key = self.key("prune", self.recipe.importance, self.recipe.plan, self.recipe.prune, label)
+        sections = [self.recipe.importance, self.recipe.plan, self.recipe.prune]
+        if self.recipe.plan.allocation == "sensitivity":
+            sections.append(self.recipe.sensitivity)
+        key = self.key("prune", *sections, label)
         made = self.stage(f"prune/{label}", key, lambda: self.prune(budget, home))
         recovered = {
             "none": None, "bn": "recalibrated", "refit": "refitted", "scratch": "drawn anew",
@@ -199,11 +220,12 @@ class Story:
 
     def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
         *early, last = self.bench.parts(budget)
-        bench, statistics = self.bench, self.statistics
+        bench, statistics, known = self.bench, self.statistics, self.sensitivity
         for number, part in enumerate(early, 1):
             bench = self.step(bench, statistics, part, home / f"step-{number}")
+            known = None
             statistics = bench.collect() if bench.needs_statistics else None
-        cut = bench.cut(statistics, last)
+        cut = bench.cut(statistics, last, known)
         cut.plan.save(home / "plan.json")
         reporting.write_importance(cut, home / "importance.csv")
         saved.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
@@ -311,6 +333,7 @@ class Story:
             chapters=tuple(self.chapters),
             seconds=dict(self.seconds),
             crowded=self.crowded,
+            sensitivity=self.sensitivity,
         )
 
 

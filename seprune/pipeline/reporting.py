@@ -25,6 +25,7 @@ from seprune.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import GateSummary, GroupCut, Measurement, Report
 from seprune.runs import environment
+from seprune.sensitivity import Sensitivity
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10
@@ -53,6 +54,7 @@ class Told:
     chapters: tuple[Chapter, ...]
     seconds: dict[str, float]
     crowded: bool = False
+    sensitivity: Sensitivity | None = None
 
 
 def write(told: Told, out: Path) -> list[Path]:
@@ -106,6 +108,7 @@ def compose(told: Told) -> Report:
         warnings=_warnings(told),
         left_whole=_left_whole(told),
         seconds=told.seconds,
+        sensitivity=told.sensitivity.plain() if told.sensitivity else {},
         not_counted=not_counted(subject.model, subject.example(1)),
     )
 

@@ -16,7 +16,7 @@ from torch import nn
 from seprune.allocation import Allocation
 from seprune.budget import make_plan
 from seprune.cost import count
-from seprune.data import Data
+from seprune.data import Data, in_turn
 from seprune.errors import InputError, UsageError
 from seprune.evaluation import evaluate, recalibrate
 from seprune.finetuning import FineTuneSettings
@@ -32,6 +32,12 @@ from seprune.recipe.sections import Recipe, Train
 from seprune.refitting import RefitOptions, refit
 from seprune.report import Measurement
 from seprune.saved import Architecture, rebuilt
+from seprune.sensitivity import (
+    Sensitivity,
+    SensitivityOptions,
+    measure_sensitivity,
+    weighed,
+)
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 from seprune.statistics.sensitivity import Gradients
 from seprune.targets import resolve
@@ -138,8 +144,32 @@ class Bench:
         """Scores by the recipe's criterion."""
         return score(self.structure, statistics, model=self.subject.model, scoring=self.scoring)
 
-    def plan(self, importance: Importance, budget: Budget) -> PruningPlan:
-        """The plan for one budget."""
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether losses by group are wanted in the report or to allocate by."""
+        return self.recipe.plan.allocation == "sensitivity" or self.recipe.sensitivity.images > 0
+
+    def sensitivity(self, importance: Importance) -> Sensitivity:
+        """What the network loses without a part of one group, on validation images."""
+        section, data = self.recipe.sensitivity, self.images()
+        loader = data.validation()
+        rows = in_turn(loader.store.labels, loader.rows, seed=self.recipe.seed)
+        loader.rows = rows[: section.images or 512]
+        return measure_sensitivity(
+            self.subject.model,
+            self.structure,
+            importance,
+            loader,
+            options=SensitivityOptions(section.shares, self.recipe.device),
+            track=self.track,
+        )
+
+    def plan(
+        self, importance: Importance, budget: Budget, known: Sensitivity | None = None
+    ) -> PruningPlan:
+        """The plan for one budget; `known`: sensitivities that were measured before."""
+        if self.recipe.plan.allocation == "sensitivity":
+            importance = weighed(importance, known or self.sensitivity(importance))
         said = self.recipe.plan
         allocation = Allocation(
             said.allocation,
@@ -163,12 +193,17 @@ class Bench:
         timed = latency({"it": small}, self.subject.shape, batch_sizes=(1,), device=self.device)
         return float(timed[0].median_ms or 0.0)
 
-    def cut(self, statistics: GateStatistics | None, budget: Budget) -> Cut:
+    def cut(
+        self,
+        statistics: GateStatistics | None,
+        budget: Budget,
+        known: Sensitivity | None = None,
+    ) -> Cut:
         """Score, plan, cut and recover once."""
         clock = _Clock()
         importance = self.rank(statistics)
         clock.lap("score")
-        made = self.plan(importance, budget)
+        made = self.plan(importance, budget, known)
         clock.lap("plan")
         pruned = prune(self.subject.model, made, self.subject.example())
         clock.lap("prune")

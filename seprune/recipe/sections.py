@@ -209,7 +209,7 @@ class Plan(Section):
     )
     params: Budgets | None = Field(default=None, description="kept: 0.4, 1.5M or a list")
     latency: Budgets | None = Field(default=None, description="kept, measured on this device: 0.6")
-    allocation: Literal["global", "uniform", "isomorphic", "trade"] = "global"
+    allocation: Literal["global", "uniform", "isomorphic", "trade", "sensitivity"] = "global"
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count = Field(default=8, description="channels of every group that stay")
     round_to: Count | None = Field(
@@ -242,6 +242,17 @@ class Plan(Section):
 
 
 _BUDGETS = ("macs", "params", "latency")
+
+
+class Sensitivity(Section):
+    """Top-1 and loss without a part of one dependency group, on the validation split."""
+
+    images: int = Field(
+        default=0, ge=0, description="0: off; 512 where plan.allocation is sensitivity"
+    )
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.1, 0.3, 0.5), min_length=1, description="of a group that are taken away"
+    )
 
 
 class Prune(Section):
@@ -279,6 +290,7 @@ class Recipe(Section):
     train: Train | None = Field(default=None, description="only used without model.checkpoint")
     collect: Collect = Collect()
     importance: Importance = Importance()
+    sensitivity: Sensitivity = Sensitivity()
     plan: Plan = Plan()
     prune: Prune = Prune()
     finetune: Finetune = Finetune()

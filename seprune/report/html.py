@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from seprune import files
 from seprune.latency import Latency
-from seprune.report import figures, gate_figures, words
+from seprune.report import figures, gate_figures, sensitivity, words
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
 from seprune.report.measurement import Budget, GateSummary, Measurement, Report
@@ -25,6 +25,7 @@ SECTIONS = (
     ("summary", "Summary"),
     ("accuracy", "Accuracy"),
     ("groups", "Groups"),
+    ("sensitivity", "Sensitivity"),
     ("gates", "Gates"),
     ("classes", "Classes"),
     ("whole", "Left whole"),
@@ -38,6 +39,7 @@ def write_html(report: Report, path: Path) -> None:
     filled = {"accuracy": report.measurements, "groups": report.budgets, "gates": report.gates}
     ends = gate_figures.stage_ends(report.gates)
     filled |= {"classes": ends, "whole": report.left_whole or report.budgets}
+    filled["sensitivity"] = report.sensitivity
     content = {
         "title": f"{report.name} – seprune",
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
@@ -48,6 +50,7 @@ def write_html(report: Report, path: Path) -> None:
         "counting": words.COUNTING,
         "group_names": _scored_groups(report),
         "group_rows": _group_rows(report.budgets),
+        "sensitivity": _sensitivity(report),
         "remarks": words.gate_remarks(report.gates),
         "gate_rows": [_gate_row(gate) for gate in report.gates],
         "stage_ends": [gate.name for gate in ends],
@@ -213,6 +216,14 @@ def _group_rows(budgets: Sequence[Budget]) -> list[list[Any]]:
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 4 else ""
     return ", ".join(names[:3] if more else names) + more
+
+
+def _sensitivity(report: Report) -> dict[str, Any]:
+    found = report.sensitivity
+    if not found:
+        return {}
+    parts = {"head": sensitivity.head(found), "rows": sensitivity.rows(found)}
+    return {**parts, "said": sensitivity.SAID, "caption": sensitivity.caption(found)}
 
 
 def _gate_row(gate: GateSummary) -> list[str]:

@@ -149,6 +149,7 @@ class Report:
     budgets: list[Budget] = field(default_factory=list)
     gates: list[GateSummary] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py
     left_whole: list[dict[str, str]] = field(default_factory=list)  # group, reason
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     not_counted: list[str] = field(default_factory=list)  # operators without a MAC formula

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from seprune.errors import UsageError
 from seprune.latency import Latency
-from seprune.report import words
+from seprune.report import sensitivity, words
 from seprune.report.measurement import Budget, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
 
@@ -42,6 +42,8 @@ def overview(report: Report) -> RenderableType:
         parts += ["", groups(report)]
     if report.gates:
         parts += ["", gates(report.gates), *_list(words.gate_remarks(report.gates))]
+    if report.sensitivity:
+        parts += ["", losses(report)]
     for title, lines in (
         ("Warnings", report.warnings),
         ("Left whole", [f"{x.get('group')}: {x.get('reason')}" for x in report.left_whole]),
@@ -67,6 +69,16 @@ def results(report: Report) -> RenderableType:
         for x in fastest
     ]
     return Group(table, *(Text(line, style="dim") for line in where))
+
+
+def losses(report: Report) -> Table:
+    """What is lost without a part of one dependency group."""
+    table = _table(f"Sensitivity {sensitivity.caption(report.sensitivity)}")
+    for number, name in enumerate(sensitivity.head(report.sensitivity)):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in sensitivity.rows(report.sensitivity):
+        table.add_row(*row)
+    return table
 
 
 def groups(report: Report) -> Table:

@@ -1,0 +1,68 @@
+"""`seprune sensitivity`: what a network loses without a part of one dependency group."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from seprune.cli import console, options
+from seprune.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(options.spread(sensitivity))
+
+
+def sensitivity(
+    network: options.Network,
+    data: options.DataSource,
+    statistics: options.Statistics = None,
+    importance: options.Criterion = "gate_logit",
+    images: Annotated[int, typer.Option(min=1, help="Of the validation split.")] = 512,
+    shares: Annotated[
+        str, typer.Option(help="Of a group that are masked, the lowest-scored first.")
+    ] = "0.1,0.3,0.5",
+    *,
+    work: options.Work,
+) -> None:
+    """Mask a part of one dependency group at a time, and measure top-1 and loss.
+
+    Validation images are set aside from the training ones (data.validation).
+
+    Example:
+      seprune sensitivity seprune/se_resnet20 --checkpoint F.pth --data D
+    """
+    section = {"images": images, "shares": shares_of(shares)}
+    recipe = options.recipe(
+        network, work, data, importance={"criterion": importance}, sensitivity=section
+    )
+    from seprune.cli import opening, tables
+    from seprune.pipeline import steps
+
+    subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
+    bench = steps.Bench(recipe, subject, found, console.track)
+    held = opening.statistics(statistics, subject)
+    if held is None and bench.needs_statistics:
+        held = bench.collect()
+    measured = bench.sensitivity(bench.rank(held)).plain()
+    if work.json:
+        console.give(measured)
+    else:
+        console.stderr().print(tables.sensitivity(measured))
+
+
+def shares_of(text: str) -> list[float]:
+    """0.1,0.3 as [0.1, 0.3]."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < share < 1 for share in found):
+        raise UsageError(
+            f"--shares {text}: not shares of a group",
+            why="it takes numbers between 0 and 1 with commas between them",
+            fix="--shares 0.1,0.3,0.5",
+        )
+    return found
