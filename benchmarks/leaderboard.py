@@ -2,14 +2,16 @@
 
     python benchmarks/leaderboard.py --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
     python benchmarks/leaderboard.py --full --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
+    python benchmarks/leaderboard.py --study choice --data FOLDER ...
     python benchmarks/leaderboard.py --study calibration --data FOLDER ...
     python benchmarks/leaderboard.py --full --write CELLS ...    # the recipes alone, for any runner
 
 FOLDER holds train/ and val/. Without `--full`: SE-ResNet-20, small parts of the images, one short
 epoch, for a CPU. `--full` is every network, budget and criterion with short and full tuning and the
-controls, for a GPU; `--networks`, `--methods`, `--seeds` and `--minutes` take parts of it. The same
-command goes on where it stopped. A network without a checkpoint is trained first by its recipe.
-When all cells are done their numbers are in benchmarks/results/leaderboard-NAME.json, and
+controls, for a GPU. `choice` compares candidates for the default on images that the leaderboard does
+not report on. `--networks`, `--methods`, `--seeds` and `--minutes` take parts; the same command goes
+on where it stopped. A network without a checkpoint is trained first by its recipe. When all cells
+are done their numbers are in benchmarks/results/leaderboard-NAME.json, and
 `python benchmarks/readme.py` makes the tables and the figure.
 """
 
@@ -52,6 +54,20 @@ METHODS: dict[str, tuple[str, ...]] = {
         f"{name} coupled": (f"importance.criterion={name}", "importance.combine=coupled")
         for name in _COUPLED
     },
+    **{
+        f"gate_logit {combine} {allocation}".replace(" mean", "").replace(" global", ""): (
+            "importance.criterion=gate_logit",
+            f"importance.combine={combine}",
+            f"plan.allocation={allocation}",
+        )
+        for combine, allocation in (
+            ("mean", "trade"),
+            ("coupled", "trade"),
+            ("joint", "global"),
+            ("joint", "trade"),
+        )
+    },
+    "l2 trade": ("importance.criterion=l2", "plan.allocation=trade"),
     "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
     "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
     "gate_logit isomorphic": ("importance.criterion=gate_logit", "plan.allocation=isomorphic"),
@@ -78,6 +94,7 @@ class Grid:
     calibration: tuple[int, ...] = (2048,)
     train: int | None = None  # images that are looked at; None: all
     val: int | None = None
+    skip: int = 0  # images of val/ that are left to the others: those choose, these report
 
 
 _FIRST = ("gate_logit", "l2", "uniform")  # the last one is the width-scaled dense sibling
@@ -102,6 +119,22 @@ GRIDS = {
         calibration=(1000,),
         train=3000,
         val=3000,
+    ),
+    "choice": Grid(
+        name="choice",
+        networks=("se_resnet20",),
+        methods=(
+            "gate_logit", "gate_logit trade", "gate_logit joint trade", "l2", "gate_logit coupled",
+            "gate_logit joint", "gate_logit coupled trade", "l2 trade",
+        ),
+        budgets=(0.5, 0.3),
+        paths=(("bn", "none", None),),
+        epochs={"none": 0},
+        common=_SMALL,
+        calibration=(1000,),
+        train=3000,
+        val=2000,
+        skip=3000,
     ),
     "calibration": Grid(
         name="calibration",
@@ -290,15 +323,16 @@ def part_of(data: Path, runs: Path, grid: Grid) -> Path:
     """A folder of links to the first images of every class, or `data` itself for a whole grid."""
     if grid.train is None or grid.val is None:
         return data
-    small = runs / f"data-{grid.train}-{grid.val}"
+    small = runs / f"data-{grid.train}-{grid.val}-{grid.skip}"
     if small.is_dir():
         return small.resolve()
     making = runs / f"{small.name}.making"
-    for part, count in (("train", grid.train), ("val", grid.val)):
+    for part, skip, count in (("train", 0, grid.train), ("val", grid.skip, grid.val)):
         classes = sorted(p for p in (data / part).iterdir() if p.is_dir())
         for folder in classes:
             (making / part / folder.name).mkdir(parents=True, exist_ok=True)
-            for image in sorted(folder.iterdir())[: count // len(classes)]:
+            first, last = skip // len(classes), (skip + count) // len(classes)
+            for image in sorted(folder.iterdir())[first:last]:
                 link = making / part / folder.name / image.name
                 if not link.is_symlink():
                     link.symlink_to(image.resolve())
@@ -363,7 +397,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--full", action="store_true")
-    which.add_argument("--study", choices=["calibration"])
+    which.add_argument("--study", choices=["choice", "calibration"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NETWORK=FILE")
     parser.add_argument("--runs", type=Path, default=Path("runs/leaderboard"))

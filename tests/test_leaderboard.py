@@ -177,6 +177,22 @@ def test_every_cell_is_a_recipe(name):
     assert methods == set(grid.methods)
 
 
+def test_images_that_choose_are_none_of_those_that_report(tmp_path):
+    for part, count in (("train", 2), ("val", 5)):
+        for name in ("cat", "dog"):
+            (tmp_path / "all" / part / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / "all" / part / name / f"{i}.jpg").touch()
+    report = leaderboard.replace(leaderboard.GRIDS["cpu"], train=2, val=6, skip=0)
+    choose = leaderboard.replace(report, val=4, skip=6)
+    found = [leaderboard.part_of(tmp_path / "all", tmp_path, g) / "val" for g in (report, choose)]
+    names = [{p.relative_to(f) for p in f.glob("*/*")} for f in found]
+    assert [len(n) for n in names] == [6, 4]
+    assert not names[0] & names[1]
+    cpu, choice = leaderboard.GRIDS["cpu"], leaderboard.GRIDS["choice"]
+    assert choice.skip >= cpu.skip + cpu.val
+
+
 def test_a_method_differs_from_another_by_its_scores_and_allocation_alone():
     grid = leaderboard.GRIDS["full"]
     dumps = []
