@@ -8,10 +8,10 @@
 
 FOLDER holds train/ and val/. Without `--full`: SE-ResNet-20, small parts of the images, one short
 epoch, for a CPU. `--full` is every network, budget and criterion with short and full tuning and the
-controls, for a GPU. `choice` compares candidates for the default on images that the leaderboard does
-not report on. `--networks`, `--methods`, `--seeds` and `--minutes` take parts; the same command goes
-on where it stopped. A network without a checkpoint is trained first by its recipe. When all cells
-are done their numbers are in benchmarks/results/leaderboard-NAME.json, and
+controls, for a GPU. `choice` compares candidates for the default on images that the leaderboard
+does not report on. `--networks`, `--methods`, `--seeds` and `--minutes` take parts; a command
+goes on where it stopped. A network without a checkpoint is trained first by its recipe. When all
+cells are done their numbers are in benchmarks/results/leaderboard-NAME.json, and
 `python benchmarks/readme.py` makes the tables and the figure.
 """
 
@@ -80,14 +80,15 @@ METHODS: dict[str, tuple[str, ...]] = {
 class Grid:
     """What is compared with what.
 
-    `paths`: how a cut is recovered, how long it is tuned, and how many of the methods go this way.
+    `paths`: how a cut is recovered, how long it is tuned, and which of the methods go this way
+    (first, behind the last).
     """
 
     name: str
     networks: tuple[str, ...]
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
-    paths: tuple[tuple[str, str, int | None], ...]
+    paths: tuple[tuple[str, str, int, int | None], ...]
     epochs: Mapping[str, int]
     common: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -109,11 +110,11 @@ GRIDS = {
         name="cpu",
         networks=("se_resnet20",),
         methods=(
-            "gate_logit", "l2", "random", "hessian", "lamp", "gate_fisher", "gate_logit coupled",
+            "gate_logit", "l2", "hessian", "random", "lamp", "gate_fisher", "gate_logit coupled",
             "l1", "taylor", "gate_mean", "bn_scale", "fpgm", "gate_energy",
         ),
         budgets=(0.5, 0.3),
-        paths=(("bn", "short", None), ("refit", "none", 7)),
+        paths=(("bn", "none", 4, None), ("refit", "none", 0, 3), ("bn", "short", 0, 4)),
         epochs={"none": 0, "short": 1},
         common=_SMALL,
         calibration=(1000,),
@@ -128,7 +129,7 @@ GRIDS = {
             "gate_logit joint", "gate_logit coupled trade", "l2 trade",
         ),
         budgets=(0.5, 0.3),
-        paths=(("bn", "none", None),),
+        paths=(("bn", "none", 0, None),),
         epochs={"none": 0},
         common=_SMALL,
         calibration=(1000,),
@@ -141,7 +142,7 @@ GRIDS = {
         networks=("se_resnet20",),
         methods=("gate_logit", "gate_fisher", "gate_mean"),
         budgets=(0.5,),
-        paths=(("none", "bn", None),),
+        paths=(("none", "bn", 0, None),),
         epochs={"bn": 0},
         common=(*_SMALL, "finetune.recalibrate=1000"),
         calibration=(100, 300, 1000, 3000, 10000),
@@ -154,10 +155,10 @@ GRIDS = {
         methods=_FIRST + tuple(m for m in METHODS if m not in _FIRST),
         budgets=(0.7, 0.5, 0.3, 0.15),
         paths=(
-            ("bn", "short", None),
-            ("refit", "short", None),
-            ("refit", "full", None),
-            ("scratch", "total", 3),
+            ("bn", "short", 0, None),
+            ("refit", "short", 0, None),
+            ("refit", "full", 0, None),
+            ("scratch", "total", 0, 3),
         ),
         epochs={"short": 3, "full": 40, "total": 140},
         common=(
@@ -219,8 +220,8 @@ class Cell:
 
 def cells(grid: Grid) -> Iterator[Cell]:
     """Every run of a grid; the first ways to recover and the first criteria come first."""
-    for network, (recover, tuning, first) in itertools.product(grid.networks, grid.paths):
-        for method, seed in itertools.product(grid.methods[:first], grid.seeds):
+    for network, (recover, tuning, *some) in itertools.product(grid.networks, grid.paths):
+        for method, seed in itertools.product(grid.methods[slice(*some)], grid.seeds):
             for images in grid.calibration:
                 yield Cell(grid, network, method, seed, recover, tuning, images)
 

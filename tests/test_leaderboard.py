@@ -218,7 +218,7 @@ def test_a_grid_is_carried_out_and_read_again(tmp_path, monkeypatch):
         "finetune.recalibrate=64", "plan.min_channels=2", "device=cpu", *leaderboard._QUIET,
     )  # fmt: skip
     grid = leaderboard.Grid(
-        "tiny", ("tiny",), ("l2", "uniform"), (0.5, 0.001), (("bn", "short", 1),),
+        "tiny", ("tiny",), ("l2", "uniform"), (0.5, 0.001), (("bn", "short", 0, 1),),
         {"short": 1}, small, seeds=(0,), calibration=(64,),
     )  # fmt: skip
     (cell,) = leaderboard.cells(grid)
