@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from seprune.errors import InputError
+from seprune.limits import at_most
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
             recorder.value(tensor, kind="input")
         recorder.trace.batch = _batch(arguments)
         try:
-            with recorder.functions, recorder:
+            with at_most(limit_seconds, recorder.late), recorder.functions, recorder:
                 outputs = model(*arguments)
         except InputError:
             raise
@@ -271,13 +272,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:
-            where = self.where()
-            raise InputError(
-                f"the forward pass did not end within {self.limit_seconds:g} s",
-                why=f"it was in layer '{where or type(self.model).__name__}'",
-                fix="use a smaller input (--input) or leave the model as it is",
-                code="trace-timeout",
-            )
+            raise self.late()
+
+    def late(self) -> InputError:
+        where = self.where()
+        return InputError(
+            f"the forward pass did not end within {self.limit_seconds:g} s",
+            why=f"it was in layer '{where or type(self.model).__name__}'",
+            fix="use a smaller input (--input) or leave the model as it is",
+            code="trace-timeout",
+        )
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

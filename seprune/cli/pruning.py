@@ -39,6 +39,8 @@ class Job:
             start = time.monotonic()
             self.statistics = self.bench.collect()
             seconds["collect"] = time.monotonic() - start
+        for warning in self.statistics.warnings if self.statistics is not None else ():
+            console.tell(f"note: {warning}")
         return seconds
 
     def plan_only(self) -> dict[str, Any]:
