@@ -8,6 +8,8 @@ class SepruneError(Exception):
 
     code = "bug"
     exit_status = 1
+    process: int | None = None
+    """Of several processes the one that failed first; None: alone, or all of them alike."""
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", code: str = "") -> None:
         super().__init__(what)
@@ -59,3 +61,11 @@ class StoppedError(SepruneError):
     def __init__(self, what: str, *, signum: int, fix: str = "") -> None:
         super().__init__(what, fix=fix)
         self.exit_status = 128 + signum
+
+
+class FellowError(SepruneError):
+    """What ended another process of the same run, and so this one too."""
+
+    def __init__(self, what: str, *, why: str, fix: str, code: str, exit_status: int) -> None:
+        super().__init__(what, why=why, fix=fix, code=code)
+        self.exit_status = exit_status

@@ -23,7 +23,7 @@ from seprune.errors import InputError, UsageError
 from seprune.evaluation import Evaluation, evaluate, evaluating
 from seprune.groups import ChannelGroup, Structure
 from seprune.importance import Importance
-from seprune.processes import resolve_device
+from seprune.processes import join, resolve_device
 from seprune.progress import Track, silent
 from seprune.statistics.batches import open_batches
 
@@ -132,7 +132,7 @@ def measure_sensitivity(
         )
     place = resolve_device(options.device)
     with evaluating(model, place):
-        images = list(open_batches(loader, place, 0, 1)[1])
+        images = list(open_batches(loader, place, *join(place))[1])
         answer = partial(evaluate, model, images, device=str(place))
         whole = answer()
         work = itertools.product(groups, shares)

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import typer
 
@@ -29,15 +31,26 @@ sweeping.register(app)
 about.register(app)
 
 
+def _united() -> AbstractContextManager[None]:
+    """Under `torchrun`: the processes end together."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    from seprune.processes import united
+
+    return united()
+
+
 def main() -> None:
     """Run the command line; the one border where errors become exit statuses."""
     from seprune.runs import interrupts
 
     try:
-        with interrupts():
+        with interrupts(), _united():
             status = app(standalone_mode=False)
         sys.stdout.flush()
     except SepruneError as error:
+        if error.process is not None:  # torchrun stops whom it finds still leaving
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         console.fail(error)
         sys.exit(error.exit_status)
     except BrokenPipeError:  # the reader of a pipe has gone

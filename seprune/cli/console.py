@@ -27,14 +27,19 @@ T = TypeVar("T")
 QUIET_SECONDS = 10.0
 
 
+def process() -> int:
+    """The number of this process among those of `torchrun`; only the first one, 0, speaks."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def stderr() -> Console:
     """Where people look: tables, progress, errors."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=process() > 0)
 
 
 def stdout() -> Console:
     """Where results go that somebody asked for."""
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=process() > 0)
 
 
 def track(iterable: Iterable[T], *, label: str, total: int, unit: str = "images") -> Iterator[T]:
@@ -84,12 +89,14 @@ def _rate(rate: float) -> str:
 
 def tell(line: str) -> None:
     """One line for people."""
-    print(line, file=sys.stderr, flush=True)
+    if process() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def give(document: Any) -> None:
     """The one JSON document on stdout; NaN and infinities become null."""
-    print(json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False))
+    if process() == 0:
+        print(json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False))
 
 
 def wants_json() -> bool:
@@ -98,8 +105,10 @@ def wants_json() -> bool:
 
 
 def fail(error: SepruneError) -> None:
-    """Say what is wrong, why, and what to type next."""
-    console = stderr()
+    """Say what is wrong, why, and what to type next; so does a later process that failed first."""
+    if process() not in (0, error.process):
+        return
+    console = Console(stderr=True, highlight=False)
     console.print("error: ", style="bold red", end="")
     console.print(error.what, markup=False, soft_wrap=True)
     for word, text in (("why", error.why), ("next", error.fix)):

@@ -20,6 +20,7 @@ from seprune.errors import InputError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate
 from seprune.finetuning.job import METRICS, DivergedError, Job, seed_everything
 from seprune.finetuning.settings import RUNTIME, Epoch, FineTuned, FineTuneSettings
+from seprune.processes import united
 from seprune.progress import Track, silent
 
 __all__ = [
@@ -62,7 +63,7 @@ def finetune(
     settings = settings or FineTuneSettings()
     data, validation = data if isinstance(data, tuple) else (data, None)
     loader, calibration, validation = _loaders(data, settings, validation)
-    with _own_random(settings.seed):
+    with united(), _own_random(settings.seed):
         job = Job(model, settings, teacher=teacher, loader=loader, folder=folder, track=track)
         if not job.resume(_identity(model, teacher, settings, data)):
             job.begin(calibration, validation)

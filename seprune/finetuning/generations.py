@@ -35,6 +35,11 @@ def save_generation(folder: Path, generation: Generation) -> None:
             _paths(folder, old)[0].unlink(missing_ok=True)
 
 
+def has_generation(folder: Path) -> bool:
+    """Whether anything was committed, be it damaged by now."""
+    return any(_paths(folder, number)[1].is_file() for number in _numbers(folder))
+
+
 def load_generation(folder: Path) -> Generation | None:
     """The newest generation whose hash holds, or None where nothing was saved yet.
 

@@ -20,11 +20,16 @@ from seprune.data.augment import seed_of
 from seprune.errors import EnvironmentFault, InputError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate, share
 from seprune.files import write_text
-from seprune.finetuning.generations import Generation, load_generation, save_generation
+from seprune.finetuning.generations import (
+    Generation,
+    has_generation,
+    load_generation,
+    save_generation,
+)
 from seprune.finetuning.learner import Learner, detach, part
 from seprune.finetuning.objective import rate
 from seprune.finetuning.settings import Epoch, FineTuned, FineTuneSettings
-from seprune.processes import join, resolve_device, sum_over_processes
+from seprune.processes import first, join, resolve_device, sum_over_processes
 from seprune.progress import Track
 
 METRICS = "metrics.jsonl"
@@ -77,9 +82,11 @@ class Job:
     def resume(self, identity: dict[str, str]) -> bool:
         """Take up the newest saved generation; False where there is none."""
         self.identity = identity
-        found = load_generation(self.folder / "state") if self.folder else None
-        if found is None:
+        state = self.folder / "state" if self.folder else None
+        if state is None or not first(lambda: has_generation(state)):
             return False
+        found = load_generation(state)
+        assert found is not None
         other = [
             name for name, value in identity.items() if found.facts["identity"].get(name) != value
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ class Learner:
             self._pairs = list(zip(*both, strict=True))
         if self.accelerator.num_processes > 1:
             share_norms(self.raw)
+            # DDP copies such gradients; on 1x1 convolutions nothing better can be done
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         if settings.compile:
             self.raw.compile()
         self.optimizer = _optimizer(self.raw, settings)

@@ -1,5 +1,8 @@
 """The story: run(recipe) -> Report. Each stage counts once the journal has its commit line.
 
+Under `torchrun` every process tells the whole story; what is decided or written is so by the first
+of them alone (`first`), and the others wait for what it says.
+
 `subject` opens the network and the data, `steps` does the work on plain objects, `reporting` puts
 the numbers together.
 """
@@ -7,7 +10,8 @@ the numbers together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +27,7 @@ from seprune.importance import criterion
 from seprune.pipeline import reporting, steps
 from seprune.pipeline.sharing import Sharing
 from seprune.pipeline.subject import Subject, data_digests, open_both
-from seprune.processes import resolve_device
+from seprune.processes import first, join, resolve_device, united
 from seprune.progress import Track, silent
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
@@ -55,11 +59,18 @@ def run(
     """
     # an unknown name or a device that is not there costs nobody an hour of training
     criterion(recipe.importance.criterion)
-    resolve_device(recipe.device)
-    with open_run(out, dump_recipe(recipe)) as folder:
+    join(resolve_device(recipe.device))
+    with united(), _held(out, recipe) as folder:
         story = Story(recipe, folder, track, allow_code, sharing)
         story.tell()
         return story.report(command or f"seprune run RECIPE --out {out}")
+
+
+@contextmanager
+def _held(out: Path, recipe: Recipe) -> Iterator[RunFolder]:
+    """The run folder; of several processes the first one locks it and writes in it."""
+    with ExitStack() as stack:
+        yield first(lambda: stack.enter_context(open_run(out, dump_recipe(recipe))))
 
 
 @dataclass
@@ -121,10 +132,12 @@ class Story:
             return None
         recipe, path = self.recipe, self.folder.path / SENSITIVITY
         given = (recipe.sensitivity, recipe.importance, recipe.collect, self.bench.gradients)
+        statistics = self.statistics
 
         def work() -> _Done:
-            importance = self.bench.rank(self.statistics)
-            write_json(path, self.bench.sensitivity(importance).plain())
+            importance = first(lambda: self.bench.rank(statistics))
+            found = self.bench.sensitivity(importance)
+            first(lambda: write_json(path, found.plain()))
             return _Done([SENSITIVITY], {})
 
         self.stage("sensitivity", self.key("sensitivity", *given), work)
@@ -173,9 +186,9 @@ class Story:
             start = time.monotonic()
             done = work()
             facts = {**done.facts, "seconds": time.monotonic() - start}
-            return self.folder.commit(name, key, files=done.files, facts=facts)
+            return first(lambda: self.folder.commit(name, key, files=done.files, facts=facts))
 
-        record = self.folder.committed(name, key)
+        record = first(lambda: self.folder.committed(name, key))
         if record is None:
             record = self.sharing.once(self.folder, name, key, do) if self.sharing else do()
         self.seconds[name] = float(record.facts["seconds"])
@@ -206,7 +219,7 @@ class Story:
             folder=home,
             track=self.track,
         )
-        saved.save(tuned.model.cpu(), home, given.architecture)
+        first(lambda: saved.save(tuned.model.cpu(), home, given.architecture))
         return _Done(self.files(home), {"best_epoch": tuned.best_epoch})
 
     def baseline(self) -> _Done:
@@ -215,7 +228,7 @@ class Story:
 
     def collect(self, path: Path) -> _Done:
         statistics = self.bench.collect(self.folder.path / "collecting")
-        statistics.save(path)
+        first(lambda: statistics.save(path))
         return _Done([STATISTICS], {"images": statistics.samples})
 
     def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
@@ -226,9 +239,7 @@ class Story:
             known = None
             statistics = bench.collect() if bench.needs_statistics else None
         cut = bench.cut(statistics, last, known)
-        cut.plan.save(home / "plan.json")
-        reporting.write_importance(cut, home / "importance.csv")
-        saved.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
+        first(lambda: _write(cut, home))
         pruned = self.bench.measured(cut.pruned)
         same = cut.recovered is cut.pruned
         after = pruned if same else self.bench.measured(cut.recovered)
@@ -253,7 +264,7 @@ class Story:
 
         def work() -> _Done:
             cut = bench.cut(statistics, part)
-            saved.save(cut.recovered.cpu(), folder, cut.architecture)
+            first(lambda: saved.save(cut.recovered.cpu(), folder, cut.architecture))
             return _Done(self.files(folder), {"plan": dict(cut.plan.facts)})
 
         sections = (self.recipe.importance, self.recipe.plan, self.recipe.prune, dict(part))
@@ -273,7 +284,8 @@ class Story:
             folder=into,
             track=self.track,
         )
-        saved.save(tuned.model.cpu(), into, saved.read_architecture(home / PRUNED))
+        cut = saved.read_architecture(home / PRUNED)
+        first(lambda: saved.save(tuned.model.cpu(), into, cut))
         found = self.bench.measured(tuned.model)
         chosen = tuned.history[tuned.best_epoch].top1 if tuned.best_epoch >= 0 else None
         size = (into / saved.WEIGHTS).stat().st_size
@@ -294,22 +306,24 @@ class Story:
         def work() -> _Done:
             if self.recipe.report.latency and not self.crowded:
                 self.measure_latency()
-            return _Done(self.own(*reporting.write(self.told(command), self.folder.path)), {})
+            told = self.told(command)
+            written = first(lambda: reporting.write(told, self.folder.path))
+            return _Done(self.own(*written), {})
 
         self.stage("report", self.key("report", self.recipe.report, self.crowded), work)
         return read_report(self.folder.path)
 
     def measure_latency(self) -> None:
-        networks: dict[tuple[str, str | None], torch.nn.Module] = {
-            ("baseline", None): self.subject.model
-        }
+        baseline = self.subject.model
+        networks: dict[tuple[str, str | None], torch.nn.Module] = {("baseline", None): baseline}
         for chapter in self.chapters:
             tuned = (chapter.home / FINETUNED / saved.CONFIG).is_file()
             stage, name = ("fine-tuned", FINETUNED) if tuned else ("pruned", PRUNED)
             networks[stage, chapter.label] = saved.load(
                 chapter.home / name, allow_code=self.allow_code
             )
-        self.measurements = steps.with_latency(self.measurements, networks, self.bench)
+        bench = self.bench
+        self.measurements = first(lambda: steps.with_latency(self.measurements, networks, bench))
 
     def files(self, home: Path) -> list[Path]:
         """The files of a saved model and of its training; a card is the report's."""
@@ -343,6 +357,12 @@ class _Done:
 
     files: list[Any]
     facts: dict[str, Any]
+
+
+def _write(cut: steps.Cut, home: Path) -> None:
+    cut.plan.save(home / "plan.json")
+    reporting.write_importance(cut, home / "importance.csv")
+    saved.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
 
 
 def _measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:

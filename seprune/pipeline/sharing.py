@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from seprune import files
 from seprune.errors import InputError
+from seprune.processes import first
 from seprune.runs import Record, RunFolder, waiting_for
 
 STAGES = ("train", "baseline", "collect")  # what depends on the dense network alone
@@ -36,14 +38,15 @@ class Sharing:
         if name not in STAGES:
             return work()
         place = self.folder / f"{name}-{key[:12]}"
-        with waiting_for(place):
+        with ExitStack() as stack:
+            first(lambda: stack.enter_context(waiting_for(place)))
             there = RunFolder(place)
-            record = there.committed(name, key)
-            if record is None:
-                record = work()
-                _hand_over(record, run, there)
-                return record
-            return _hand_over(record, there, run)
+            record = first(lambda: there.committed(name, key))
+            if record is not None:
+                return first(lambda: _hand_over(record, there, run))
+            made = work()
+            first(lambda: _hand_over(made, run, there))
+            return made
 
 
 def _hand_over(record: Record, giver: RunFolder, taker: RunFolder) -> Record:

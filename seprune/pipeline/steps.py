@@ -25,7 +25,7 @@ from seprune.importance import Importance, Scoring, collecting, criterion, score
 from seprune.latency import latency
 from seprune.pipeline.subject import Subject, data_digests
 from seprune.plan import PruningPlan
-from seprune.processes import resolve_device
+from seprune.processes import first, resolve_device
 from seprune.progress import Track, silent
 from seprune.pruning import cuttable, prune
 from seprune.recipe.sections import Recipe, Train
@@ -201,9 +201,11 @@ class Bench:
     ) -> Cut:
         """Score, plan, cut and recover once."""
         clock = _Clock()
-        importance = self.rank(statistics)
+        importance = first(lambda: self.rank(statistics))
         clock.lap("score")
-        made = self.plan(importance, budget, known)
+        if known is None and self.recipe.plan.allocation == "sensitivity":
+            known = self.sensitivity(importance)
+        made = first(lambda: self.plan(importance, budget, known))
         clock.lap("plan")
         pruned = prune(self.subject.model, made, self.subject.example())
         clock.lap("prune")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from seprune.errors import InputError
 from seprune.evaluation import device_of
 from seprune.plan import PruningPlan
-from seprune.processes import resolve_device
+from seprune.processes import first, resolve_device, same_as_first, united
 from seprune.progress import Track, silent
 from seprune.refitting.forwards import Forwards
 from seprune.refitting.squares import Normal, Product, observe
@@ -85,6 +85,8 @@ def refit(
 ) -> Refitted:
     """Fit what `prune(parent, plan)` returned to its parent on calibration images.
 
+    Under `torchrun` every process calls it; batches are shared, the normal equations summed.
+
     Args:
         loader: batches of images, or of (images, labels); labels are not used.
 
@@ -103,7 +105,7 @@ def refit(
     record(model, images[:2].to(device))
     _check(model, targets, teacher)
     errors: dict[str, tuple[float, float]] = {}
-    with torch.no_grad(), Forwards(teacher, model, images, targets) as forwards:
+    with united(), torch.no_grad(), Forwards(teacher, model, images, targets) as forwards:
         work = _Work(model, forwards, options)
         for target in track(targets, label="refitting", total=len(targets), unit="layers"):
             try:
@@ -111,6 +113,7 @@ def refit(
             except ArithmeticError as error:
                 skipped[target.layer] = str(error)
             forwards.forget(target)
+        same_as_first(model)
     for module, mode in modes.items():
         module.training = mode
     return Refitted(model.to(home), tuple(errors), skipped, errors)
@@ -213,35 +216,40 @@ class _Work:
         width = len(range(*block.indices(layer.weight.shape[1]))) * kernel
         sums = known.again() if known else Normal.empty(
             groups, width, len(layer.weight) // groups, layer.weight.device)  # fmt: skip
-        slope, first, offset = None, 0, self.shifted(target, layer)
-        wait = 2 * target.held * len(self.forwards.images) <= self.options.held
-        for seen, x in self.forwards.at(target, wait=wait):
+        slope, offset = None, self.shifted(target, layer)
+        wait = 2 * target.held * self.forwards.own <= self.options.held
+        for number, seen, x in self.forwards.at(target, wait=wait):
             call = observe(layer, x)
             if call is None:
                 raise ArithmeticError("its output is not its weight times its input")
-            slope = _slope(seen, target.dim) if slope is None else slope
+            slope = self.slope(seen, target.dim) if slope is None else slope
             made = call.output.reshape_as(seen["y"])
             if offset is not None:
                 made = made + offset.reshape(slope.shape)
             wanted = aim(target, made, seen, slope)
             rows = (call.rows(v.reshape_as(call.output)) for v in (wanted - made, wanted))
-            self.add(sums, call, block, rows, first)
-            first += len(x)
-        return sums
+            self.add(sums, call, block, rows, number)
+        return sums.over_processes() if self.forwards.shared else sums
+
+    def slope(self, seen: Mapping[str, Tensor], dim: int) -> Tensor:
+        """`_slope` of the very first batch, which is the first process's."""
+        if not self.forwards.shared:
+            return _slope(seen, dim)
+        return first(lambda: _slope(seen, dim).cpu()).to(seen["y"].device)
 
     def add(
-        self, sums: Normal, call: Product, block: slice, rows: Iterable[Tensor], first: int
+        self, sums: Normal, call: Product, block: slice, rows: Iterable[Tensor], number: int
     ) -> None:
-        """Add one batch, in chunks, at some positions of every image; `first`: image number."""
+        """Add one batch, in chunks, at some positions of every image; `number`: of the first."""
         residual, target = rows
-        positions, images = target.shape[-1], len(self.forwards.images)
+        positions, images = target.shape[-1], self.forwards.images
         some = min(positions, -(-self.options.rows // images))
         chunk = max(1, _CHUNK // (4 * positions * sums.sums.numel()))
         for start in range(0, len(target), chunk):
             part = slice(start, start + chunk)
             parts = (call.columns(part, block), residual[part], target[part])
             if some < positions:
-                numbers = range(first + start, first + start + len(parts[0]))
+                numbers = range(number + start, number + start + len(parts[0]))
                 index = _positions(positions, some, numbers).to(target.device)[:, None, None]
                 parts = tuple(p.gather(3, index.expand(*p.shape[:3], -1)) for p in parts)  # type: ignore[assignment]
             sums.add(*parts)

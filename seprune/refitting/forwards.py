@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.evaluation import device_of
+from seprune.processes import join
 from seprune.refitting.targets import Target
 from seprune.taps import Tap
 from seprune.watch import tapped
@@ -109,12 +110,21 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 class Forwards:
-    """The forwards of both networks, batch by batch, as far as they have come."""
+    """The forwards of both networks, batch by batch, as far as they have come.
+
+    Of several processes each has its share of the batches, the first process the first of them.
+    Fewer batches than processes are not shared: then each process has them all.
+    """
 
     def __init__(
         self, teacher: nn.Module, model: nn.Module, images: Tensor, targets: Sequence[Target]
     ) -> None:
-        self.teacher, self.model, self.images, self.targets = teacher, model, images, targets
+        self.teacher, self.model, self.targets = teacher, model, targets
+        self.images = len(images)
+        batches = list(enumerate(torch.split(images, _BATCH)))
+        rank, world = join(device_of(model))
+        self.shared = 1 < world <= len(batches)
+        self.batches = batches[rank::world] if self.shared else batches
         self.waiting: list[tuple[Forward, Forward]] = []
 
     def __enter__(self) -> Forwards:
@@ -123,18 +133,23 @@ class Forwards:
     def __exit__(self, *_: Any) -> None:
         self.stop()
 
-    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """For every batch what the parent shows, and the input of the layer.
+    @property
+    def own(self) -> int:
+        """How many images are this process's."""
+        return sum(len(batch) for _, batch in self.batches)
+
+    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
+        """For every batch its first image's number, what the parent shows, the layer's input.
 
         Without `wait` all forwards start anew and end when they have been here.
         """
-        for number, batch in enumerate(torch.split(self.images, _BATCH)):
+        for number, (place, batch) in enumerate(self.batches):
             if not wait:
                 self.stop()
             if not wait or number == len(self.waiting):
                 later = self.targets[self.targets.index(target) :]
                 self.waiting.append(self.start(batch, later if wait else [target]))
-            yield self.show(target, *self.waiting[-1 if not wait else number])
+            yield place * _BATCH, *self.show(target, *self.waiting[-1 if not wait else number])
         if not wait:
             self.stop()
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from seprune.processes import sum_over_processes
+
 
 @dataclass(frozen=True)
 class Product:
@@ -145,6 +147,13 @@ class Normal:
         self.residual += torch.stack([r.sum(2), r.square().sum(2)])
         self.target += torch.stack([t.sum(2), t.square().sum(2)])
         self.rows += x.shape[2]
+
+    def over_processes(self) -> Normal:
+        """The sums of all processes, in each of them."""
+        known = [t if self.whole else sum_over_processes(t) for t in (self.gram, self.sums)]
+        new = [sum_over_processes(t) for t in (self.cross, self.residual, self.target)]
+        rows = sum_over_processes(torch.tensor(self.rows, device=self.gram.device))
+        return Normal(known[0], new[0], known[1], new[1], new[2], int(rows), self.whole)
 
     def solve(self, ridge: float, pull: Tensor, *, intercept: bool) -> Solution:
         """The change of the weights, and of the intercept, with the least ridge loss.

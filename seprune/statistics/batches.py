@@ -1,14 +1,12 @@
-"""Batches of images from anybody's loader, shared among processes that live and die together."""
+"""Batches of images from anybody's loader, shared among the processes."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -76,27 +74,3 @@ def count_images(loader: Any) -> int:
         return min(batches * size, len(loader.dataset))
     except (TypeError, AttributeError):
         return 0
-
-
-@contextmanager
-def together(rank: int, world: int) -> Iterator[None]:
-    """An error in one process ends all of them, instead of leaving the others to wait."""
-    if world == 1:
-        yield
-        return
-    own: Exception | None = None
-    try:
-        yield
-    except Exception as error:  # told to the others first, then raised again
-        own = error
-    said: list[str | None] = [None] * world
-    dist.all_gather_object(said, None if own is None else f"{type(own).__name__}: {own}")
-    if own is not None:
-        raise own
-    for other, message in enumerate(said):
-        if message is not None:
-            raise InputError(
-                f"process {other} of {world} failed, so process {rank} stops",
-                why=message,
-                fix="mend what it says and start all processes again",
-            )

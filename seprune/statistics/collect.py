@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from seprune.errors import InputError
 from seprune.evaluation import evaluating
 from seprune.gates import Gate, find_gates
-from seprune.processes import join, resolve_device
+from seprune.processes import join, resolve_device, united
 from seprune.progress import Track, silent
 from seprune.statistics.accumulate import all_reduce
 from seprune.statistics.batches import (
     Pair,
     count_images,
     open_batches,
-    together,
 )
 from seprune.statistics.caveats import caveats
 from seprune.statistics.columns import Layout
@@ -113,22 +112,21 @@ def collect_statistics(
     device = resolve_device(options.device)
     rank, world = join(device)
     meta = {"model": fingerprint(model)} | dict(options.meta)
-    with evaluating(model, device), _frozen(model):
-        with together(rank, world):
-            first, pairs = open_batches(loader, device, rank, world)
-            found = tuple(find_gates(model, first[0][:2]) if gates is None else gates)
-            scene = _scene(model, found, first, gradients, options)
-            unfinished = _unfinished(scene, options, meta, rank, world)
-            with open_rows(options.per_sample, scene.layout.width) as rows:
-                observer = Observer(scene, rows)
-                unfinished.restore(observer)
-                work = _work(observer, pairs, unfinished)
-                with observer.attached():
-                    for _ in track(work, label="collecting", total=count_images(loader) // world):
-                        pass
-                observer.check()
-                if rows is not None and options.per_sample is not None:
-                    rows.write(_of_process(options.per_sample, rank, world))
+    with united(), evaluating(model, device), _frozen(model):
+        first, pairs = open_batches(loader, device, rank, world)
+        found = tuple(find_gates(model, first[0][:2]) if gates is None else gates)
+        scene = _scene(model, found, first, gradients, options)
+        unfinished = _unfinished(scene, options, meta, rank, world)
+        with open_rows(options.per_sample, scene.layout.width) as rows:
+            observer = Observer(scene, rows)
+            unfinished.restore(observer)
+            work = _work(observer, pairs, unfinished)
+            with observer.attached():
+                for _ in track(work, label="collecting", total=count_images(loader) // world):
+                    pass
+            observer.check()
+            if rows is not None and options.per_sample is not None:
+                rows.write(_of_process(options.per_sample, rank, world))
         statistics = _finish(observer, found, meta, loader)
     unfinished.done()
     return statistics

@@ -75,9 +75,10 @@ class Unfinished:
         observer.samples, observer.batches = facts["samples"], facts["batches"]
 
     def done(self) -> None:
-        """The statistics are complete: the state is of no more use."""
+        """The statistics are complete: no state is of use any more, nor one of fewer processes."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for path in self.path.parent.glob("collecting-*of*.safetensors"):
+                path.unlink(missing_ok=True)
 
 
 def _state(observer: Observing, room: str) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,240 @@
+"""What each part of recovery brings: plain fine-tuning, then BN recalibration, distillation, EMA.
+
+A trained network is cut once at each budget (logit sensitivity, no refit); every variant adds one
+part to the one before it and trains the same cut network for the same epochs on the same images.
+Top-1 on the reporting images, of the last epoch and of the one that the validation split chose.
+Cells (budget, variant, seed) that the result file holds are not run again.
+
+    python benchmarks/recovery.py --checkpoint CHECKPOINT.pth --data FOLDER          # short, CPU
+    python benchmarks/recovery.py --checkpoint CHECKPOINT.pth --data FOLDER --device cuda \
+        --train 0 --reporting 0 --epochs 40 --batch 128 --calibration 4096
+    python benchmarks/recovery.py --model seprune/se_resnet56 --checkpoint RUN/trained \
+        --data FOLDER --device cuda --train 0 --reporting 0 --epochs 200 --batch 128 \
+        --calibration 4096 --macs 0.47 0.39 0.30 --variants plain bn distilled ema refit
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seprune.budget import make_plan
+from seprune.data import Data, DataSettings, open_data
+from seprune.evaluation import evaluate
+from seprune.files import write_json
+from seprune.finetuning import FineTuned, FineTuneSettings, finetune
+from seprune.finetuning.generations import load_generation
+from seprune.importance import collecting, score
+from seprune.pipeline.subject import Subject, open_subject
+from seprune.plan import PruningPlan
+from seprune.processes import resolve_device
+from seprune.pruning import cuttable, prune
+from seprune.recipe.sections import Model
+from seprune.refitting import RefitOptions, refit
+from seprune.statistics import CollectOptions, collect_statistics
+
+RESULTS = Path(__file__).parent / "results"
+# name -> what it adds to the one before; `refit` takes the place of BN recalibration in the last
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bn": {"recalibrate": True},
+    "distilled": {"recalibrate": True, "distill": True},
+    "ema": {"recalibrate": True, "distill": True, "ema": True},
+    "refit": {"refit": True, "distill": True, "ema": True},
+}
+
+
+def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(arguments.threads)
+    result = started(arguments)
+    data, subject = opened(arguments)
+    if "parent" not in result:
+        result |= {"parent": top1(subject.model, data, arguments), "images": vars(data.info)}
+        result["images"] = {k: result["images"][k] for k in ("training", "validation", "reporting")}
+    cells = itertools.product(range(arguments.seeds), arguments.macs, arguments.variants)
+    done = {(row["seed"], row["macs"], row["variant"]) for row in result["cells"]}
+    left = [cell for cell in cells if cell not in done]
+    for cell in left[: arguments.at_most or None]:
+        result["cells"].append(row(subject, data, arguments, cell))
+        write_json(arguments.out, result)
+        print(json.dumps(result["cells"][-1]), flush=True)
+    print(f"{max(len(left) - arguments.at_most, 0) if arguments.at_most else 0} cells are left")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="seprune/se_resnet20")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="train/ and val/")
+    parser.add_argument("--mean", type=float, nargs=3, default=(0.4914, 0.4822, 0.4465))
+    parser.add_argument("--std", type=float, nargs=3, default=(0.2470, 0.2435, 0.2616))
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS)[:4], choices=VARIANTS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=6000, help="images of train/, 0: all")
+    parser.add_argument("--reporting", type=int, default=5000, help="images of val/, 0: all")
+    parser.add_argument("--calibration", type=int, default=2048)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--at-most", type=int, default=0, help="cells in this call, 0: all")
+    parser.add_argument("--work", type=Path, default=Path("runs/recovery"))
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    network = arguments.model.split("_")[-1].removesuffix("resnet20")
+    words = ("recovery", network, resolve_device(arguments.device).type)
+    name = "-".join(word for word in words if word) + ".json"
+    arguments.out = arguments.out or RESULTS / name
+    return arguments
+
+
+def started(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The result file as it is, or a new one; one of other settings is refused."""
+    device = resolve_device(arguments.device)
+    shown = ("model", "train", "reporting", "calibration", "epochs", "batch", "lr", "ema")
+    settings = {name: getattr(arguments, name) for name in shown}
+    if arguments.out.exists():
+        found: dict[str, Any] = json.loads(arguments.out.read_text())
+        if found["settings"] != settings:
+            sys.exit(f"{arguments.out} holds results of {found['settings']}: choose another --out")
+        return found
+    paths = {str(arguments.checkpoint), str(arguments.data)}
+    command = [Path(w).name if w in paths else w for w in sys.argv[1:]]
+    return {
+        "command": " ".join(["python", "benchmarks/recovery.py", *command]),
+        "date": date.today().isoformat(),
+        "hardware": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU, {arguments.threads} thread",
+        "torch": torch.__version__,
+        "settings": settings,
+        "cells": [],
+    }
+
+
+def opened(arguments: argparse.Namespace) -> tuple[Data, Subject]:
+    settings = DataSettings(
+        input=(3, 32, 32),
+        mean=tuple(arguments.mean),
+        std=tuple(arguments.std),
+        cache="device",
+        augment="crop",
+    )
+    folder = arguments.work / f"images-{arguments.train}-{arguments.reporting}"
+    some(arguments.data / "train", folder / "train", arguments.train)
+    some(arguments.data / "val", folder / "val", arguments.reporting)
+    data = open_data(str(folder), settings)
+    section = Model(name=arguments.model, classes=10, checkpoint=str(arguments.checkpoint))
+    return data, open_subject(section, shape=(3, 32, 32))
+
+
+def some(source: Path, into: Path, count: int) -> None:
+    """Links to the first images of every class, `count` in all."""
+    classes = sorted(p for p in source.iterdir() if p.is_dir())
+    for folder in classes:
+        (into / folder.name).mkdir(parents=True, exist_ok=True)
+        files = sorted(folder.iterdir())
+        for file in files[: count // len(classes) if count else None]:
+            link = into / folder.name / file.name
+            if not link.is_symlink():
+                link.symlink_to(file.resolve())
+
+
+def row(
+    subject: Subject,
+    data: Data,
+    arguments: argparse.Namespace,
+    cell: tuple[int, float, str],
+) -> dict[str, Any]:
+    """One cell: train one variant, score its last and its chosen epoch."""
+    seed, macs, variant = cell
+    start = time.perf_counter()
+    small, how = cut(subject, data, arguments, macs), VARIANTS[variant]
+    if how.get("refit"):
+        options = RefitOptions(images=arguments.calibration, device=arguments.device)
+        loader = data.calibration(arguments.calibration)
+        small = refit(subject.model, small, planned(arguments, macs), loader, options=options).model
+    on_gpu = resolve_device(arguments.device).type == "cuda"
+    settings = FineTuneSettings(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch,
+        lr=arguments.lr,
+        warmup_epochs=min(0.2, arguments.epochs / 10),
+        recalibrate=arguments.calibration if how.get("recalibrate") else 0,
+        ema=arguments.ema if how.get("ema") else None,
+        precision="bf16" if on_gpu else "no",
+        channels_last=on_gpu,
+        device=arguments.device,
+        seed=seed,
+    )
+    folder = arguments.work / f"{variant}-{macs}-{seed}-{arguments.epochs}"
+    teacher = subject.model if how.get("distill") else None
+    tuned = finetune(small, data, settings, teacher=teacher, folder=folder)
+    chosen = top1(tuned.model, data, arguments)
+    last = chosen if tuned.best_epoch == arguments.epochs - 1 else top1(
+        of_last_epoch(tuned, folder, ema="ema" in how), data, arguments)  # fmt: skip
+    first = tuned.recalibrated or tuned.before
+    return {
+        "seed": seed,
+        "macs": macs,
+        "variant": variant,
+        "validation_at_start": first.top1 if first else None,
+        "validation": [r.top1 for r in tuned.history],
+        "chosen": chosen,
+        "last": last,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def planned(arguments: argparse.Namespace, macs: float) -> PruningPlan:
+    return PruningPlan.load(arguments.work / f"plan-{macs}.json")
+
+
+def cut(subject: Subject, data: Data, arguments: argparse.Namespace, macs: float) -> nn.Module:
+    """The cut network; plans are made once, with statistics of the calibration images."""
+    if not (arguments.work / f"plan-{macs}.json").exists():
+        structure = cuttable(subject.model, subject.example())
+        statistics = collect_statistics(
+            subject.model,
+            data.calibration(arguments.calibration),
+            gates=structure.gates,
+            gradients="logits",
+            options=collecting(structure, CollectOptions(device=arguments.device)),
+        )
+        importance = score(structure, statistics)
+        for budget in arguments.macs:
+            plan = make_plan(structure, importance, macs=budget)
+            plan.save(arguments.work / f"plan-{budget}.json")
+    return prune(subject.model, planned(arguments, macs), subject.example())
+
+
+def of_last_epoch(tuned: FineTuned, folder: Path, *, ema: bool) -> nn.Module:
+    """The network as the last epoch left it, from the saved state."""
+    kept = load_generation(folder / "state")
+    assert kept is not None
+    prefix = "average." if ema else "model."
+    weights = {n.removeprefix(prefix): t for n, t in kept.tensors.items() if n.startswith(prefix)}
+    tuned.model.load_state_dict(weights)
+    return tuned.model
+
+
+def top1(model: nn.Module, data: Data, arguments: argparse.Namespace) -> float:
+    return evaluate(model, data.reporting(500), device=arguments.device).top1
+
+
+if __name__ == "__main__":
+    main()

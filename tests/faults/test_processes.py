@@ -1,0 +1,208 @@
+"""Several processes under `torchrun`: the same as one, and all of them end when one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from seprune.report.measurement import read
+from seprune.runs import RunFolder
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "model.name=seprune/se_resnet8",
+    "train=null",
+    "data.batch_size=50",
+    "collect.images=320",
+    "plan.min_channels=2",
+    "finetune.epochs=2",
+    "finetune.batch_size=100",
+    "finetune.recalibrate=64",
+    "finetune.warmup_epochs=0",
+    "report.latency=false",
+    "report.html=false",
+    "device=cpu",
+)
+
+
+def launch(world: int, out: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """`seprune run quickstart` by `torchrun`, or alone where `world` is 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(port)]
+    command = [sys.executable, "-m", *([*torchrun, "-m"] if world else []), "seprune"]
+    return subprocess.Popen(
+        [*command, "run", "quickstart", "--out", str(out), *SMALL, *overrides],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    said: str = process.communicate(timeout=200)[0]
+    return said
+
+
+def ranks(process: subprocess.Popen[str]) -> dict[int, int]:
+    """rank -> pid of the processes that `torchrun` has started."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            words = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        given = [w for w in words if w.startswith(b"RANK=")]
+        if int(parent) == process.pid and given:
+            found[int(given[0][5:])] = int(folder.name)
+    return found
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, end(process)
+        time.sleep(0.05)
+
+
+def curve(out: Path) -> list[float]:
+    lines = (out / "finetuned" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def stages(out: Path) -> list[str]:
+    return [record.stage for record in RunFolder(out).records()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    process = launch(0, out)
+    assert process.wait(200) == 0, end(process)
+    return out
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_stage_on_several_processes_equals_one(tmp_path: Path, alone: Path, world: int):
+    """359 reporting images, batches of 50 and 100: nothing divides by 2 or 3."""
+    process = launch(world, tmp_path)
+    said = end(process)
+    assert process.returncode == 0, said
+    assert said.count("report: ") == 1, "one process speaks"
+    assert stages(tmp_path) == stages(alone)
+    plans = [json.loads((out / "plan.json").read_text())["groups"] for out in (tmp_path, alone)]
+    assert plans[0] == plans[1]
+    ours, theirs = (load_file(out / "pruned" / "model.safetensors") for out in (tmp_path, alone))
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6) for name in theirs)
+    assert curve(tmp_path) == pytest.approx(curve(alone), rel=1e-4)
+    for mine, other in zip(read(tmp_path).measurements, read(alone).measurements, strict=True):
+        assert (mine.stage, mine.count, mine.macs) == (other.stage, other.count, other.macs)
+        assert mine.loss == pytest.approx(other.loss, rel=1e-4 if "tuned" in mine.stage else 1e-6)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not {name for name in left if name.startswith("collecting-") or name.endswith(".part")}
+
+
+@pytest.mark.slow
+@pytest.mark.fault(33)
+@pytest.mark.fault(28)
+def test_a_killed_process_ends_all_and_fewer_go_on(tmp_path: Path):
+    process = launch(2, tmp_path, "finetune.epochs=60", "finetune.schedule=constant")
+    wait_for(tmp_path / "finetuned" / "metrics.jsonl", process)
+    pids = ranks(process)
+    start = time.monotonic()
+    os.kill(pids[1], signal.SIGKILL)
+    said = end(process)
+    assert time.monotonic() - start < 60
+    assert process.returncode != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    assert "go on with: " in said or "it goes on, also with fewer processes" in said, said
+    assert said.count("error: ") == 1
+    before, lines = stages(tmp_path), curve(tmp_path)
+    last = launch(0, tmp_path, "finetune.epochs=60", "finetune.schedule=constant")
+    wait_for(tmp_path / "finetuned" / "state", last)
+    deadline = time.monotonic() + 60
+    while len(curve(tmp_path)) <= len(lines) + 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    last.send_signal(signal.SIGTERM)
+    assert end(last) is not None
+    assert last.returncode in (0, 143)
+    assert curve(tmp_path)[: len(lines)] == lines, "the epochs before are not done again"
+    assert stages(tmp_path)[: len(before)] == before
+
+
+@pytest.mark.slow
+@pytest.mark.fault(33)
+def test_a_process_that_hangs_ends_all(tmp_path: Path):
+    process = launch(2, tmp_path, "finetune.epochs=60", SEPRUNE_TIMEOUT="5")
+    wait_for(tmp_path / "finetuned" / "metrics.jsonl", process)
+    pids = ranks(process)
+    os.kill(pids[1], signal.SIGSTOP)
+    said = end(process)
+    assert process.returncode != 0
+    assert "another of the 2 processes ended without a word, or hangs" in said, said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+
+def pictures(folder: Path, *, damaged: str) -> Path:
+    """Images of two classes in train/ and val/; one of them is damaged in its middle."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            for number in range(12):
+                path = folder / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((64, 64)).save(path)
+    path = folder / damaged
+    whole = bytearray(path.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 200] = bytes(200)
+    path.write_bytes(whole)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.fault(33)
+def test_an_error_in_one_process_is_the_error_of_all(tmp_path: Path):
+    """Only the second process decodes the second image: its error ends both, with its status."""
+    path = pictures(tmp_path / "images", damaged="val/a/1.png")
+    process = launch(
+        2, tmp_path / "run", f"data.source={tmp_path / 'images'}", "data.cache=none",
+        "data.augment=none", "model.input=[3,64,64]",
+    )  # fmt: skip
+    said = end(process)
+    assert f"error: process 1 of 2: {path}" in said.replace("\n", ""), said
+    assert "Traceback" not in said.partition("torch/distributed")[0].partition("error: ")[2][:500]
+    assert said.count("exitcode  : 3") == 2, said
+    assert not stages(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(33)
+def test_a_fault_of_the_first_process_alone_is_the_error_of_all(tmp_path: Path):
+    """Only the first process takes the lock; who holds the folder is said once."""
+    out = tmp_path / "run"
+    holder = launch(0, out, "finetune.epochs=60")
+    wait_for(out / "lock.json", holder)
+    second = launch(2, out, "finetune.epochs=60")
+    said = end(second)
+    holder.kill()
+    assert f"{out}: another run works here" in said.replace("\n", ""), said
+    assert said.count("another run works here") == 1
+    assert said.count("exitcode  : 6") == 2, said
+    holder.communicate()
