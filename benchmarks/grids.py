@@ -1,0 +1,199 @@
+"""What the leaderboard compares: networks, ways to choose channels, budgets, ways to recover."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from seprune.recipe import Recipe, load_recipe
+
+NETWORKS = {
+    "se_resnet20": "cifar10-seresnet20",
+    "se_resnet56": "cifar10-seresnet56",
+    "mobilenet_v3_small": "cifar10-mobilenetv3",
+    "regnety": "cifar10-regnety",
+}
+_PLAIN = (
+    "gate_logit", "gate_fisher", "gate_fisher_sampled", "gate_fisher_smoothed", "gate_taylor",
+    "gate_mean", "gate_max", "gate_std", "gate_class", "gate_between", "gate_bn", "gate_energy",
+    "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform",
+)  # fmt: skip
+_COUPLED = ("gate_logit", "gate_fisher", "gate_taylor")
+METHODS: dict[str, tuple[str, ...]] = {
+    **{name: (f"importance.criterion={name}", "importance.combine=mean") for name in _PLAIN},
+    **{
+        f"{name} coupled": (f"importance.criterion={name}", "importance.combine=coupled")
+        for name in _COUPLED
+    },
+    **{
+        f"gate_logit {combine} {allocation}".replace(" mean", "").replace(" global", ""): (
+            "importance.criterion=gate_logit",
+            f"importance.combine={combine}",
+            f"plan.allocation={allocation}",
+        )
+        for combine, allocation in (
+            ("mean", "trade"),
+            ("coupled", "trade"),
+            ("joint", "global"),
+            ("joint", "trade"),
+        )
+    },
+    "l2 trade": ("importance.criterion=l2", "plan.allocation=trade"),
+    "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
+    "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
+    "gate_logit isomorphic": ("importance.criterion=gate_logit", "plan.allocation=isomorphic"),
+    "gate_logit 4 cuts": ("importance.criterion=gate_logit", "plan.steps=4"),
+    "l2 4 cuts": ("importance.criterion=l2", "plan.steps=4"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared with what.
+
+    `paths`: how a cut is recovered, how long it is tuned, and which of the methods go this way
+    (first, behind the last).
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    methods: tuple[str, ...]
+    budgets: tuple[float, ...]
+    paths: tuple[tuple[str, str, int, int | None], ...]
+    epochs: Mapping[str, int]
+    common: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    calibration: tuple[int, ...] = (2048,)
+    train: int | None = None  # images that are looked at; None: all
+    val: int | None = None
+    skip: int = 0  # images of val/ that are left to the others: those choose, these report
+
+
+_FIRST = ("gate_logit", "l2", "uniform")  # the last one is the width-scaled dense sibling
+_SCRATCH = ("finetune.lr=0.1", "finetune.warmup_epochs=5")
+QUIET = ("report.latency=false", "report.html=false", "plan.round_to=1")
+_SMALL = (
+    *QUIET, "device=cpu", "data.workers=0", "data.validation=0", "finetune.recalibrate=0",
+    "finetune.distill=null", "finetune.lr=0.02", "finetune.warmup_epochs=0.1",
+)  # fmt: skip
+GRIDS = {
+    "cpu": Grid(
+        name="cpu",
+        networks=("se_resnet20",),
+        methods=(
+            "gate_logit", "l2", "hessian", "random", "lamp", "gate_fisher", "gate_logit coupled",
+            "l1", "taylor", "gate_mean", "bn_scale", "fpgm", "gate_energy",
+        ),
+        budgets=(0.5, 0.3),
+        paths=(("bn", "none", 4, None), ("refit", "none", 0, 3), ("bn", "short", 0, 4)),
+        epochs={"none": 0, "short": 1},
+        common=_SMALL,
+        calibration=(1000,),
+        train=3000,
+        val=3000,
+    ),
+    "choice": Grid(
+        name="choice",
+        networks=("se_resnet20",),
+        methods=(
+            "gate_logit", "gate_logit trade", "gate_logit joint trade", "l2", "gate_logit coupled",
+            "gate_logit joint", "gate_logit coupled trade", "l2 trade",
+        ),
+        budgets=(0.5, 0.3),
+        paths=(("bn", "none", 0, None),),
+        epochs={"none": 0},
+        common=_SMALL,
+        calibration=(1000,),
+        train=3000,
+        val=2000,
+        skip=3000,
+    ),
+    "calibration": Grid(
+        name="calibration",
+        networks=("se_resnet20",),
+        methods=("gate_logit", "gate_fisher", "gate_mean"),
+        budgets=(0.5,),
+        paths=(("none", "bn", 0, None),),
+        epochs={"bn": 0},
+        common=(*_SMALL, "finetune.recalibrate=1000"),
+        calibration=(100, 300, 1000, 3000, 10000),
+        train=30000,
+        val=3000,
+    ),
+    "full": Grid(
+        name="full",
+        networks=tuple(NETWORKS),
+        methods=_FIRST + tuple(m for m in METHODS if m not in _FIRST),
+        budgets=(0.7, 0.5, 0.3, 0.15),
+        paths=(
+            ("bn", "short", 0, None),
+            ("refit", "short", 0, None),
+            ("refit", "full", 0, None),
+            ("scratch", "total", 0, 3),
+        ),
+        epochs={"short": 3, "full": 40, "total": 140},
+        common=(
+            *QUIET, "report.last_epoch=true", "data.cache=device", "finetune.recalibrate=0",
+            "finetune.lr=0.02",
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a network, a way to choose channels, a way to recover; all budgets of the grid."""
+
+    grid: Grid
+    network: str
+    method: str
+    seed: int
+    recover: str
+    tuning: str
+    images: int
+
+    @property
+    def name(self) -> str:
+        """The folder of its run."""
+        budgets = " ".join(map(str, self.grid.budgets))
+        words = f"{self.network} {self.method} {self.recover} {self.tuning} {budgets}"
+        return f"{words} images {self.images} seed {self.seed}".replace(" ", "-")
+
+    def recipe(self, data: Path, checkpoint: Path | None) -> Recipe:
+        """The recipe that this cell is."""
+        budgets = ", ".join(map(str, self.grid.budgets))
+        given = (
+            f"name='{self.network}: {self.method}, {self.recover}, {self.tuning}'",
+            f"data.source={data}",
+            f"model.checkpoint={checkpoint or 'null'}",
+            f"seed={self.seed}",
+            f"plan.macs=[{budgets}]",
+            f"collect.images={self.images}",
+            f"prune.recover={self.recover}",
+            *self.grid.common,
+            f"finetune.epochs={self.grid.epochs[self.tuning]}",
+            *(_SCRATCH if self.recover == "scratch" else ()),
+            *METHODS[self.method],
+        )
+        return load_recipe(NETWORKS[self.network], given)
+
+    def column(self, stage: str) -> str | None:
+        """What the leaderboard calls a measurement of this run; None for what it leaves out."""
+        tuned = f"{self.recover} {self.tuning}" if self.tuning != "bn" else "bn"
+        return {
+            "pruned": "cut",
+            "recalibrated": "bn",
+            "refitted": "refit",
+            "fine-tuned": tuned,
+            "last epoch": f"{tuned} last",
+        }.get(stage)
+
+
+def cells(grid: Grid) -> Iterator[Cell]:
+    """Every run of a grid; the first ways to recover and the first criteria come first."""
+    for network, (recover, tuning, *some) in itertools.product(grid.networks, grid.paths):
+        for method, seed in itertools.product(grid.methods[slice(*some)], grid.seeds):
+            for images in grid.calibration:
+                yield Cell(grid, network, method, seed, recover, tuning, images)
