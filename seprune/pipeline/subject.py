@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def open_subject(
     shape, classes = section.input or shape, section.classes or classes
     folder = _folder(section)
     if folder is not None:
+        _check_folder(folder, section)
         return _from_folder(folder, shape, allow_code=allow_code)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -146,6 +148,39 @@ def _folder(section: ModelSection) -> Path | None:
             code="not-ours",
         )
     return None
+
+
+def _check_folder(folder: Path, section: ModelSection) -> None:
+    """Refuse a folder that holds another network than the section asks for."""
+    held = saved.read_architecture(folder)
+    asked = section.name
+    if is_pruned_folder(Path(asked)):
+        asked = saved.read_architecture(Path(asked)).name
+    if _resolved(asked) != _resolved(held.name) or (section.args and section.args != held.args):
+        raise InputError(
+            f"{folder}: weights of another architecture",
+            why=f"the folder holds {_spelled(held.name, held.args or {})}, "
+            f"{_spelled(asked, section.args)} is asked for",
+            fix=f"give the folder alone in the place of MODEL: {folder}",
+            code="checkpoint-mismatch",
+        )
+    if section.classes and held.classes and section.classes != held.classes:
+        raise InputError(
+            f"{folder}: weights for {held.classes} classes, the model has {section.classes}",
+            why=f"the folder holds {held.name} for {held.classes} classes",
+            fix=f"--classes {held.classes}",
+            code="checkpoint-classes",
+        )
+
+
+def _resolved(name: str) -> str:
+    """A name of a network; FILE.py:FUNCTION however the path is spelled."""
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else name
+
+
+def _spelled(name: str, args: Mapping[str, object]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in args.items())])
 
 
 def _from_folder(folder: Path, shape: tuple[int, int, int] | None, *, allow_code: bool) -> Subject:

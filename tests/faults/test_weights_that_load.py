@@ -126,6 +126,23 @@ def test_a_pruned_folder_in_place_of_a_checkpoint(terminal, tmp_path):
     assert report["measurements"][0]["loss"] == json.loads(alone.out)["loss"]
 
 
+@pytest.mark.fault(14)
+@pytest.mark.parametrize(
+    ("asked", "code", "says"),
+    [
+        (["seprune/se_resnet20"], "checkpoint-mismatch", "holds seprune/se_resnet8, seprune/se_r"),
+        ([NET, "--set", "model.args.reduction=4"], "checkpoint-mismatch", "reduction=4 is asked"),
+        ([NET, "--classes", "7"], "checkpoint-classes", "10 classes, the model has 7"),
+    ],
+)
+def test_a_pruned_folder_of_another_network(terminal, tmp_path, asked, code, says):
+    words = (NET, "--data", "digits", "--importance", "l2", "--out", tmp_path / "m")
+    assert terminal("prune", *words).status == 0
+    with untouched(tmp_path / "m"):
+        more = ("--checkpoint", tmp_path / "m", "--data", "digits", "--json")
+        terminal("evaluate", *asked, *more).refused(3, code, says=says)
+
+
 @pytest.mark.fault(10)
 def test_a_whole_model_is_converted_when_the_flag_names_it(terminal, tmp_path, expected):
     model = build(NET, classes=10, input=(1, 8, 8))
