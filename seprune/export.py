@@ -200,10 +200,10 @@ def _impossible(model: object, error: Exception) -> InputError:
 
 
 def _opener(format: str) -> Callable[[Path], Run]:
-    return _open_onnx if format == "onnx" else _open_pt2
+    return open_onnx if format == "onnx" else _open_pt2
 
 
-def _open_onnx(path: Path) -> Run:
+def open_onnx(path: Path) -> Run:
     """The file in ONNX Runtime, with as many threads as torch has."""
     runtime = _extra()
     options = runtime.SessionOptions()

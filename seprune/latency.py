@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # torch is imported where it is used: reports read `Latency` 
 WARM_UP = 3
 ENOUGH_ROUNDS = 5
 PATIENCE_SECONDS = 20.0
+LONGEST_SECONDS = 120.0
+"""A batch size whose shortest measurement would take longer is left out, and said."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def latency(
         models: modules, or other callables (an ONNX Runtime session), by name.
         shape: of one image, e.g. (3, 224, 224).
         repeats: rounds; fewer (but 5) where they would take more than 20 s a batch size.
-        runtime: what the numbers are filed under; `compiled` compiles the modules here.
+        runtime: what the numbers are filed under.
 
     Raises:
         EnvironmentFault: no such device, or out of memory at the smallest batch size.
@@ -74,9 +76,12 @@ def latency(
     place, smallest = _device(device), min(batch_sizes)
     results: list[Latency] = []
     with torch.no_grad(), contextlib.ExitStack() as stack:
-        calls = {name: _ready(model, place, runtime, stack) for name, model in models.items()}
+        calls = {name: _ready(model, place, stack) for name, model in models.items()}
         for batch in sorted(set(batch_sizes)):
-            times, note = _try_batch(calls, _noise((batch, *shape), place), repeats)
+            note = _too_long(results, batch)
+            times: Mapping[str, Sequence[float]] = {}
+            if not note:
+                times, note = _try_batch(calls, noise((batch, *shape), place), repeats)
             if note and batch == smallest:
                 raise EnvironmentFault(
                     f"latency: {note} at batch {batch} on {device}",
@@ -88,6 +93,13 @@ def latency(
                 where = (device_name(place), torch.get_num_threads(), runtime, note)
                 results.append(Latency(name, batch, middle, spread, *where))
     return results
+
+
+def _too_long(smaller: Sequence[Latency], batch: int) -> str:
+    """A note where the fewest rounds would take too long, judged by smaller batch sizes."""
+    known = {x.name: x.median_ms / x.batch for x in smaller if x.median_ms is not None}
+    seconds = sum(known.values()) * batch * (WARM_UP + ENOUGH_ROUNDS) / 1e3
+    return "" if seconds <= LONGEST_SECONDS else f"it would have taken about {seconds:.0f} s"
 
 
 def layer_times(
@@ -104,10 +116,10 @@ def layer_times(
     place = _device(device)
     rounds: list[dict[str, float]] = []
     with torch.no_grad(), contextlib.ExitStack() as stack:
-        model = _ready(model, place, "eager", stack)
+        model = _ready(model, place, stack)
         kinds = {name: m for name, m in model.named_modules() if not any(m.children())}
         current = stack.enter_context(_stopwatches(kinds, place))
-        images = _noise((batch, *shape), place)
+        images = noise((batch, *shape), place)
         for _ in range(WARM_UP + repeats):
             current.clear()
             whole = _timed(model, images, place)
@@ -125,24 +137,33 @@ def layer_times(
 
 
 def speed_warning(
-    before: Latency,
-    after: Latency,
+    pairs: Sequence[tuple[Latency, Latency]],
     *,
     macs_before: int,
     macs_after: int,
     layers: Sequence[LayerTime] = (),
 ) -> str | None:
-    """A sentence where the time won is less than half of what the MACs promise, else None."""
-    if before.median_ms is None or after.median_ms is None or macs_after >= macs_before:
+    """A sentence where the time won is less than half of what the MACs promise, else None.
+
+    Args:
+        pairs: of the dense and the smaller network, one for each runtime.
+        layers: of the smaller network, slowest first.
+    """
+    promised = macs_before / macs_after
+    slow = [
+        f"{before.median_ms / after.median_ms:.2f}x as fast at batch {after.batch} "
+        f"({after.runtime})"
+        for before, after in pairs
+        if before.median_ms and after.median_ms
+        if before.median_ms / after.median_ms - 1 < (promised - 1) / 2
+    ]
+    if not slow:
         return None
-    promised, reached = macs_before / macs_after, before.median_ms / after.median_ms
-    if reached - 1 >= (promised - 1) / 2:
-        return None
+    after = pairs[0][1]
     eaters = ", ".join(f"{layer.name} {layer.share:.0%}" for layer in layers[:5])
     return (
-        f"{after.name}: {reached:.2f}x faster at batch {after.batch} on {after.device} "
-        f"({after.runtime}), where the MACs promise {promised:.2f}x"
-        + (f"; the time goes to {eaters}" if eaters else "")
+        f"{after.name}: {', '.join(slow)} on {after.device}, where the MACs promise "
+        f"{promised:.2f}x" + (f"; the time goes to {eaters}" if eaters else "")
     )
 
 
@@ -173,9 +194,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _ready(
-    model: Callable[..., Any], device: torch.device, runtime: str, stack: contextlib.ExitStack
-) -> Any:
+def _ready(model: Callable[..., Any], device: torch.device, stack: contextlib.ExitStack) -> Any:
     """The model in evaluation mode on `device`; a copy where it lives on another device."""
     import torch
 
@@ -185,10 +204,10 @@ def _ready(
     if weight is not None and weight.device.type != device.type:
         model = copy.deepcopy(model).to(device)
     stack.enter_context(quietly(model))
-    return torch.compile(model) if runtime == "compiled" else model
+    return model
 
 
-def _noise(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def noise(shape: tuple[int, ...], device: torch.device | str = "cpu") -> torch.Tensor:
     """Images from a generator of their own: measuring must not move the run's random state."""
     import torch
 
@@ -204,7 +223,7 @@ def _try_batch(
     try:
         return _take_turns(calls, images, repeats), ""
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if images.is_cuda:
             torch.cuda.empty_cache()
@@ -275,7 +294,8 @@ def _summary(times: Sequence[float]) -> tuple[float, float]:
     return float(middle), float(high - low)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
     import torch
 
     said = str(error).lower()

@@ -1,11 +1,13 @@
 """MACs against closed forms and published numbers; latency's plain-data side."""
 
 import math
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from seprune import latency as latency_module
 from seprune.cost import Cost, count, not_counted
 from seprune.errors import EnvironmentFault, InputError
 from seprune.latency import Latency, LayerTime, latency, layer_times, speed_warning
@@ -148,6 +150,15 @@ def test_out_of_memory_at_the_smallest_batch_is_an_error() -> None:
     assert caught.value.fix
 
 
+def test_a_batch_that_would_take_too_long_is_left_out_and_said(monkeypatch) -> None:
+    monkeypatch.setattr(latency_module, "LONGEST_SECONDS", 0.03)
+    nap = {"net": lambda _: time.sleep(0.002)}
+    rows = latency(nap, (1,), batch_sizes=(1, 64), repeats=1)
+    assert rows[0].median_ms is not None
+    assert rows[1].median_ms is None
+    assert rows[1].note.startswith("it would have taken about 1 s")
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="expected input"):
         latency({"net": small_net()}, (1, 8, 8), batch_sizes=(1,), repeats=1)
@@ -180,20 +191,19 @@ def test_a_warning_below_half_of_the_promised_gain(
     before: float | None, after: float, warned: bool
 ) -> None:
     said = speed_warning(
-        row("baseline", before), row("pruned", after), macs_before=200, macs_after=100
+        [(row("baseline", before), row("pruned", after))], macs_before=200, macs_after=100
     )
     assert (said is not None) == warned
 
 
 def test_the_warning_names_the_layers_that_eat_the_time() -> None:
     said = speed_warning(
-        row("baseline", 10.0),
-        row("pruned", 8.0),
+        [(row("baseline", 10.0), row("pruned", 8.0))],
         macs_before=200,
         macs_after=100,
         layers=[LayerTime("conv1", "Conv2d", 6.0, 0.75)],
     )
     assert said == (
-        "pruned: 1.25x faster at batch 1 on Testor 3000 (eager), where the MACs promise 2.00x; "
+        "pruned: 1.25x as fast at batch 1 (eager) on Testor 3000, where the MACs promise 2.00x; "
         "the time goes to conv1 75%"
     )

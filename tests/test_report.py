@@ -19,6 +19,7 @@ from seprune.report import Budget, GateSummary, GroupCut, Measurement, measureme
 from seprune.report.card import model_card
 from seprune.report.compare import compare
 from seprune.report.compare import write_csv as write_comparison_csv
+from seprune.report.figures import accuracy
 from seprune.report.figures import comparison as comparison_figure
 from seprune.report.gate_figures import SHOWN_CHANNELS, excitation, kept, stage_ends
 from seprune.report.html import write_comparison, write_html
@@ -257,11 +258,37 @@ def test_the_terminal_report_fits_80_columns(choice) -> None:
 
 def test_the_final_table_holds_the_numbers() -> None:
     text = printed(make_report())
-    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    lines: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        lines.setdefault(line.split("  ")[0], line.split())
     assert " ".join(lines["baseline"]) == "baseline 87.35 % 40.8 M 100 % 274 k 1.12 MB 5.1"
     tuned = " ".join(lines["fine-tuned · macs 0.5"])
     assert tuned.endswith("86.66 % 20.2 M 50 % 136 k 565 kB 3.35 (1.5x)")
     assert "latency: median ms at batch 1 on AMD EPYC 9V74, 2 threads" in text
+
+
+def test_every_runtime_and_batch_size_has_its_latency() -> None:
+    text = printed(make_report()).partition("Latency in ms on AMD EPYC 9V74, 2 threads")[2]
+    lines = [line.split() for line in text.splitlines()]
+    assert ["network", "runtime", "batch", "1", "batch", "64"] in lines
+    assert ["baseline", "onnxruntime", "3.06", "48.1"] in lines
+    slow = 0.496**0.6
+    cells = [f"{5.1 * slow:.3g}", f"({1 / slow:.1f}x)", f"{80.2 * slow:.3g}", f"({1 / slow:.1f}x)"]
+    assert ["fine-tuned", "·", "macs", "0.5", "eager", *cells] in lines
+
+
+def test_other_runs_stand_in_the_accuracy_figure() -> None:
+    one, two = make_report(), make_report(criterion="l2", budgets=(0.6,))
+    alone, both = accuracy(one)["data"], accuracy(one, [two])["data"]
+    assert both[: len(alone)] == alone
+    assert [t["name"] for t in both[len(alone) :]] == [
+        f"se_resnet-l2-s0 · {stage}"
+        for stage in ("baseline", "pruned", "recalibrated", "fine-tuned")
+    ]
+    assert len({t["marker"]["color"] for t in both[len(alone) :]}) == 1
+    whole, dense = (r.measurements[0].macs for r in (two, one))
+    assert both[-1]["x"] == [pytest.approx(59.6, abs=0.1)]
+    assert both[len(alone)]["x"] == [100 * whole / dense]
 
 
 def test_the_channels_of_a_group_say_what_happened_to_them() -> None:

@@ -58,6 +58,10 @@ def report(
     csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a channel.")] = None,
     group: Annotated[str | None, typer.Option(help="The channels of one group.")] = None,
     gate: Annotated[str | None, typer.Option(help="The channels of one gate.")] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Another run beside it; may be given several times."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """The report of a run, in the terminal or as a file.
@@ -65,15 +69,18 @@ def report(
     Examples:
       seprune report runs/quickstart --group layer1.0.conv1
       seprune report runs/quickstart --csv channels.csv
+      seprune report runs/quickstart --compare runs/other --html both.html
     """
     from seprune.report import measurement
 
-    _require_finished(run)
+    for path in (run, *(compare or ())):
+        _require_finished(path)
     found = measurement.read(run)
+    others = [measurement.read(path) for path in compare or ()]
     if html is not None:
         from seprune.report.html import write_html
 
-        write_html(found, html)
+        write_html(found, html, others)
     if csv is not None:
         from seprune.report.table import write_csv
 
@@ -84,6 +91,12 @@ def report(
         from seprune.report.terminal import show
 
         show(found, console.stdout(), group=group, gate=gate)
+        if others:
+            from seprune.cli.tables import comparison
+            from seprune.report import compare as comparing
+
+            made = comparing.compare([found, *others])
+            console.stdout().print(comparison(made.table()))
 
 
 def _require_finished(run: Path) -> None:

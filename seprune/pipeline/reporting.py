@@ -18,7 +18,6 @@ from seprune.data import Data
 from seprune.files import CARD, read_json, write_text
 from seprune.groups import Structure
 from seprune.importance import Importance
-from seprune.latency import layer_times, speed_warning
 from seprune.pipeline.steps import Cut
 from seprune.pipeline.subject import Subject, data_digests
 from seprune.plan import PruningPlan
@@ -53,6 +52,7 @@ class Told:
     measurements: tuple[Measurement, ...]
     chapters: tuple[Chapter, ...]
     seconds: dict[str, float]
+    slow: tuple[str, ...] = ()
     crowded: bool = False
     sensitivity: Sensitivity | None = None
 
@@ -215,20 +215,7 @@ def _warnings(told: Told) -> list[str]:
         said.append("the weights are random: accuracies say nothing, costs do")
     if told.crowded and told.recipe.report.latency:
         said.append("latencies were not measured: other runs worked on this machine")
-    return said + _slow(told)
-
-
-def _slow(told: Told) -> list[str]:
-    """Where the measured speed at the largest batch falls short of what the MACs promise."""
-    base = next(m for m in told.measurements if m.stage == "baseline")
-    timed = [m for m in told.measurements if m.latency and m is not base]
-    layers = layer_times(told.subject.model, told.subject.shape) if timed else []
-    costs = [{"macs_before": base.macs, "macs_after": m.macs} for m in timed]
-    said = (
-        speed_warning(base.latency[-1], m.latency[-1], layers=layers, **cost)
-        for m, cost in zip(timed, costs)
-    )
-    return [warning for warning in said if warning]
+    return [*said, *told.slow]
 
 
 def _write_cards(report: Report, chapter: Chapter) -> list[Path]:

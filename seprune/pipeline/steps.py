@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,6 @@ from seprune.progress import Track, silent
 from seprune.pruning import cuttable, prune
 from seprune.recipe.sections import Recipe, Train
 from seprune.refitting import RefitOptions, refit
-from seprune.report import Measurement
 from seprune.saved import Architecture, rebuilt
 from seprune.sensitivity import (
     Sensitivity,
@@ -286,25 +285,6 @@ class Bench:
     def device(self) -> str:
         """The device that the recipe's `device` means here."""
         return str(resolve_device(self.recipe.device))
-
-
-def with_latency(
-    measurements: Sequence[Measurement],
-    networks: Mapping[tuple[str, str | None], nn.Module],
-    bench: Bench,
-) -> list[Measurement]:
-    """The measurements with latencies; all networks take turns in one process."""
-    names = {f"{stage} {budget or ''}".strip(): (stage, budget) for stage, budget in networks}
-    times = latency(
-        {name: networks[key] for name, key in names.items()},
-        bench.subject.shape,
-        batch_sizes=bench.recipe.report.batch_sizes,
-        device=bench.device,
-    )
-    return [
-        replace(m, latency=[t for t in times if names[t.name] == (m.stage, m.budget)])
-        for m in measurements
-    ]
 
 
 class _Clock:

@@ -15,7 +15,7 @@ from seprune import saved
 from seprune.data import Data
 from seprune.files import SUMS, read_json, write_json
 from seprune.finetuning import METRICS, finetune
-from seprune.pipeline import reporting, steps
+from seprune.pipeline import reporting, steps, timing
 from seprune.pipeline.sharing import Sharing
 from seprune.pipeline.subject import Subject, data_digests, open_both
 from seprune.processes import first
@@ -43,6 +43,7 @@ class Story:
     measurements: list[Measurement] = field(default_factory=list)
     chapters: list[reporting.Chapter] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    slow: list[str] = field(default_factory=list)
 
     # -- what the stages stand on -----------------------------------------------------------------
 
@@ -281,7 +282,8 @@ class Story:
                 chapter.home / name, allow_code=self.allow_code
             )
         bench = self.bench
-        self.measurements = first(lambda: steps.with_latency(self.measurements, networks, bench))
+        self.measurements = first(lambda: timing.with_latency(self.measurements, networks, bench))
+        self.slow = first(lambda: timing.slow(self.measurements, networks, bench))
 
     def files(self, home: Path) -> list[Path]:
         """The files of a saved model and of its training; a card is the report's."""
@@ -304,6 +306,7 @@ class Story:
             measurements=tuple(self.measurements),
             chapters=tuple(self.chapters),
             seconds=dict(self.seconds),
+            slow=tuple(self.slow),
             crowded=self.crowded,
             sensitivity=self.sensitivity,
         )

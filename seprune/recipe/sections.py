@@ -40,11 +40,29 @@ def _budgets(value: Any) -> tuple[Budget, ...]:
     return values
 
 
+RUNTIMES = ("eager", "compiled", "onnx")
+
+
+def _runtimes(value: Any) -> bool | tuple[str, ...]:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (list, tuple)) or not value or set(value) - set(RUNTIMES):
+        raise ValueError(f"must be true, false or a list of {', '.join(RUNTIMES)}")
+    return tuple(dict.fromkeys(value))
+
+
 _ONE_BUDGET = {"type": ["number", "string"], "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 Budgets = Annotated[
     tuple[Budget, ...],
     BeforeValidator(_budgets),
     WithJsonSchema({"anyOf": [_ONE_BUDGET, {"type": "array", "items": _ONE_BUDGET}]}),
+]
+Runtimes = Annotated[
+    Any,
+    BeforeValidator(_runtimes),
+    WithJsonSchema(
+        {"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"enum": list(RUNTIMES)}}]}
+    ),
 ]
 Location = Annotated[str, Field(min_length=1), AfterValidator(_home)]
 Scalar = Annotated[
@@ -267,9 +285,12 @@ class Prune(Section):
 class Reporting(Section):
     """What the report measures."""
 
-    latency: bool = True
+    latency: Runtimes = Field(
+        default=True,
+        description="eager, compiled, onnx; true: eager, and onnx where it is installed",
+    )
     batch_sizes: tuple[Count, ...] = Field(
-        default=(1, 64), min_length=1, description="of the latencies"
+        default=(1, 8, 64), min_length=1, description="of the latencies; those that fit"
     )
     html: bool = True
     last_epoch: bool = Field(

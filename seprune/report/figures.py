@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from seprune.report import axes
 from seprune.report.axes import COLOURS, Figure
 from seprune.report.compare import Comparison, Row
-from seprune.report.measurement import STAGES, Budget, GroupCut, Report
+from seprune.report.measurement import STAGES, Budget, GroupCut, Measurement, Report
 from seprune.report.words import fraction_of
 
 MARKS = {  # symbol and dash
@@ -24,38 +24,53 @@ MARKS = {  # symbol and dash
     "last epoch": ("circle-open", "solid"),
     "fine-tuned": ("circle", "solid"),
 }
+OTHERS = ("@red", "@brown", "@pink", "@olive")  # colours of runs compared: none of the stages'
 STAGE_COLOURS = dict(
     zip(STAGES, ("@ink", "@orange", "@violet", "@green", "@brown", "@pink", "@blue"))
 )
 
 
-def accuracy(report: Report) -> Figure:
-    """Top-1 against the MACs kept, one line a stage, over the run's budgets."""
+def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
+    """Top-1 against the MACs kept, one line a stage, over the run's budgets.
+
+    Other runs have a colour each; their MACs too are shares of this run's baseline.
+    """
     base = report.baseline
     dense = base.macs if base else None
-    traces = []
-    for stage in STAGES:
-        found = [m for m in report.measurements if m.stage == stage and m.top1 is not None]
-        found.sort(key=lambda m: m.macs)
-        if not found:
-            continue
-        traces.append(
-            {
-                "type": "scatter",
-                "name": stage,
-                "mode": "markers" if len(found) == 1 else "lines+markers",
-                "x": [axes.rounded(100 * (fraction_of(m.macs, dense) or 0)) for m in found],
-                "y": [axes.rounded(100 * (m.top1 or 0)) for m in found],
-                "text": [f"{m.macs:,} MACs" for m in found],
-                "hovertemplate": "%{y:.2f} % top-1 at %{x:.1f} % of the MACs<br>%{text}",
-                "marker": {"size": 9, "color": STAGE_COLOURS[stage]},
-                "line": {"color": STAGE_COLOURS[stage], "width": 2},
-            }
-        )
-    layout = axes.layout("MACs kept (%)", "top-1 (%)", height=380)
+    traces = [
+        _stage_line(found, dense, STAGE_COLOURS[stage]) | {"name": stage}
+        for stage, found in _by_stage(report)
+    ]
+    for number, other in enumerate(others):
+        colour = OTHERS[number % len(OTHERS)]
+        for stage, found in _by_stage(other):
+            name = axes.label(f"{other.name} · {stage}")
+            traces.append(_stage_line(found, dense or found[0].macs, colour) | {"name": name})
+    layout = axes.layout("MACs kept (%)", "top-1 (%)", height=420 if others else 380)
     if base and base.top1 is not None:
         layout["shapes"] = [axes.line(y=100 * base.top1)]
     return {"data": traces, "layout": layout}
+
+
+def _by_stage(report: Report) -> Iterator[tuple[str, list[Measurement]]]:
+    for stage in STAGES:
+        found = [m for m in report.measurements if m.stage == stage and m.top1 is not None]
+        if found:
+            yield stage, sorted(found, key=lambda m: m.macs)
+
+
+def _stage_line(found: Sequence[Measurement], dense: int | None, colour: str) -> Figure:
+    symbol, dash = MARKS[found[0].stage]
+    return {
+        "type": "scatter",
+        "mode": "markers" if len(found) == 1 else "lines+markers",
+        "x": [axes.rounded(100 * (fraction_of(m.macs, dense) or 0)) for m in found],
+        "y": [axes.rounded(100 * (m.top1 or 0)) for m in found],
+        "text": [f"{m.macs:,} MACs" for m in found],
+        "hovertemplate": "%{y:.2f} % top-1 at %{x:.1f} % of the MACs<br>%{text}",
+        "marker": {"size": 9, "color": colour, "symbol": symbol},
+        "line": {"color": colour, "width": 2, "dash": dash},
+    }
 
 
 def widths(budget: Budget) -> Figure:

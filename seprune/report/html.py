@@ -34,8 +34,12 @@ SECTIONS = (
 )
 
 
-def write_html(report: Report, path: Path) -> None:
-    """Write the page of one run to `path`; it needs no network and no other file."""
+def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> None:
+    """Write the page of one run to `path`; it needs no network and no other file.
+
+    Args:
+        others: runs whose points stand beside this one's in accuracy against MACs.
+    """
     filled = {"accuracy": report.measurements, "groups": report.budgets, "gates": report.gates}
     ends = gate_figures.stage_ends(report.gates)
     filled |= {"classes": ends, "whole": report.left_whole or report.budgets}
@@ -44,9 +48,11 @@ def write_html(report: Report, path: Path) -> None:
         "title": f"{report.name} – seprune",
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
+        "others": [other.name for other in others],
         "tiles": [_tile(report, budget) for budget in report.budgets],
         "summary": [_summary_row(report, m) for m in report.measurements],
-        "latency": _latency_table(report),
+        "latency": _latency_tables(report),
+        "where": words.timed_on(report),
         "counting": words.COUNTING,
         "group_names": _scored_groups(report),
         "group_rows": _group_rows(report.budgets),
@@ -61,7 +67,7 @@ def write_html(report: Report, path: Path) -> None:
         "seconds": [(stage, words.duration(time)) for stage, time in report.seconds.items()],
         "environment": [(key, _said(value)) for key, value in report.environment.items()],
     }
-    _write(path, "page.html.j2", content, _figures(report, ends))
+    _write(path, "page.html.j2", content, _figures(report, ends, others))
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
@@ -116,9 +122,12 @@ def _pack(text: str) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _figures(report: Report, ends: Sequence[GateSummary]) -> dict[str, Figure]:
+def _figures(
+    report: Report, ends: Sequence[GateSummary], others: Sequence[Report]
+) -> dict[str, Figure]:
     """Every figure by the key that the page asks for."""
-    shown = {"accuracy": figures.accuracy(report), "overview": gate_figures.overview(report.gates)}
+    shown = {"accuracy": figures.accuracy(report, others)}
+    shown["overview"] = gate_figures.overview(report.gates)
     for budget in report.budgets:
         shown[f"widths/{budget.label}"] = figures.widths(budget)
         shown[f"scores/{budget.label}"] = figures.scores(budget)
@@ -175,24 +184,28 @@ def _summary_row(report: Report, m: Measurement) -> list[str]:
     ]
 
 
-def _latency_table(report: Report) -> dict[str, Any]:
-    """A row for each network, a column for each runtime and batch size."""
+def _latency_tables(report: Report) -> list[dict[str, Any]]:
+    """A table for each runtime: a row for each network, a column for each batch size."""
     everything = [x for m in report.measurements for x in m.latency]
-    columns = sorted({(x.runtime, x.batch) for x in everything}, key=lambda c: (c[0], c[1]))
-    rows = []
-    for m in report.measurements:
-        by_column = {(x.runtime, x.batch): x for x in m.latency}
-        if by_column:
-            base = None if m is report.baseline else report
-            cells = [_latency_cell(base, by_column.get(column)) for column in columns]
-            rows.append([words.stage_name(m), *cells])
-    where = sorted({f"On {x.device} with {x.threads} threads" for x in everything})
-    head = ["network", *(f"{runtime}, batch {batch}" for runtime, batch in columns)]
-    return {"head": head, "rows": rows, "where": "; ".join(where)}
+    tables = []
+    for runtime in dict.fromkeys(x.runtime for x in everything):
+        batches = sorted({x.batch for x in everything if x.runtime == runtime})
+        rows = []
+        for m in report.measurements:
+            by_batch = {x.batch: x for x in m.latency if x.runtime == runtime}
+            if by_batch:
+                base = None if m is report.baseline else report
+                cells = [_latency_cell(base, by_batch.get(batch)) for batch in batches]
+                rows.append([words.stage_name(m), *cells])
+        head = [words.RUNTIMES.get(runtime, runtime), *(f"batch {batch}" for batch in batches)]
+        tables.append({"head": head, "rows": rows})
+    return tables
 
 
 def _latency_cell(report: Report | None, latency: Latency | None) -> str:
     faster = words.speed_up(report, latency) if report and latency else None
+    if latency is not None and latency.median_ms is None:
+        return words.DASH  # the reason stands with what is not in the numbers
     return words.milliseconds(latency) + (f" ({faster:.2f}x)" if faster else "")
 
 

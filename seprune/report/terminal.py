@@ -37,7 +37,7 @@ def show(
 
 def overview(report: Report) -> RenderableType:
     """Everything in short: results, groups, gates, warnings."""
-    parts: list[RenderableType] = [results(report)]
+    parts: list[RenderableType] = [results(report), *_latencies(report)]
     if report.budgets:
         parts += ["", groups(report)]
     if report.gates:
@@ -79,6 +79,26 @@ def losses(report: Report) -> Table:
     for row in sensitivity.rows(report.sensitivity):
         table.add_row(*row)
     return table
+
+
+def _latencies(report: Report) -> Iterator[RenderableType]:
+    """Every runtime and batch size, where more than one was measured."""
+    every = [x for m in report.measurements for x in m.latency]
+    batches = sorted({x.batch for x in every if x.median_ms is not None})
+    if len({(x.runtime, x.batch) for x in every}) < 2 or not batches:
+        return
+    table = _table(f"Latency in ms on {words.timed_on(report)}")
+    table.add_column("network", no_wrap=True)
+    table.add_column("runtime", no_wrap=True)
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right", no_wrap=True)
+    for m in report.measurements:
+        for runtime in dict.fromkeys(x.runtime for x in m.latency):
+            known = {x.batch: x for x in m.latency if x.runtime == runtime}
+            cells = [_time(report, m, known.get(batch)) for batch in batches]
+            table.add_row(words.stage_name(m), words.RUNTIMES.get(runtime, runtime), *cells)
+    yield ""
+    yield table
 
 
 def groups(report: Report) -> Table:
@@ -175,10 +195,15 @@ def _result_row(report: Report, m: Measurement) -> Iterator[str | Text]:
     yield words.percent(words.fraction_of(m.macs, base.macs if base else None), 0)
     yield words.quantity(m.params)
     yield words.size(m.bytes)
-    latency = _first(m)
-    faster = words.speed_up(report, latency) if latency and m is not base else None
-    time = f"{latency.median_ms:.3g}" if latency and latency.median_ms else words.DASH
-    yield f"{time} ({faster:.1f}x)" if faster else time
+    yield _time(report, m, _first(m))
+
+
+def _time(report: Report, m: Measurement, latency: Latency | None) -> str:
+    """Milliseconds, and how many times as fast as the baseline."""
+    if latency is None or latency.median_ms is None:
+        return words.DASH
+    faster = words.speed_up(report, latency) if m is not report.baseline else None
+    return f"{latency.median_ms:.3g}" + (f" ({faster:.1f}x)" if faster else "")
 
 
 def _first(m: Measurement) -> Latency | None:

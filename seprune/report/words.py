@@ -22,6 +22,8 @@ COUNTING = (
     "Top-1, top-5 and loss: over every image of the reporting set, each counted once.",
 )
 
+RUNTIMES = {"eager": "eager", "compiled": "torch.compile", "onnx": "ONNX Runtime"}
+
 
 def percent(fraction: float | None, digits: int = 2) -> str:
     """`0.8735` as `87.35 %`."""
@@ -81,6 +83,12 @@ def last_of(report: Report, budget: Budget) -> Measurement | None:
     """The budget's last measured stage: what the run ended with."""
     found = [m for m in report.measurements if m.budget == budget.label]
     return found[-1] if found else None
+
+
+def timed_on(report: Report) -> str:
+    """The devices and threads that latencies were measured with."""
+    every = [x for m in report.measurements for x in m.latency]
+    return "; ".join(sorted({f"{x.device}, {x.threads} threads" for x in every if not x.note}))
 
 
 def match(latencies: Sequence[Latency], like: Latency) -> Latency | None:
@@ -164,19 +172,27 @@ def missing(report: Report) -> list[str]:
             + ", ".join(report.not_counted)
             + "."
         )
-    notes = {
-        f"Latency at batch {x.batch} ({x.runtime}) was not measured: {x.note}."
-        for m in report.measurements
-        for x in m.latency
-        if x.note
-    }
-    said += sorted(notes)
+    said += _not_timed(report)
     for m in report.measurements:
         if m.nonfinite:
             said.append(f"{stage_name(m)}: {m.nonfinite} of {m.count} outputs were not finite.")
     if not report.measurements or not report.budgets:
         said.append("This run is not finished: what it has not measured yet is left out.")
     return said
+
+
+def _not_timed(report: Report) -> list[str]:
+    """A sentence for each runtime and reason, with the batch sizes."""
+    notes: dict[tuple[str, str], set[int]] = {}
+    for m in report.measurements:
+        for x in m.latency:
+            if x.note:
+                notes.setdefault((x.runtime, x.note), set()).add(x.batch)
+    return [
+        f"Latency at batch {', '.join(map(str, sorted(batches)))} ({runtime}) was not measured: "
+        f"{note.rstrip('.')}."
+        for (runtime, note), batches in sorted(notes.items())
+    ]
 
 
 def _skipped(skipped: object) -> list[str]:

@@ -1,0 +1,151 @@
+"""How long the networks of a run take, by runtime; and where the speed falls short of the MACs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seprune.errors import SepruneError
+from seprune.export import export, open_onnx
+from seprune.latency import Latency, is_out_of_memory, latency, layer_times, noise, speed_warning
+from seprune.pipeline.steps import Bench
+from seprune.report import Measurement
+
+Key = tuple[str, str | None]
+"""Stage and budget of a measurement."""
+LAYER_SECONDS = 10.0  # for the times of single layers
+ROUNDS = 10
+
+
+def with_latency(
+    measurements: Sequence[Measurement], networks: Mapping[Key, nn.Module], bench: Bench
+) -> list[Measurement]:
+    """The measurements with latencies; in each runtime all networks take turns."""
+    named = {f"{stage} {budget or ''}".strip(): (stage, budget) for stage, budget in networks}
+    models = {name: networks[key] for name, key in named.items()}
+    times = [row for runtime in _runtimes(bench) for row in _measure(models, runtime, bench)]
+    return [
+        replace(m, latency=[t for t in times if named[t.name] == (m.stage, m.budget)])
+        for m in measurements
+    ]
+
+
+def slow(
+    measurements: Sequence[Measurement], networks: Mapping[Key, nn.Module], bench: Bench
+) -> list[str]:
+    """A sentence for each network whose speed falls short, with the layers that eat the time."""
+    dense = next(m for m in measurements if m.stage == "baseline")
+    said = []
+    for m in measurements:
+        pairs = _pairs(dense, m)
+        if m is dense or not pairs or m.macs >= dense.macs:
+            continue
+        costs: dict[str, Any] = {"macs_before": dense.macs, "macs_after": m.macs}
+        if speed_warning(pairs, **costs) is not None:
+            layers = _layers(networks[m.stage, m.budget], pairs[0][1], bench)
+            said.append(speed_warning(pairs, layers=layers, **costs) or "")
+    return said
+
+
+def _runtimes(bench: Bench) -> Sequence[str]:
+    """Those that the recipe lists; else eager, and ONNX Runtime where it can run here."""
+    asked = bench.recipe.report.latency
+    if not isinstance(asked, bool):
+        return tuple(asked)
+    there = all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript", "onnxruntime"))
+    return ("eager", "onnx") if there and bench.device == "cpu" else ("eager",)
+
+
+def _measure(models: Mapping[str, nn.Module], runtime: str, bench: Bench) -> list[Latency]:
+    """Rows of one runtime; a network that it cannot run has rows with a note."""
+    calls: dict[str, Callable[..., Any]] = {}
+    notes: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for name, model in models.items():
+            made = _ready(model, runtime, bench, stack)
+            if isinstance(made, str):
+                notes[name] = made
+            else:
+                calls[name] = made
+        sizes, shape = bench.recipe.report.batch_sizes, bench.subject.shape
+        rows = (
+            latency(calls, shape, batch_sizes=sizes, device=bench.device, runtime=runtime)
+            if calls
+            else []
+        )
+    threads = torch.get_num_threads()
+    return rows + [
+        Latency(name, batch, None, None, bench.device, threads, runtime, note)
+        for name, note in notes.items()
+        for batch in sizes
+    ]
+
+
+def _ready(
+    model: nn.Module, runtime: str, bench: Bench, stack: contextlib.ExitStack
+) -> Callable[..., Any] | str:
+    """The network as this runtime calls it, or why it cannot."""
+    if runtime == "eager":
+        return model
+    ready = _compiled if runtime == "compiled" else _onnx
+    try:
+        return ready(model, bench, stack)
+    except SepruneError as error:
+        return ": ".join(filter(None, (error.what, error.why)))
+    except Exception as error:  # a compiler and its backends raise whatever they like
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _compiled(
+    model: nn.Module, bench: Bench, stack: contextlib.ExitStack
+) -> Callable[..., Any] | str:
+    """Compiled for each batch size; all of it happens here, so that it fails here if it does."""
+    limits: dict[str, Any] = {"recompile_limit": 256, "fail_on_recompile_limit_hit": True}
+    stack.enter_context(torch._dynamo.config.patch(**limits))
+    stack.callback(torch._dynamo.reset)
+    placed = copy.deepcopy(model).eval().to(bench.device)
+    call: Callable[..., Any] = torch.compile(placed, dynamic=False)
+    with torch.no_grad():
+        for batch in bench.recipe.report.batch_sizes:
+            try:
+                call(noise((batch, *bench.subject.shape), bench.device))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+    return lambda images: call(images)  # a module would be copied and moved once more
+
+
+def _onnx(model: nn.Module, bench: Bench, stack: contextlib.ExitStack) -> Callable[..., Any] | str:
+    if bench.device != "cpu":
+        return "ONNX Runtime is measured on the CPU only"
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="seprune-"))
+    return open_onnx(export(model, bench.subject.shape, Path(folder) / "network.onnx").path)
+
+
+def _pairs(dense: Measurement, m: Measurement) -> list[tuple[Latency, Latency]]:
+    """Dense and smaller network in each runtime, at the largest batch that both ran: there the
+    overhead counts least."""
+    known = {(x.runtime, x.batch): x for x in dense.latency if x.median_ms is not None}
+    largest: dict[str, tuple[Latency, Latency]] = {}
+    for x in sorted(m.latency, key=lambda x: x.batch):
+        if x.median_ms is not None and (x.runtime, x.batch) in known:
+            largest[x.runtime] = known[x.runtime, x.batch], x
+    return list(largest.values())
+
+
+def _layers(model: nn.Module, timed: Latency, bench: Bench) -> Any:
+    rounds = int(LAYER_SECONDS * 1e3 / (timed.median_ms or 1.0))
+    batch = timed.batch if rounds else 1
+    repeats = max(1, min(ROUNDS, rounds))
+    return layer_times(
+        model, bench.subject.shape, batch=batch, device=bench.device, repeats=repeats
+    )

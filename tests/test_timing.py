@@ -1,0 +1,95 @@
+"""Latencies of a run by runtime: everybody has a row, whoever cannot run has a note."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seprune.latency import Latency
+from seprune.pipeline import timing
+from seprune.pipeline.steps import Bench
+from seprune.pipeline.subject import open_subject
+from seprune.recipe import recipe_of
+from seprune.report import Measurement
+
+BASE, CUT = ("baseline", None), ("pruned", "macs 0.5")
+
+
+def bench(latency: object, *overrides: str) -> Bench:
+    values = {"name": "t", "model": {"name": "seprune/se_resnet8", "input": [3, 8, 8]},
+              "data": {"source": "digits"}, "report": {"latency": latency, "batch_sizes": [1, 2]},
+              "device": "cpu"}  # fmt: skip
+    recipe = recipe_of(values, overrides)
+    return Bench(recipe, open_subject(recipe.model), None)
+
+
+def measured(bench: Bench) -> dict[tuple[str, str | None], list[Latency]]:
+    rows = [
+        Measurement(*key, 0.9, 0.9, 0.1, 10, 0, macs=macs, params=1)
+        for key, macs in ((BASE, 200), (CUT, 100))
+    ]
+    networks = dict.fromkeys((BASE, CUT), bench.subject.model)
+    return {(m.stage, m.budget): m.latency for m in timing.with_latency(rows, networks, bench)}
+
+
+def test_a_compiler_that_fails_is_a_note_and_the_rest_is_measured(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no working C++ compiler\nlong story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    found = measured(bench(["eager", "compiled"]))
+    for key in (BASE, CUT):
+        assert [(x.runtime, x.batch) for x in found[key]] == [
+            ("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2)
+        ]  # fmt: skip
+        assert all(x.median_ms for x in found[key][:2])
+        assert {(x.median_ms, x.note) for x in found[key][2:]} == {
+            (None, "RuntimeError: no working C++ compiler")
+        }
+
+
+def test_onnx_runtime_is_measured_where_it_is_installed():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    found = measured(bench(True))
+    assert {x.runtime for x in found[CUT]} == {"eager", "onnx"}
+    assert all(x.median_ms for x in found[CUT])
+
+
+def test_without_onnx_runtime_only_those_who_ask_hear_of_it(monkeypatch):
+    monkeypatch.setattr(timing.importlib.util, "find_spec", lambda _: None)
+    assert {x.runtime for x in measured(bench(True))[BASE]} == {"eager"}
+
+    def missing() -> None:
+        raise timing.SepruneError("ONNX export needs packages", why="No module named 'onnx'")
+
+    monkeypatch.setattr("seprune.export._extra", missing)
+    asked = measured(bench(["onnx"]))[BASE]
+    assert {x.note for x in asked} == {"ONNX export needs packages: No module named 'onnx'"}
+
+
+@pytest.mark.slow
+def test_compiled_networks_are_measured(recwarn):
+    found = measured(bench(["compiled"]))
+    assert [x.note for x in found[BASE]] in (["", ""], [found[BASE][0].note] * 2)
+    if not found[BASE][0].note:
+        assert all(x.median_ms for x in found[BASE] + found[CUT])
+
+
+def test_a_warning_tells_of_every_runtime_at_its_largest_batch():
+    def rows(name: str, *times: float | None) -> list[Latency]:
+        keys = [("eager", 1), ("eager", 64), ("onnx", 1), ("onnx", 64)]
+        return [Latency(name, b, t, 0.1, "X", 1, r) for (r, b), t in zip(keys, times)]
+
+    made = bench(True)
+    dense = Measurement(*BASE, 0.9, 0.9, 0.1, 1, 0, macs=200, params=1,
+                        latency=rows("baseline", 1.0, 10.0, 1.0, 10.0))  # fmt: skip
+    cut = Measurement(*CUT, 0.9, 0.9, 0.1, 1, 0, macs=100, params=1,
+                      latency=rows("pruned macs 0.5", 0.1, 8.0, 0.9, None))  # fmt: skip
+    networks = dict.fromkeys((BASE, CUT), made.subject.model)
+    (said,) = timing.slow([dense, cut], networks, made)
+    assert said.startswith(
+        "pruned macs 0.5: 1.25x as fast at batch 64 (eager), 1.11x as fast at batch 1 (onnx) on X, "
+        "where the MACs promise 2.00x; the time goes to "
+    )
+    assert "conv" in said
