@@ -14,6 +14,7 @@ import pytest
 
 from seprune.errors import InputError, UsageError
 from seprune.pipeline import run
+from seprune.pipeline.collection import NO_GATES
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read
 from seprune.runs import verify
@@ -190,13 +191,15 @@ def test_from_scratch_keeps_the_structure_and_none_of_the_weights(tmp_path):
     assert trained["bn1.running_mean"].any()
 
 
-def test_a_network_without_gates_is_a_clear_error_and_prunes_by_weights(tmp_path):
+def test_gates_that_are_not_there_are_a_clear_error_and_other_criteria_prune(tmp_path):
     args = ("model.name=seprune/se_resnet8", "model.args.stages=''", "finetune.epochs=0")
     with pytest.raises(InputError, match="no channel gates") as caught:
-        run(recipe(*args), tmp_path / "gates")
-    assert "importance.criterion=l2" in caught.value.fix
-    report = run(recipe(*args, "importance.criterion=l2"), tmp_path / "weights")
-    assert report.measurements[1].macs <= 0.5 * report.measurements[0].macs
+        run(recipe(*args, "importance.criterion=gate_mean"), tmp_path / "gates")
+    assert "importance.criterion=gate_logit" in caught.value.fix
+    for criterion in ("l2", "gate_logit"):
+        report = run(recipe(*args, f"importance.criterion={criterion}"), tmp_path / criterion)
+        assert report.measurements[1].macs <= 0.5 * report.measurements[0].macs
+        assert (NO_GATES in report.warnings) == (criterion == "gate_logit")
 
 
 def test_an_unknown_criterion_is_found_before_anything_is_written(tmp_path):

@@ -34,6 +34,12 @@ Calibration = Annotated[
 ]
 Statistics = Annotated[Path | None, typer.Option(metavar="F", help="What `seprune collect` wrote.")]
 Criterion = Annotated[str, typer.Option("--importance", help="A criterion of docs/importance.md.")]
+Probe = Annotated[
+    int | None,
+    typer.Option(
+        "--probe", metavar="EPOCHS", min=1, help="Train SE gates for channels without one first."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let MODEL name a Python file to run.")

@@ -63,6 +63,7 @@ def collect(
         ),
     ] = "auto",
     importance: options.Criterion = "gate_logit",
+    probe: options.Probe = None,
     per_sample: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also the gates of every image, as .npy.")
     ] = None,
@@ -77,7 +78,8 @@ def collect(
     """
     recipe = options.recipe(
         network, work, data,
-        collect={"images": images, "gradients": gradients}, importance={"criterion": importance},
+        collect={"images": images, "gradients": gradients},
+        importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening
     from seprune.pipeline import steps
@@ -139,6 +141,7 @@ def prune(
     params: Annotated[str | None, typer.Option(help="Kept: 0.4, or an amount like 1.5M.")] = None,
     latency: Annotated[float | None, typer.Option(help="Kept, measured on this device.")] = None,
     importance: options.Criterion = "gate_logit",
+    probe: options.Probe = None,
     recover: Annotated[str, typer.Option(help="none, bn, refit or scratch.")] = "none",
     round_to: Annotated[
         int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
@@ -161,7 +164,8 @@ def prune(
     plan |= {"latency": latency} if latency is not None else {}
     recipe = options.recipe(
         network, work, data, plan={**plan, "round_to": round_to},
-        prune={"recover": recover}, importance={"criterion": importance},
+        prune={"recover": recover},
+        importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening, pruning
     from seprune.pipeline import steps

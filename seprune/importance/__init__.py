@@ -68,11 +68,6 @@ class Criterion:
     normalize: Normalize = "none"
     gamma: bool = False  # times the |gamma| of the norm that makes the gated channel
 
-    @property
-    def needs_gates(self) -> bool:
-        """Whether it says nothing about a network without gates."""
-        return self.family in ("gate", "sensitivity")
-
 
 def _statistic(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return lambda values: values[name]

@@ -17,13 +17,14 @@ from seprune.allocation import Allocation
 from seprune.budget import make_plan
 from seprune.cost import count
 from seprune.data import Data, in_turn
-from seprune.errors import InputError, UsageError
+from seprune.errors import UsageError
 from seprune.evaluation import evaluate, recalibrate
 from seprune.finetuning import FineTuneSettings
 from seprune.groups import Structure
-from seprune.importance import Importance, Scoring, collecting, criterion, score
+from seprune.importance import Importance, Scoring, criterion, score
 from seprune.latency import latency
-from seprune.pipeline.subject import Subject, data_digests
+from seprune.pipeline import collection
+from seprune.pipeline.subject import Subject
 from seprune.plan import PruningPlan
 from seprune.processes import first, resolve_device
 from seprune.progress import Track, silent
@@ -37,7 +38,7 @@ from seprune.sensitivity import (
     measure_sensitivity,
     weighed,
 )
-from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
+from seprune.statistics import GateStatistics
 from seprune.statistics.sensitivity import Gradients
 from seprune.targets import resolve
 
@@ -69,6 +70,11 @@ class Bench:
     def structure(self) -> Structure:
         """Gates, groups and costs; what a trial cut proves impossible is left whole."""
         return cuttable(self.subject.model, self.subject.example())
+
+    @cached_property
+    def scored(self) -> Structure:
+        """The structure that statistics are of: with probes, where the recipe wants them."""
+        return collection.structure_of(self)
 
     @property
     def scoring(self) -> Scoring:
@@ -112,36 +118,13 @@ class Bench:
             folder: where an interrupted collection keeps its state.
             per_sample: .npy file for the gates of every image; such a collection starts anew.
         """
-        recipe, section = self.recipe, self.recipe.collect
-        if not self.structure.gates and criterion(recipe.importance.criterion).needs_gates:
-            raise InputError(
-                f"{self.subject.architecture.name}: no channel gates",
-                why=f"criterion '{recipe.importance.criterion}' scores channels by their gates",
-                fix="importance.criterion=l2 works without gates",
-                code="no-gates",
-            )
-        data, gradients = self.images(), self.gradients
-        plain = CollectOptions(
-            device=recipe.device,
-            seed=recipe.seed,
-            folder=None if per_sample else folder,
-            per_sample=per_sample,
-            meta=data_digests(data),
-        )
-        return collect_statistics(
-            self.subject.model,
-            data.calibration(section.images, batch_size=section.batch_size, seed=recipe.seed),
-            gates=self.structure.gates,
-            gradients=gradients,
-            options=plain
-            if gradients in ("none", "weights")
-            else collecting(self.structure, plain),
-            track=self.track,
-        )
+        return collection.collect(self, folder, per_sample=per_sample)
 
     def rank(self, statistics: GateStatistics | None) -> Importance:
         """Scores by the recipe's criterion."""
-        return score(self.structure, statistics, model=self.subject.model, scoring=self.scoring)
+        made = score(self.scored, statistics, model=self.subject.model, scoring=self.scoring)
+        names = {g.name for g in self.structure.groups}
+        return replace(made, scores={n: s for n, s in made.scores.items() if n in names})
 
     @property
     def needs_sensitivity(self) -> bool:

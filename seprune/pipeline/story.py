@@ -79,7 +79,8 @@ class Story:
     def statistics(self) -> GateStatistics | None:
         if not self.bench.needs_statistics:
             return None
-        key = self.key("collect", self.recipe.collect, self.bench.gradients)
+        said = self.recipe
+        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe)
         path = self.folder.path / STATISTICS
         self.stage("collect", key, lambda: self.collect(path))
         return GateStatistics.load(path)

@@ -202,6 +202,15 @@ class Collect(Section):
     gradients: Gradients = Field(default="auto", description="auto: what the criterion needs")
 
 
+class Probe(Section):
+    """SE gates for channels without one: trained alone, read, thrown away (PCAS, 1806.05382)."""
+
+    epochs: Count = 1
+    images: Count | None = Field(default=None, description="training images an epoch; null: all")
+    lr: float = Field(default=0.01, gt=0, description="highest, of Adam")
+    reduction: Count = Field(default=16, description="of the channels by the hidden layer")
+
+
 class Importance(Section):
     """How channels are scored."""
 
@@ -217,6 +226,7 @@ class Importance(Section):
     normalize: Literal["auto", "none", "mean", "max", "sum", "standard", "rank"] = Field(
         default="auto", description="scores within a group; auto: what suits the criterion"
     )
+    probe: Probe | None = Field(default=None, description="gates for channels without one")
 
 
 class Plan(Section):

@@ -1,0 +1,89 @@
+"""The statistics of a run, with the options that its recipe amounts to; of probes if it says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from seprune.data import in_turn
+from seprune.errors import InputError
+from seprune.groups import Structure, analyse
+from seprune.importance import collecting, criterion
+from seprune.pipeline.subject import data_digests
+from seprune.probing import ProbeSettings, probed, train_probes
+from seprune.statistics import CollectOptions, GateStatistics, collect_statistics, fingerprint
+
+if TYPE_CHECKING:
+    from seprune.pipeline.steps import Bench
+
+NO_GATES = "no channel gates in this network: unit gates stand in for them everywhere"
+
+
+def structure_of(bench: Bench) -> Structure:
+    """The network's own structure, or that with probes."""
+    if bench.recipe.importance.probe is None:
+        return bench.structure
+    twin = probed(bench.subject.model, bench.structure, _settings(bench))
+    return analyse(twin, bench.subject.example())
+
+
+def collect(bench: Bench, folder: Path | None, *, per_sample: Path | None) -> GateStatistics:
+    """Statistics for the recipe's criterion over the calibration set.
+
+    Raises:
+        InputError: the criterion looks at gates and there are none.
+    """
+    recipe, section, data = bench.recipe, bench.recipe.collect, bench.images()
+    rule = criterion(recipe.importance.criterion)
+    gateless = not bench.scored.gates and rule.family != "moments"
+    if gateless and (rule.family == "gate" or recipe.importance.ungated != "unit"):
+        raise InputError(
+            f"{bench.subject.architecture.name}: no channel gates",
+            why=f"criterion '{recipe.importance.criterion}' scores channels by their gates",
+            fix="importance.criterion=gate_logit works without gates; importance.probe.epochs=1 "
+            "trains gates to look at",
+            code="no-gates",
+        )
+    plain = CollectOptions(
+        device=recipe.device,
+        seed=recipe.seed,
+        folder=None if per_sample else folder,
+        per_sample=per_sample,
+        meta=data_digests(data),
+    )
+    senses = bench.gradients not in ("none", "weights")
+    found = collect_statistics(
+        _probed(bench),
+        data.calibration(section.images, batch_size=section.batch_size, seed=recipe.seed),
+        gates=bench.scored.gates,
+        gradients=bench.gradients,
+        options=collecting(bench.scored, plain) if senses else plain,
+        track=bench.track,
+    )
+    own = {"model": fingerprint(bench.subject.model)}  # probes are no part of it
+    said = (NO_GATES,) if gateless else ()
+    return replace(found, meta={**found.meta, **own}, warnings=(*found.warnings, *said))
+
+
+def _settings(bench: Bench) -> ProbeSettings:
+    said = bench.recipe.importance.probe
+    assert said is not None  # who asks has looked
+    device, seed = bench.recipe.device, bench.recipe.seed
+    return ProbeSettings(said.epochs, said.lr, said.reduction, device, seed)
+
+
+def _probed(bench: Bench) -> nn.Module:
+    """A copy of the network with trained probes, or the network where none are wanted."""
+    said = bench.recipe.importance.probe
+    if said is None:
+        return bench.subject.model
+    model = probed(bench.subject.model, bench.structure, _settings(bench))
+    loader = bench.images().training(seed=bench.recipe.seed)
+    if said.images is not None:
+        rows = in_turn(loader.store.labels, loader.rows, seed=bench.recipe.seed)
+        loader.rows = rows[: said.images]
+    train_probes(model, loader, _settings(bench), track=bench.track)
+    return model
