@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from seprune.data import in_turn
 from seprune.errors import InputError
 from seprune.groups import Structure, analyse
 from seprune.importance import collecting, criterion
 from seprune.pipeline.subject import data_digests
-from seprune.probing import ProbeSettings, probed, train_probes
+from seprune.probing import PROBE, ProbeSettings, probed, train_probes
+from seprune.processes import first
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics, fingerprint
 
 if TYPE_CHECKING:
@@ -85,5 +86,10 @@ def _probed(bench: Bench) -> nn.Module:
     if said.images is not None:
         rows = in_turn(loader.store.labels, loader.rows, seed=bench.recipe.seed)
         loader.rows = rows[: said.images]
-    train_probes(model, loader, _settings(bench), track=bench.track)
+
+    def train() -> dict[str, Tensor]:
+        train_probes(model, loader, _settings(bench), track=bench.track)
+        return {n: t for n, t in model.state_dict().items() if f".{PROBE}." in f".{n}"}
+
+    model.load_state_dict(first(train), strict=False)
     return model
