@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from seprune.errors import InputError
 
@@ -43,6 +44,13 @@ def cut_layer(model: nn.Module, layer: str, keep: Mapping[str, Tensor]) -> None:
 
 
 def _cut_module(module: nn.Module, layer: str, keep: dict[str, Tensor]) -> None:
+    if parametrize.is_parametrized(module):
+        raise InputError(
+            f"layer '{layer}' cannot be cut: it is parametrized",
+            why="its weights are computed from what is stored",
+            fix="torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first",
+            code="uncuttable",
+        )
     frozen = [n for n, p in module.named_parameters(recurse=False) if not p.requires_grad]
     if isinstance(module, nn.modules.conv._ConvNd):
         _cut_convolution(module, keep)

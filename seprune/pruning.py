@@ -183,7 +183,7 @@ class _Trial:
                 cut_layer(small, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
             except InputError as error:
                 return layer, error.what
-            except Exception as error:  # so does a stranger's layer (parametrizations)
+            except Exception as error:  # a stranger's layer decides what it raises
                 where = f"layer '{layer or 'the model'}' cannot be cut"
                 return layer, f"{where}: {_first_line(error)}"
         found = self._run(small)

@@ -15,7 +15,9 @@ import torch
 
 from seprune import cli
 from seprune.cli import recipes
+from seprune.cost import count
 from seprune.models import build
+from seprune.saved import load
 
 NET = "seprune/se_resnet8"
 
@@ -125,6 +127,41 @@ def test_collect_then_rank_then_prune_from_the_statistics(seprune, weights, tmp_
     )
     assert status == 0, err
     assert [p.name for p in (tmp_path / "plan").iterdir()] == ["plan.json"]
+
+
+def test_a_plan_is_edited_and_carried_out(seprune, weights, tmp_path):
+    words = ("prune", NET, "--checkpoint", weights)
+    status, _, err = seprune(
+        *words, "--importance", "l2", "--macs", "0.6", "--dry-run", "--out", tmp_path
+    )
+    assert status == 0, err
+    path = tmp_path / "plan.json"
+    plan = json.loads(path.read_text())
+    group = next(g for g in plan["groups"] if len(g["keep"]) < g["units"])
+    text = path.read_text().replace(
+        f'"keep": {json.dumps(group["keep"])}', f'"keep": {json.dumps(group["keep"][1:])}', 1
+    )
+    path.write_text(text)
+    status, out, err = seprune(*words, "--plan", path, "--out", tmp_path / "m", "--json")
+    assert status == 0, err
+    said, small = json.loads(out), load(tmp_path / "m")
+    assert said["groups"][group["name"]] == [group["units"], len(group["keep"]) - 1]
+    cost = count(small, torch.zeros(1, 1, 8, 8))
+    assert (said["macs_after"], said["params_after"]) == (cost.macs, cost.params)
+    assert said["macs_after"] < plan["facts"]["macs"][1] < said["macs_before"]
+
+    last = json.dumps(group["keep"][1:])
+    path.write_text(text.replace(last, last.replace("]", ", 99]"), 1))
+    line = next(n for n, x in enumerate(path.read_text().splitlines(), 1) if "99]" in x)
+    status, _, err = seprune(*words, "--plan", path, "--out", tmp_path / "n")
+    assert status == 3
+    assert f"{path}:{line}: group '{group['name']}' of the plan is impossible" in err
+    assert f"unit 99 is not one of 0..{group['units'] - 1}" in err
+    assert not (tmp_path / "n").exists()
+
+    status, _, err = seprune(*words, "--plan", path, "--macs", "0.5", "--out", tmp_path / "n")
+    assert status == 2
+    assert "--plan and --macs do not go together" in err
 
 
 def test_inspect_shows_what_the_gates_say_before_anything_is_cut(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from seprune import saved
 from seprune.cli import console
 from seprune.cli.tables import widths
+from seprune.cost import count
 from seprune.errors import UsageError
 from seprune.pipeline import steps
-from seprune.plan import PruningPlan
+from seprune.plan import PruningPlan, with_facts
+from seprune.pruning import prune
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +52,7 @@ class Job:
         plan = self.bench.plan(self.bench.rank(self.statistics), self.budget())
         plan.save(self.out / saved.PLANS)
         console.tell(f"plan: {self.out / saved.PLANS} (nothing else was written)")
-        return self.told(plan, seconds)
+        return told(plan, seconds)
 
     def prune(self) -> dict[str, Any]:
         """Cut, recover, save."""
@@ -58,7 +61,7 @@ class Job:
         kept = {} if self.statistics is None else {"statistics.safetensors": self.statistics.save}
         saved.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept)
         console.tell(f"pruned network: {self.out}")
-        return self.told(cut.plan, {**seconds, **cut.seconds})
+        return told(cut.plan, {**seconds, **cut.seconds})
 
     def budget(self) -> dict[str, float | str]:
         """The one budget of this command."""
@@ -69,19 +72,46 @@ class Job:
             )
         return budgets[0]
 
-    def told(self, plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
-        """The contract's JSON; the table goes to people."""
-        facts = plan.facts
-        console.stderr().print(widths(plan))
-        return {
-            "macs_before": facts["macs"][0],
-            "macs_after": facts["macs"][1],
-            "params_before": facts["params"][0],
-            "params_after": facts["params"][1],
-            "groups": plan.widths(),
-            "left_whole": {g.name: g.reason for g in plan.groups if g.reason},
-            "seconds": seconds,
-        }
+
+def replay(bench: steps.Bench, path: Path, out: Path) -> dict[str, Any]:
+    """`--plan F`: carry out what the file says, recover, save; costs are counted, not read."""
+    start = time.monotonic()
+    subject, read = bench.subject, PruningPlan.load(path)
+    pruned = prune(subject.model, read, subject.example())
+    before, after = (count(m, subject.example(1)) for m in (subject.model, pruned))
+    costs = {"macs": [before.macs, after.macs], "params": [before.params, after.params]}
+    plan = with_facts(read, **costs)
+    seconds = {"prune": time.monotonic() - start}
+    recovered = bench.recover(pruned, plan)
+    seconds["recover"] = time.monotonic() - start - seconds["prune"]
+    saved.save(recovered.cpu(), out, subject.architecture.cut(plan))
+    console.tell(f"pruned network: {out}")
+    return told(plan, seconds)
+
+
+def refuse_beside_plan(given: Mapping[str, object]) -> None:
+    """A plan has its budget in it."""
+    if named := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"--plan and --{named[0]} do not go together",
+            why="a plan says itself what is removed",
+            fix=f"leave out --{named[0]}, or leave out --plan to make a new plan",
+        )
+
+
+def told(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
+    """The contract's JSON; the table goes to people."""
+    facts = plan.facts
+    console.stderr().print(widths(plan))
+    return {
+        "macs_before": facts["macs"][0],
+        "macs_after": facts["macs"][1],
+        "params_before": facts["params"][0],
+        "params_after": facts["params"][1],
+        "groups": plan.widths(),
+        "left_whole": {g.name: g.reason for g in plan.groups if g.reason},
+        "seconds": seconds,
+    }
 
 
 def tune(bench: steps.Bench, teacher: nn.Module | None, out: Path) -> dict[str, Any]:

@@ -147,6 +147,9 @@ def prune(
         int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
     ] = None,
     statistics: options.Statistics = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="F", help="Carry out this plan.json, edited or not.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Write the plan and nothing else.")] = False,
     *,
     work: options.Work,
@@ -158,12 +161,13 @@ def prune(
         --macs 0.5 --recover refit --out small
       seprune prune timm/seresnet50 --macs 0.5 --importance l2 \\
         --dry-run --out plan
+      seprune prune timm/seresnet50 --plan plan/plan.json --out small
     """
-    budget = {"macs": macs, "params": params}
-    plan = {k: options.budget_of(v) for k, v in budget.items() if v is not None}
-    plan |= {"latency": latency} if latency is not None else {}
+    given = {"macs": macs, "params": params}
+    budget = {k: options.budget_of(v) for k, v in given.items() if v is not None}
+    budget |= {"latency": latency} if latency is not None else {}
     recipe = options.recipe(
-        network, work, data, plan={**plan, "round_to": round_to},
+        network, work, data, plan={**budget, "round_to": round_to},
         prune={"recover": recover},
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
@@ -175,8 +179,12 @@ def prune(
     else:
         subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
     bench = steps.Bench(recipe, subject, found, console.track)
-    job = pruning.Job(bench, opening.statistics(statistics, subject), out)
-    result = job.plan_only() if dry_run else job.prune()
+    if plan is not None:
+        pruning.refuse_beside_plan({**budget, "dry-run": dry_run})
+        result = pruning.replay(bench, plan, out)
+    else:
+        job = pruning.Job(bench, opening.statistics(statistics, subject), out)
+        result = job.plan_only() if dry_run else job.prune()
     if work.json:
         console.give(result)
 
