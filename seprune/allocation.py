@@ -19,7 +19,9 @@ class Allocation:
     Attributes:
         scope: `global`, `isomorphic`, `uniform`, `trade`, or `sensitivity`: a trade of scores that
             `sensitivity.weighed` made.
-        floor: fraction of every group that stays; `min_channels`: channels that stay.
+        floor: fraction of every group that stays; `min_channels`: channels that stay, by default
+            2 where scores are traded against cost, else 8: a ranking by scores alone is not to be
+            trusted with the last ones.
         round_to: widths are multiples of this where a group has that many channels.
         protect: globs of layers and groups that stay whole.
         bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
@@ -27,10 +29,20 @@ class Allocation:
 
     scope: Literal["global", "uniform", "isomorphic", "trade", "sensitivity"] = "global"
     floor: float = 0.1
-    min_channels: int = 8
+    min_channels: int | None = None
     round_to: int = 1
     protect: tuple[str, ...] = ()
     bottleneck: Literal["keep", "scale", "rank"] = "keep"
+
+    @property
+    def trades(self) -> bool:
+        """Whether units go in the order of score per cost."""
+        return self.scope in ("trade", "sensitivity")
+
+    @property
+    def fewest(self) -> int:
+        """Channels of every group that stay."""
+        return self.min_channels or (2 if self.trades else 8)
 
 
 def why_whole(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:

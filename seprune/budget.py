@@ -78,14 +78,14 @@ class _Search:
         self.order = {g.name: _ascending(importance, g) for g in structure.groups}
         self.floors = {g.name: self.least(g) for g in structure.groups}
         self.ranks = self.ranked()
-        self.path = self.trade() if allocation.scope in ("trade", "sensitivity") else []
+        self.path = self.trade() if allocation.trades else []
         self.trace: list[dict[str, Any]] = []
 
     # -- candidates ---------------------------------------------------------------------------
 
     def least(self, group: ChannelGroup) -> int:
         each = group.channels // group.units
-        by_channels = -(-min(self.allocation.min_channels, group.channels) // each)
+        by_channels = -(-min(self.allocation.fewest, group.channels) // each)
         return max(1, by_channels, int(np.ceil(self.allocation.floor * group.units)))
 
     def ranked(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -290,7 +290,7 @@ class _Search:
         what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
         return (
             f"every group keeps at least {self.allocation.floor:.0%} and "
-            f"{self.allocation.min_channels} channels. {what}"
+            f"{self.allocation.fewest} channels. {what}"
         ).strip()
 
 

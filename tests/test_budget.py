@@ -199,6 +199,18 @@ def test_a_trade_keeps_multiples_and_floors():
         assert all(w % 8 == 0 and w >= 16 for n, (b, w) in plan.widths().items() if b == 48)
 
 
+@pytest.mark.parametrize(("scope", "fewest"), [("trade", 2), ("sensitivity", 2), ("global", 8)])
+def test_a_trade_may_leave_fewer_channels_than_a_ranking_by_scores_alone(scope, fewest):
+    structure = structure_of(16)
+    smallest = make_plan(structure, scores(structure), allocation=Allocation(scope), macs=0.9)
+    assert all(after >= fewest for b, after in smallest.widths().values() if b == 16)
+    with pytest.raises(InputError) as caught:
+        make_plan(structure, scores(structure), allocation=Allocation(scope), macs=0.001)
+    assert f"at least 10% and {fewest} channels" in caught.value.why
+    own = Allocation(scope, min_channels=5)
+    assert own.fewest == 5
+
+
 def test_isomorphic_groups_are_ranked_among_themselves():
     """Two kinds of groups with scores of another size: each kind loses its share."""
     structure = structure_of(32)

@@ -239,7 +239,9 @@ class Plan(Section):
     latency: Budgets | None = Field(default=None, description="kept, measured on this device: 0.6")
     allocation: Literal["global", "uniform", "isomorphic", "trade", "sensitivity"] = "global"
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
-    min_channels: Count = Field(default=8, description="channels of every group that stay")
+    min_channels: Count | None = Field(
+        default=None, description="channels of every group that stay; null: 2 in a trade, else 8"
+    )
     round_to: Count | None = Field(
         default=None, description="widths are multiples of this; null: 8 on a GPU, else 1"
     )
