@@ -40,6 +40,17 @@ METHODS: dict[str, tuple[str, ...]] = {
             ("joint", "trade"),
         )
     },
+    **{
+        f"gate_logit {combine} trade, least {least}": (
+            "importance.criterion=gate_logit",
+            f"importance.combine={combine}",
+            "plan.allocation=trade",
+            f"plan.min_channels={least}",
+            "plan.floor=0.05",
+        )
+        for combine, least in (("coupled", 2), ("coupled", 4), ("joint", 2), ("joint", 4))
+    },
+    "l2, least 2": ("importance.criterion=l2", "plan.min_channels=2", "plan.floor=0.05"),
     "l2 trade": ("importance.criterion=l2", "plan.allocation=trade"),
     "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
     "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
@@ -83,11 +94,11 @@ GRIDS = {
         name="cpu",
         networks=("se_resnet20",),
         methods=(
-            "gate_logit", "l2", "hessian", "random", "lamp", "gate_fisher", "gate_logit coupled",
-            "l1", "taylor", "gate_mean", "bn_scale", "fpgm", "gate_energy",
+            "gate_logit", "l2", "gate_logit coupled trade, least 2", "hessian", "random", "lamp",
+            "gate_fisher", "gate_logit coupled", "l1", "taylor", "gate_mean", "bn_scale", "fpgm", "gate_energy",
         ),
         budgets=(0.5, 0.3),
-        paths=(("bn", "none", 4, None), ("refit", "none", 0, 3), ("bn", "short", 0, 4)),
+        paths=(("bn", "none", 2, None), ("refit", "none", 0, 4), ("bn", "short", 0, 4)),
         epochs={"none": 0, "short": 1},
         common=_SMALL,
         calibration=(1000,),
@@ -98,8 +109,9 @@ GRIDS = {
         name="choice",
         networks=("se_resnet20",),
         methods=(
-            "gate_logit", "gate_logit trade", "gate_logit joint trade", "l2", "gate_logit coupled",
-            "gate_logit joint", "gate_logit coupled trade", "l2 trade",
+            "gate_logit", "l2", "gate_logit coupled trade, least 4",
+            "gate_logit coupled trade, least 2", "gate_logit joint trade, least 4",
+            "gate_logit coupled trade", "gate_logit coupled", "l2, least 2",
         ),
         budgets=(0.5, 0.3),
         paths=(("bn", "none", 0, None),),
@@ -159,7 +171,7 @@ class Cell:
         """The folder of its run."""
         budgets = " ".join(map(str, self.grid.budgets))
         words = f"{self.network} {self.method} {self.recover} {self.tuning} {budgets}"
-        return f"{words} images {self.images} seed {self.seed}".replace(" ", "-")
+        return f"{words} images {self.images} seed {self.seed}".replace(", ", "-").replace(" ", "-")
 
     def recipe(self, data: Path, checkpoint: Path | None) -> Recipe:
         """The recipe that this cell is."""
