@@ -95,7 +95,8 @@ GRIDS = {
         networks=("se_resnet20",),
         methods=(
             "gate_logit", "l2", "gate_logit coupled trade, least 2", "hessian", "random", "lamp",
-            "gate_fisher", "gate_logit coupled", "l1", "taylor", "gate_mean", "bn_scale", "fpgm", "gate_energy",
+            "gate_fisher", "gate_logit coupled", "l1", "taylor", "gate_mean", "bn_scale", "fpgm",
+            "gate_energy",
         ),
         budgets=(0.5, 0.3),
         paths=(("bn", "none", 2, None), ("refit", "none", 0, 4), ("bn", "short", 0, 4)),
