@@ -46,11 +46,10 @@ METHODS: dict[str, tuple[str, ...]] = {
             f"importance.combine={combine}",
             "plan.allocation=trade",
             f"plan.min_channels={least}",
-            "plan.floor=0.05",
         )
         for combine, least in (("coupled", 2), ("coupled", 4), ("joint", 2), ("joint", 4))
     },
-    "l2, least 2": ("importance.criterion=l2", "plan.min_channels=2", "plan.floor=0.05"),
+    "l2, least 2": ("importance.criterion=l2", "plan.min_channels=2"),
     "l2 trade": ("importance.criterion=l2", "plan.allocation=trade"),
     "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
     "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
