@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-class SepruneError(Exception):
-    """A foreseeable fault. `code` names it in docs/errors.md, `exit_status` is the process's."""
+class _Told(BaseException):
+    """What is said in three parts. `code` names it in docs/errors.md."""
 
     code = "bug"
-    exit_status = 1
+    exit_status = 1  # of the operating system's process
     process: int | None = None
     """Of several processes the one that failed first; None: alone, or all of them alike."""
 
@@ -23,6 +23,10 @@ class SepruneError(Exception):
         if self.fix:
             lines.append(f"next: {self.fix}")
         return "\n".join(lines)
+
+
+class SepruneError(_Told, Exception):
+    """A foreseeable fault."""
 
 
 class UsageError(SepruneError):
@@ -53,8 +57,12 @@ class LockedError(SepruneError):
     exit_status = 6
 
 
-class StoppedError(SepruneError):
-    """A signal ended the run; its state is saved."""
+class StoppedError(_Told):
+    """A signal ended the run; its state is saved.
+
+    Like KeyboardInterrupt it is no Exception: no `except Exception` around a stranger's forward
+    may take it for a fault of that forward, and go on.
+    """
 
     code = "stopped"
 

@@ -120,6 +120,7 @@ def tensors_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Fi
 
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
+            _sort_metadata(temporary)
             with safe_open(temporary, framework="pt") as file:
                 whole = set(file.keys()) == set(tensors)
         except SafetensorError as error:  # the library's own spelling of an OSError
@@ -129,6 +130,19 @@ def tensors_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Fi
             raise OSError(errno.EIO, "what was read back is not what was written")
 
     return fill
+
+
+def _sort_metadata(path: Path) -> None:
+    """Equal content, equal bytes: the library writes its metadata in an order of chance."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+        whole = {"__metadata__": metadata, **header}
+        text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:
+            stream.seek(8)
+            stream.write(text)
 
 
 def append_line(path: Path, line: str) -> None:

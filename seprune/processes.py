@@ -153,7 +153,7 @@ def united() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, StoppedError) as error:
         if not dist.is_initialized() or isinstance(error, FellowError):
             raise
         own = _gone(error) if _lost(error) else error
@@ -161,7 +161,7 @@ def united() -> Iterator[None]:
             first = _publish(own)
         except StoppedError:  # a signal, just now; it comes only once
             first = _publish(own)
-        if first["process"] == dist.get_rank() and isinstance(own, SepruneError):
+        if first["process"] == dist.get_rank() and isinstance(own, (SepruneError, StoppedError)):
             own.process = first["process"]
         elif first["process"] != dist.get_rank() and first["what"] != str(_parts(own)["what"]):
             raise _fellow(first) from None
@@ -170,7 +170,7 @@ def united() -> Iterator[None]:
         dist.barrier()
 
 
-def _publish(error: Exception) -> dict[str, Any]:
+def _publish(error: Exception | StoppedError) -> dict[str, Any]:
     """Say what ended this process; returns what the first one that failed has said."""
     said = json.dumps({"process": dist.get_rank(), **_parts(error)})
     try:
@@ -180,8 +180,8 @@ def _publish(error: Exception) -> dict[str, Any]:
     return held
 
 
-def _parts(error: Exception) -> dict[str, Any]:
-    if isinstance(error, SepruneError):
+def _parts(error: Exception | StoppedError) -> dict[str, Any]:
+    if isinstance(error, (SepruneError, StoppedError)):
         names = ("what", "why", "fix", "code", "exit_status")
         return {name: getattr(error, name) for name in names}
     what = f"{type(error).__name__}: {error}"
@@ -196,9 +196,9 @@ def _fellow(said: dict[str, Any]) -> FellowError:
     return error
 
 
-def _lost(error: Exception) -> bool:
+def _lost(error: Exception | StoppedError) -> bool:
     """Whether a collective failed because a process at the other end did."""
-    if isinstance(error, SepruneError) or not isinstance(error, RuntimeError):
+    if isinstance(error, (SepruneError, StoppedError)) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
 

@@ -233,6 +233,21 @@ def test_what_killed_writers_left_is_swept(tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a"]
 
 
+def test_equal_tensors_make_equal_files(tmp_path):
+    """Rust orders the metadata by chance, anew in every process; ours are sorted."""
+    import torch
+    from safetensors import safe_open
+
+    metadata = dict.fromkeys("qwertyuiopasdfgh", "größe")
+    files.write_with(tmp_path / "a", files.tensors_of({"w": torch.arange(3.0)}, metadata))
+    content = (tmp_path / "a").read_bytes()
+    places = [content.index(f'"{letter}":'.encode()) for letter in sorted(metadata)]
+    assert places == sorted(places)
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == metadata
+        assert file.get_tensor("w").tolist() == [0, 1, 2]
+
+
 def test_tensors_that_the_kernel_refuses_are_told_like_any_file(tmp_path):
     """The library that writes them has errors of its own; a file-size limit brings them out."""
     script = (

@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from seprune import runs
 from seprune.errors import EnvironmentFault, InputError, StoppedError, UsageError
 from seprune.files import write_sums, write_text
 from seprune.runs import interrupts, open_run, safe_point, stage_key, unbroken, verify
+from seprune.trace import record
 
 RECIPE = "name: a\nplan:\n  macs: [0.5]\n  floor: 0.1\ndata:\n  workers: 2\n"
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
-from seprune.errors import SepruneError
+from seprune.errors import SepruneError, StoppedError
 from seprune.files import write_text
 from seprune.runs import interrupts, open_run, safe_point, unbroken
 out = Path(sys.argv[1])
@@ -30,7 +33,7 @@ def main():
 {body}
 try:
     main()
-except SepruneError as error:
+except (SepruneError, StoppedError) as error:
     print(error, flush=True)
     sys.exit(error.exit_status)
 """
@@ -381,6 +384,66 @@ def test_a_second_signal_stops_at_once_even_where_the_first_had_to_wait():
     with pytest.raises(StoppedError, match="stopped by SIGINT"):
         stubborn()
     assert reached == ["after the first"]
+
+
+@pytest.mark.fault(29)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_a_destructor_swallows_comes_again_at_the_next_safe_point():
+    """Python drops what is raised in `__del__` and in callbacks of the garbage collector."""
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))  # the handler runs in here
+
+    def long_loop():
+        with interrupts("again"):
+            Dying()
+            safe_point()
+            pytest.fail("went on")
+
+    with pytest.raises(StoppedError):
+        long_loop()
+
+
+@pytest.mark.fault(29)
+def test_an_error_that_a_library_makes_of_a_stop_is_the_stop(tmp_path):
+    def library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))  # the handler runs in here
+        except StoppedError:
+            raise ValueError("could not determine the shape of object") from None
+
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"), interrupts("again"):
+        library()
+
+
+@pytest.mark.fault(29)
+def test_nothing_is_committed_after_a_stop_that_a_library_swallowed(tmp_path):
+    def stage():
+        with interrupts("again"), open_run(tmp_path, RECIPE) as run:
+            with suppress(StoppedError):
+                os.kill(os.getpid(), signal.SIGTERM)
+                sum(range(1000))
+            write_stage(run, "plan")
+
+    with pytest.raises(StoppedError):
+        stage()
+    assert [record.stage for record in runs.RunFolder(tmp_path).records()] == ["start"]
+
+
+@pytest.mark.fault(29)
+def test_a_stop_is_no_fault_of_a_strangers_forward():
+    """What tries a model out and catches whatever that raises must not catch a signal."""
+
+    class Signalled(torch.nn.Module):
+        def forward(self, images):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return images
+
+    with pytest.raises(StoppedError), interrupts("again"):
+        record(Signalled(), torch.zeros(1, 3, 4, 4))
 
 
 def test_a_stage_may_save_its_state_after_the_signal_and_is_not_stopped_twice():

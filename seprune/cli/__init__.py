@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import typer
 
 from seprune.cli import about, console, masking, stages, sweeping
-from seprune.errors import SepruneError
+from seprune.errors import SepruneError, StoppedError
 
 app = typer.Typer(
     name="seprune",
@@ -48,7 +48,7 @@ def main() -> None:
         with interrupts(), _united():
             status = app(standalone_mode=False)
         sys.stdout.flush()
-    except SepruneError as error:
+    except (SepruneError, StoppedError) as error:
         if error.process is not None:  # torchrun stops whom it finds still leaving
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         console.fail(error)

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from seprune.errors import EnvironmentFault, SepruneError, UsageError
+from seprune.errors import EnvironmentFault, SepruneError, StoppedError, UsageError
 from seprune.runs import safe_point
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def wants_json() -> bool:
     return "--json" in sys.argv[1:]
 
 
-def fail(error: SepruneError) -> None:
+def fail(error: SepruneError | StoppedError) -> None:
     """Say what is wrong, why, and what to type next; so does a later process that failed first."""
     if process() not in (0, error.process):
         return

@@ -20,7 +20,7 @@ from seprune.files import (
     write_together,
 )
 from seprune.runs.environment import environment
-from seprune.runs.interrupts import unbroken
+from seprune.runs.interrupts import safe_point, unbroken
 from seprune.runs.journal import JOURNAL, Record, add, mend, read_journal, stage_key
 from seprune.runs.lock import hold, now
 
@@ -62,7 +62,11 @@ class RunFolder:
             key: `stage_key` of all that the stage depends on.
             files: what the stage wrote, relative to the folder.
             facts: numbers for the report; JSON, finite.
+
+        Raises:
+            StoppedError: a signal came, and a library may have swallowed it on the way here.
         """
+        safe_point()
         with unbroken():
             hashes = {self._relative(name): sha256(self.path / name) for name in files}
             record = Record(stage, key, hashes, dict(facts), now())

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from seprune.errors import StoppedError
+from seprune.errors import FellowError, StoppedError
 
 
 @dataclass
@@ -23,7 +23,6 @@ class _State:
     resume: str = ""
     signum: int = 0
     held: int = 0
-    told: bool = False
 
 
 _STATE = _State()
@@ -53,6 +52,10 @@ def interrupts(resume: str = "") -> Iterator[None]:
         signal.signal(signum, _on_signal)
     try:
         yield
+    except Exception as error:
+        if _STATE.signum and not isinstance(error, FellowError):  # a library caught the stop and made an error of its own of it
+            raise _stopped() from error
+        raise
     finally:
         _STATE.owner = 0
         for signum, handler in before.items():
@@ -72,8 +75,8 @@ def unbroken() -> Iterator[None]:
 
 def safe_point() -> None:
     """Raise StoppedError if a signal waits; long loops call it where stopping loses nothing."""
-    if _STATE.signum and not _STATE.held and not _STATE.told:
-        _STATE.told = True
+    # Not twice on the same way out; but one that a destructor swallowed comes again.
+    if _STATE.signum and not _STATE.held and not isinstance(sys.exc_info()[1], StoppedError):
         raise _stopped()
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import Subject, tiny, tiny_images
 from terminal import Terminal
+from warm import Warm
 
 from seprune.checkpoint import load_weights
 from seprune.errors import InputError
@@ -49,3 +51,17 @@ def terminal() -> Iterator[Terminal]:
     started = Terminal()
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """The process that the short ones are forked from."""
+    with Warm() as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def tiny_run(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A run of less than a second, and what it ends with when nothing disturbs it."""
+    images = tiny_images(tmp_path_factory.mktemp("images"))
+    return Subject.unbroken(warm, tmp_path_factory.mktemp("runs"), tiny(images), images)

@@ -1,0 +1,167 @@
+"""Many rounds of the faults that tests/faults injects; what came out goes to benchmarks/results.
+
+    python benchmarks/faults.py kills [--rounds 300] [--minutes 8]
+    python benchmarks/faults.py signals | operations | crowds | bytes
+
+Each is resumable: what was done before is in its JSON, and the same command adds what is left. A
+promise that is broken is written there as well, and ends the script with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
+
+import harness  # noqa: E402
+import torch  # noqa: E402
+from warm import Warm  # noqa: E402
+
+from seprune.files import write_json  # noqa: E402
+from seprune.runs import RunFolder  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
+ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 4, "bytes": 20000}
+FILES = {"crowds": "concurrency"}
+Kept = dict[str, Any]
+
+
+def kills(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
+    """SIGKILL at random instants of the quickstart, over and over, until the run is through."""
+    yield from _stops(kept, home, warm, [signal.SIGKILL])
+
+
+def signals(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
+    """SIGTERM and SIGINT likewise."""
+    yield from _stops(kept, home, warm, [signal.SIGTERM, signal.SIGINT])
+
+
+def _stops(kept: Kept, home: Path, warm: Warm, signums: list[int]) -> Iterator[None]:
+    subject = _unbroken(kept, warm, home)
+    out = home / "run"
+    while True:
+        seed = kept["done"]
+        instants = random.Random(seed)
+        through = harness.kill(
+            subject, out, instants.uniform(0.1, 3.0), signums[seed % len(signums)]
+        )
+        if through:
+            kept["runs_compared"] = kept.get("runs_compared", 0) + 1
+            shutil.rmtree(out)
+            continue
+        stages = RunFolder(out).records() if out.exists() else []
+        last = stages[-1].stage.partition("/")[0] if stages else "nothing"
+        after = kept.setdefault("last_committed", {})
+        after[last] = after.get(last, 0) + 1
+        kept["done"] += 1
+        if kept["done"] >= kept["rounds"]:
+            subject.finished(out)
+            kept["runs_compared"] = kept.get("runs_compared", 0) + 1
+        yield
+
+
+def crowds(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
+    """Eight processes at once in one run folder; the one that works is stopped, and so on."""
+    subject = _unbroken(kept, warm, home)
+    out = home / "run"
+    while True:
+        named, through = harness.crowd(subject, out)
+        if through:
+            subject.finished(out)
+            kept["runs_compared"] = kept.get("runs_compared", 0) + 1
+            shutil.rmtree(out)
+            continue
+        kept["refused_by_name"] = kept.get("refused_by_name", 0) + named
+        kept["done"] += 1
+        yield
+
+
+def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
+    """Every file operation of a whole run fails once, in four ways."""
+    argv = harness.tiny(harness.tiny_images(home / "images"))
+    subject = harness.Subject.unbroken(warm, home, argv)
+    count = harness.operations(subject)
+    ways = ("exit", "ENOSPC", "EIO", "EACCES")[: kept["rounds"]]
+    todo = [(how, n) for how in ways for n in range(1, count + 1)]
+    kept["operations_of_a_run"], kept["rounds"] = count, len(todo)
+    for how, number in todo[kept["done"] :]:
+        noticed = harness.fail_operation(subject, number, how)
+        row = kept.setdefault("ways", {}).setdefault(how, {"tried": 0, "noticed": 0})
+        row["tried"] += 1
+        row["noticed"] += noticed
+        kept["done"] += 1
+        yield
+
+
+WORK: dict[str, Callable[[Kept, Path, Warm], Iterator[None]]] = {
+    "kills": kills,
+    "signals": signals,
+    "crowds": crowds,
+    "operations": operations,
+}
+
+
+def _unbroken(kept: Kept, warm: Warm, home: Path) -> harness.Subject:
+    subject = harness.Subject.unbroken(warm, home, QUICKSTART)
+    kept["run"] = " ".join(QUICKSTART)
+    return subject
+
+
+def _kept(path: Path, name: str, rounds: int) -> Kept:
+    kept: Kept = json.loads(path.read_text()) if path.exists() else {"done": 0, "broken": []}
+    kept["command"] = f"python benchmarks/faults.py {name}"
+    kept["rounds"] = max(rounds, kept["done"])
+    kept["hardware"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    kept["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
+    kept["date"] = datetime.now(UTC).date().isoformat()
+    return kept
+
+
+def main() -> None:
+    """Do rounds until they are done or the time is up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=WORK)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--minutes", type=float, default=1e6)
+    given = parser.parse_args()
+    path = RESULTS / f"{FILES.get(given.what, given.what)}.json"
+    kept = _kept(path, given.what, given.rounds or ROUNDS[given.what])
+    start = time.monotonic()
+    home = Path(tempfile.mkdtemp(prefix="seprune-faults-"))
+    try:
+        with Warm() as warm:
+            for _ in WORK[given.what](kept, home, warm):
+                print(f"{given.what}: {kept['done']} of {kept['rounds']}", file=sys.stderr)
+                if kept["done"] % 10 == 0:
+                    write_json(path, kept)
+                if kept["done"] >= kept["rounds"] or _late(start, given.minutes):
+                    break
+    except AssertionError as error:
+        kept["broken"].append(f"round {kept['done']}: {str(error)[:600]}")
+        raise SystemExit(f"a promise is broken: {error}") from error
+    finally:
+        write_json(path, kept)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _late(start: float, minutes: float) -> bool:
+    return time.monotonic() - start > 60 * minutes
+
+
+if __name__ == "__main__":
+    main()

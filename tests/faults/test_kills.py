@@ -1,0 +1,90 @@
+"""Killed, interrupted or terminated at any instant, and started at once: nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from harness import Subject, crowd, kill, tiny
+
+QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def quickstart(warm, tmp_path_factory) -> Subject:
+    return Subject.unbroken(warm, tmp_path_factory.mktemp("quickstart"), QUICKSTART)
+
+
+def stop_often(subject: Subject, out: Path, rounds: int, span: float, *signums: int) -> int:
+    """So many signals at random instants, then on to the end; how many came in time."""
+    instants = random.Random(rounds)
+    came = 0
+    for number in range(rounds):
+        signum = signums[number % len(signums)]
+        came += not kill(subject, out, instants.uniform(0.1, span), signum)
+    subject.finished(out)
+    return came
+
+
+@pytest.mark.fault(28)
+def test_kill_9_at_random_instants_of_a_small_run(tiny_run):
+    assert stop_often(tiny_run, tiny_run.home / "killed", 3, 0.8, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.fault(28)
+def test_kill_9_thirty_times_over_a_whole_quickstart(quickstart):
+    """The promise of row 28 at its full size; benchmarks/faults.py does it 300 times."""
+    came = stop_often(quickstart, quickstart.home / "killed", 30, 3.0, signal.SIGKILL)
+    assert came >= 10
+
+
+@pytest.mark.fault(29)
+def test_sigterm_and_sigint_at_random_instants_of_a_small_run(tiny_run):
+    both = signal.SIGTERM, signal.SIGINT
+    assert stop_often(tiny_run, tiny_run.home / "stopped", 2, 0.8, *both)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.fault(29)
+def test_sigterm_and_sigint_twenty_times_over_a_whole_quickstart(quickstart):
+    both = signal.SIGTERM, signal.SIGINT
+    assert stop_often(quickstart, quickstart.home / "stopped", 20, 3.0, *both) >= 10
+
+
+@pytest.mark.fault(30)
+def test_of_eight_at_once_one_works_and_seven_name_it(warm, tmp_path, tiny_run):
+    """A longer run, so that the one that works is at it while the others come."""
+    argv = tiny(tiny_run.inputs, "train.epochs=500")
+    subject = Subject(warm, tmp_path, argv)
+    for _ in range(2):
+        assert crowd(subject, tmp_path / "run") == (7, False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.fault(30)
+def test_eight_at_once_twenty_times_over_a_whole_quickstart(quickstart):
+    rounds = [crowd(quickstart, quickstart.home / "crowd") for _ in range(20)]
+    assert rounds.count((7, False)) >= 10
+    quickstart.finished(quickstart.home / "crowd")
+
+
+@pytest.mark.fault(30)
+def test_the_lock_of_a_killed_run_is_no_lock(tiny_run):
+    """`lock` and `lock.json` of the one that was killed are there, and nobody minds."""
+    out = tiny_run.home / "stale"
+    pid = tiny_run.start(out, fail={"root": str(out), "at": 60, "how": "exit"})
+    assert tiny_run.warm.wait(pid).status == 137
+    assert (out / "lock.json").exists()
+    tiny_run.finished(out)
+    assert not (out / "lock.json").exists()
+
+
+if sys.platform == "win32":
+    pytest.skip("signals as POSIX has them", allow_module_level=True)

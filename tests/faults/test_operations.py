@@ -1,0 +1,83 @@
+"""The Nth file operation fails, for every N: nothing is lost, nothing half-written is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import DISK, Subject, contents, fail_operation, leftovers, operations
+from warm import DIED, Warm
+
+WRITTEN = ("text", "new/json", "folder/a", "folder/model.safetensors", "folder/SHA256SUMS", "lines")
+WAYS = ("exit", *DISK)
+
+
+def write(warm: Warm, folder: Path, content: str, **fail: object) -> tuple[int, str]:
+    """`failing.write_everything` in a process of its own; its status and what it said."""
+    log = folder.with_suffix(".log")
+    done = warm.run(
+        log, folder, content, call="write_everything", fail={"root": str(folder), **fail}
+    )
+    return done.status, done.said
+
+
+SOME = [("exit", 2), ("ENOSPC", 2), ("EIO", 5), ("EACCES", 7)]
+ALL = [pytest.param(how, 1, marks=pytest.mark.slow) for how in WAYS]
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize(("how", "every"), SOME + ALL)
+def test_every_operation_of_every_writer(warm, tmp_path, how, every):
+    """Each file is the previous one or the new one, whole; the same call then writes all."""
+    folder, log = tmp_path / "out", tmp_path / "operations"
+    assert write(warm, folder, "old", log=str(log)) == (0, "")
+    old = contents(folder)
+    assert set(old) == set(WRITTEN)
+    assert write(warm, tmp_path / "new", "newer")[0] == 0
+    new = contents(tmp_path / "new")
+    new["lines"] = old["lines"] + new["lines"]
+    for number in range(1, len(log.read_text().splitlines()) + 1, every):
+        for name, content in old.items():
+            (folder / name).write_bytes(content)
+        status, said = write(warm, folder, "newer", at=number, how=how)
+        found = {n: c for n, c in contents(folder).items() if not n.endswith(".part")}
+        assert set(found) == set(WRITTEN), number
+        if how == "exit":
+            assert status in (0, DIED)
+            found["lines"] = found["lines"].partition(b"\n")[0] + b"\n"  # the last may be torn
+        else:
+            assert status in (0, 4), said
+            assert status == 0 or ("cannot be written\nwhy: " in said and "\nnext: " in said)
+            assert "Traceback" not in said
+            # EACCES forbids to remove them as well
+            assert leftovers(folder) == [] or how == "EACCES", (number, said)
+        for name, content in found.items():
+            assert content in (old[name], new[name]), (number, name)
+        for path in folder.rglob("*.part"):
+            path.unlink()
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize(("how", "every"), [("exit", 149), ("ENOSPC", 191), ("EIO", 330)])
+def test_some_operations_of_a_whole_run(tiny_run, how, every):
+    count = operations(tiny_run)
+    assert count > 400
+    noticed = [fail_operation(tiny_run, n, how) for n in range(every // 2, count, every)]
+    assert any(noticed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("how", WAYS)
+def test_every_operation_of_a_whole_run(tiny_run, how):
+    count = operations(tiny_run)
+    noticed = sum(fail_operation(tiny_run, n, how) for n in range(1, count + 1))
+    assert noticed > count / 2
+
+
+def test_the_harness_notices_a_run_that_ends_differently(tiny_run: Subject):
+    """A check that cannot fail would prove nothing: another seed gives other weights."""
+    other = Subject(tiny_run.warm, tiny_run.home, (*tiny_run.argv, "seed=1"), None, tiny_run.result)
+    with pytest.raises(AssertionError, match=r"trained/model\.safetensors"):
+        other.finished(tiny_run.home / "other")
