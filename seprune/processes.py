@@ -203,7 +203,7 @@ def _lost(error: Exception | StoppedError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
 
 
-def _gone(error: Exception) -> EnvironmentFault:
+def _gone(error: BaseException) -> EnvironmentFault:
     return EnvironmentFault(
         f"another of the {os.environ.get('WORLD_SIZE')} processes ended without a word, or hangs",
         why=f"{str(error).splitlines()[0]}; most often one was killed for memory, or a machine "

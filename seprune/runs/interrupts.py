@@ -53,7 +53,9 @@ def interrupts(resume: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _STATE.signum and not isinstance(error, FellowError):  # a library caught the stop and made an error of its own of it
+        if _STATE.signum and not isinstance(
+            error, FellowError
+        ):  # a library caught the stop and made an error of its own of it
             raise _stopped() from error
         raise
     finally:
