@@ -40,7 +40,7 @@ def table(kept: dict[str, Any]) -> str:
     base = kept["measurements"][0]
     for m in kept["measurements"]:
         name = m["stage"] + (f", {m['budget']}" if m["budget"] else "")
-        times = {t["batch"]: t["median_ms"] for t in m["latency"]}
+        times = {t["batch"]: t["median_ms"] for t in m["latency"] if t["runtime"] == "eager"}
         cells = [
             name,
             f"{100 * m['top1']:.2f} %",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +38,10 @@ def recipes_ls(json: options.Json = False) -> None:
     if json:
         console.give(found)
     else:
+        wide = 2 + max(map(len, found))
         for name, line in found.items():
-            print(f"{name:28s} {line}")
+            head, *more = textwrap.wrap(line, max(20, console.stdout().width - wide)) or [""]
+            print(f"{name:{wide}s}{head}", *(" " * wide + text for text in more), sep="\n")
 
 
 @app.command("show")
