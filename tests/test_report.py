@@ -130,13 +130,17 @@ def test_a_gate_summary_is_made_from_tensors() -> None:
         "low": np.array([0.25, 0.0]),
         "high": np.array([0.25, 0.5]),
         "class_count": np.array([5, 7]),
-        "class_mean": np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
+        "class_mean": np.array([[0.1, 0.2], [0.3, 0.4]]),
         "rank_agreement": np.array(0.75),
     }
-    summary = GateSummary.of(gate, values, groups=("g",), classes=(0, 2))
+    summary = GateSummary.of(gate, values, groups=("g",), classes=(0, 1, 2))
+    average = summary.statistics.pop("class_average")
+    assert average == [pytest.approx(0.2), pytest.approx(0.3)]
     assert summary.statistics == {"mean": [0.5, None], "low": [0.25, 0.0], "high": [0.25, 0.5]}
-    assert summary.class_mean == [[0.1, 0.2], [0.5, 0.6]]
+    assert summary.class_mean == [[0.1, 0.2], [0.3, 0.4]]
     assert (summary.saturated, summary.rank_agreement) == (0.5, 0.75)
+    values["class_count"] = np.array([5, 0])
+    assert GateSummary.of(gate, values).statistics["class_average"] == [0.1, 0.2]
     gate.activation = "relu"
     assert GateSummary.of(gate, values).saturated is None
 

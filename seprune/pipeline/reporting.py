@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +74,7 @@ def write(told: Told, out: Path) -> list[Path]:
 def compose(told: Told) -> Report:
     """The report of a run."""
     info = told.data.info
-    shown = list(info.classes)[:SHOWN_CLASSES]
+    rows = shown_classes(info.classes, told.recipe.report.classes)
     subject = told.subject
     return Report(
         name=told.recipe.name,
@@ -96,7 +96,7 @@ def compose(told: Told) -> Report:
                 "validation": info.validation,
                 "reporting": info.reporting,
             },
-            "classes": shown,
+            "classes": [info.classes[row] for row in rows],
             "skipped": list(info.skipped),
         },
         environment=environment(),
@@ -104,7 +104,7 @@ def compose(told: Told) -> Report:
         recipe=dump_recipe(told.recipe),
         measurements=list(told.measurements),
         budgets=[_budget(told, chapter) for chapter in told.chapters],
-        gates=gate_summaries(told.structure, told.statistics, classes=len(shown)),
+        gates=gate_summaries(told.structure, told.statistics, classes=rows),
         warnings=_warnings(told),
         left_whole=_left_whole(told),
         seconds=told.seconds,
@@ -113,19 +113,24 @@ def compose(told: Told) -> Report:
     )
 
 
+def shown_classes(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
+    """Rows of the classes that were chosen; else all, or ten evenly spread over many."""
+    rows = [known.index(name) for name in chosen if name in known]
+    step = max(1.0, (len(known) - 1) / (SHOWN_CLASSES - 1))
+    return rows or [round(n * step) for n in range(min(len(known), SHOWN_CLASSES))]
+
+
 def gate_summaries(
-    structure: Structure, statistics: GateStatistics | None, *, classes: int = 0
+    structure: Structure, statistics: GateStatistics | None, *, classes: Sequence[int] = ()
 ) -> list[GateSummary]:
-    """Every gate with its statistics and the means of the first `classes` classes."""
+    """Every gate with its statistics and the means of these classes."""
     owners: dict[str, list[str]] = {}
     for group in structure.groups:
         for link in group.gates:
             owners.setdefault(link.gate, []).append(group.name)
     values = statistics.values if statistics is not None else {}
     return [
-        GateSummary.of(
-            g, values.get(g.name, {}), groups=owners.get(g.name, ()), classes=range(classes)
-        )
+        GateSummary.of(g, values.get(g.name, {}), groups=owners.get(g.name, ()), classes=classes)
         for g in structure.gates
     ]
 
@@ -213,6 +218,9 @@ def _warnings(told: Told) -> list[str]:
         said.append(f"gates that never run: {', '.join(idle)}")
     if told.subject.digest is None:
         said.append("the weights are random: accuracies say nothing, costs do")
+    unknown = set(told.recipe.report.classes) - set(told.data.info.classes)
+    if unknown:
+        said.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")
     if told.crowded and told.recipe.report.latency:
         said.append("latencies were not measured: other runs worked on this machine")
     return [*said, *told.slow]

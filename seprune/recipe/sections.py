@@ -305,6 +305,9 @@ class Reporting(Section):
         default=(1, 8, 64), min_length=1, description="of the latencies; those that fit"
     )
     html: bool = True
+    classes: tuple[str, ...] = Field(
+        default=(), description="whose excitations are shown; none said: ten, evenly spread"
+    )
     last_epoch: bool = Field(
         default=False, description="measure the last epoch's weights beside the chosen ones"
     )

@@ -67,7 +67,9 @@ def rows(x: str, names: Sequence[str]) -> dict[str, Any]:
 def scale(values: Array) -> dict[str, Any]:
     """A logarithmic axis where positive scores span more than two decades."""
     if values.size and values.min() > 0 and values.max() > 100 * values.min():
-        return {"type": "log", "tickformat": "~g", "dtick": 1, "minor": {"ticks": "outside"}}
+        decades = math.log10(values.max() / values.min())
+        step = max(1, math.ceil(decades / 6))
+        return {"type": "log", "exponentformat": "power", "dtick": step, "tickangle": 0}
     return {}
 
 

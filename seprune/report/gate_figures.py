@@ -15,6 +15,7 @@ from seprune.report.measurement import Budget, GateSummary
 
 SHOWN_CHANNELS = 256  # of a class curve; more is not seen and not smooth to scroll
 SHOWN_CLASSES = 3  # switched on at first, the others wait in the legend
+NARROWEST = 0.2  # of the axis of excitations: gates live in [0, 1]
 POSITIONS = 100  # of the overview: percentiles of a gate's channels
 
 
@@ -96,13 +97,15 @@ def kept(summary: GateSummary, budget: Budget) -> Figure:
 
 def excitation(summary: GateSummary, classes: Sequence[str]) -> Figure:
     """Class means against the mean over all classes (SE paper, figures 6 and 7)."""
-    mean = np.array(summary.statistics["mean"], dtype=float)
+    known = summary.statistics.get("class_average") or summary.statistics["mean"]
+    mean = np.array(known, dtype=float)
     by_class = np.array(summary.class_mean, dtype=float)
-    order = _order(summary)
+    order = np.argsort(mean, kind="stable")
     order = order[np.unique(np.linspace(0, len(order) - 1, SHOWN_CHANNELS).round().astype(int))]
     x = list(range(len(order)))
     traces: list[dict[str, Any]] = _band(mean[order], within_class(summary)[order], x)
-    strangest = np.argsort(-np.abs(by_class - mean).mean(1))[:SHOWN_CLASSES]
+    strangeness = np.argsort(-np.nan_to_num(np.abs(by_class - mean).mean(1)), kind="stable")
+    places = {int(row): place for place, row in enumerate(strangeness)}
     for number, row in enumerate(by_class):
         name = classes[number] if number < len(classes) else f"class {number}"
         traces.append(
@@ -112,8 +115,8 @@ def excitation(summary: GateSummary, classes: Sequence[str]) -> Figure:
                 "name": axes.label(name),
                 "x": x,
                 "y": axes.listed(row[order]),
-                "line": {"width": 1.2, "color": COLOURS[number % len(COLOURS)]},
-                "visible": True if number in strangest else "legendonly",
+                "line": {"width": 1.2, "color": COLOURS[places[number] % len(COLOURS)]},
+                "visible": True if places[number] < SHOWN_CLASSES else "legendonly",
             }
         )
     traces.append(
@@ -131,7 +134,15 @@ def excitation(summary: GateSummary, classes: Sequence[str]) -> Figure:
     )
     layout = axes.layout("channels by rising mean", "excitation", height=360)
     layout["hovermode"] = "x unified"
+    layout["yaxis"]["range"] = _not_too_narrow(np.concatenate([by_class.ravel(), mean]))
     return {"data": traces, "layout": layout}
+
+
+def _not_too_narrow(values: Array) -> list[float]:
+    """A range that holds the values and does not blow tiny differences up."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = max(0.05 * (high - low), (NARROWEST - (high - low)) / 2)
+    return [axes.short(low - room), axes.short(high + room)]
 
 
 def within_class(summary: GateSummary) -> Array:

@@ -48,6 +48,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "title": f"{report.name} – seprune",
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
+        "source": Path(str(report.data.get("source"))).name,
         "others": [other.name for other in others],
         "tiles": [_tile(report, budget) for budget in report.budgets],
         "summary": [_summary_row(report, m) for m in report.measurements],
@@ -61,11 +62,11 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "gate_rows": [_gate_row(gate) for gate in report.gates],
         "stage_ends": [gate.name for gate in ends],
         "shown_channels": gate_figures.SHOWN_CHANNELS,
-        "left_whole": [(row.get("group", ""), row.get("reason", "")) for row in report.left_whole],
+        "left_whole": _left_whole(report),
         "missing": words.missing(report),
         "setting": _setting(report),
         "seconds": [(stage, words.duration(time)) for stage, time in report.seconds.items()],
-        "environment": [(key, _said(value)) for key, value in report.environment.items()],
+        "environment": [(key, _said(value)) for key, value in words.machine(report.environment)],
     }
     _write(path, "page.html.j2", content, _figures(report, ends, others))
 
@@ -148,7 +149,7 @@ def _tile(report: Report, budget: Budget) -> dict[str, Any]:
     end, base = words.last_of(report, budget), report.baseline
     if end is None or base is None:
         return {"label": budget.label, "top1": words.DASH, "change": words.DASH, "speeds": []} | {
-            "gained": False,
+            "tone": "",
             "macs": words.percent(budget.reached, 1),
             "params": words.DASH,
         }
@@ -158,7 +159,13 @@ def _tile(report: Report, budget: Budget) -> dict[str, Any]:
         "label": words.stage_name(end),
         "top1": words.percent(end.top1),
         "change": words.points(change),
-        "gained": change is not None and change >= 0,
+        "tone": ""
+        if change is None
+        else "good"
+        if change >= 0
+        else "bad"
+        if change < -0.01
+        else "",
         "macs": words.percent(words.fraction_of(end.macs, base.macs), 1),
         "params": words.percent(words.fraction_of(end.params, base.params), 1),
         "speeds": [f"{s:.2f}x as fast at batch {x.batch}" for x, s in speeds if s],
@@ -207,6 +214,14 @@ def _latency_cell(report: Report | None, latency: Latency | None) -> str:
     if latency is not None and latency.median_ms is None:
         return words.DASH  # the reason stands with what is not in the numbers
     return words.milliseconds(latency) + (f" ({faster:.2f}x)" if faster else "")
+
+
+def _left_whole(report: Report) -> list[list[Any]]:
+    """A row for each reason."""
+    found: dict[str, list[str]] = {}
+    for row in report.left_whole:
+        found.setdefault(row.get("reason", ""), []).append(row.get("group", ""))
+    return [[reason, len(names), ", ".join(names)] for reason, names in found.items()]
 
 
 def _scored_groups(report: Report) -> list[str]:
@@ -260,7 +275,8 @@ def _setting(report: Report) -> Iterable[tuple[str, str]]:
     yield "seed", str(report.seed)
     for part, facts in (("model", report.model), ("data", report.data)):
         for key, value in facts.items():
-            if key not in ("classes", "skipped") or not isinstance(value, list | dict):
+            long = key in ("classes", "skipped") and isinstance(value, list | dict)
+            if not long and value not in ([], {}):
                 yield f"{part} {key}", _said(value)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from seprune import files
 from seprune.errors import InputError
 from seprune.latency import Latency
@@ -117,7 +119,11 @@ class GateSummary:
             for key, value in values.items()
             if tuple(value.shape) == (gate.channels,) and key not in _NOT_CHANNELS
         }
-        means = plain(values["class_mean"].tolist()) if "class_mean" in values else []
+        by_class = np.asarray(values["class_mean"]) if "class_mean" in values else None
+        if by_class is not None:  # the rows of classes without images say nothing
+            seen = np.asarray(values.get("class_count", np.ones(len(by_class)))) > 0
+            if seen.any():
+                columns["class_average"] = by_class[seen].mean(0).tolist()
         agreement = values.get("rank_agreement")
         idle = [*columns.get("low", ()), *columns.get("high", ())]
         bounded = gate.activation in _BOUNDED and idle and None not in idle
@@ -126,7 +132,9 @@ class GateSummary:
             groups=list(groups),
             scales=list(gate.scales),
             statistics=columns,
-            class_mean=[means[row] for row in classes if row < len(means)],
+            class_mean=[]
+            if by_class is None
+            else [plain(by_class[row].tolist()) for row in classes if row < len(by_class)],
             rank_agreement=None if agreement is None else float(agreement),
             saturated=sum(idle) / gate.channels if bounded else None,
         )

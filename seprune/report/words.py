@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from seprune.latency import Latency
 from seprune.report.measurement import Budget, GateSummary, Measurement, Report
@@ -161,6 +162,30 @@ def _all_well(gates: Sequence[GateSummary]) -> list[str]:
         f"No gate is saturated, and images agree on the order of channels (rank agreement "
         f"{min(agreements):.2f} to {max(agreements):.2f})."
     ]
+
+
+def machine(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a run ran on, as people say it: name and text."""
+    for name, value in facts.items():
+        if name == "extras" and isinstance(value, dict):
+            known = (extra.get("packages") or {} for extra in value.values())
+            versions = {p: v for packages in known for p, v in packages.items()}
+            yield name, ", ".join(f"{p} {v or 'missing'}" for p, v in versions.items())
+        elif name == "pair" and isinstance(value, dict):
+            if not value.get("fits", True):
+                yield "torch and torchvision", f"do not fit: {value.get('reason')}"
+        elif name == "disk_free":
+            yield "free disk", size(value)
+        elif name == "devices" and isinstance(value, list):
+            yield name, "; ".join(map(_device, value))
+        else:
+            yield name, value
+
+
+def _device(facts: Mapping[str, Any]) -> str:
+    more = [size(facts["memory"])] if facts.get("memory") else []
+    more += [f"{facts['threads']} threads"] if facts.get("threads") else []
+    return ", ".join([f"{facts.get('device')} ({facts.get('name')})", *more])
 
 
 def missing(report: Report) -> list[str]:
