@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -13,16 +13,30 @@ class Track(Protocol):
 
     Args:
         iterable: the work.
-        label: what is being done; may carry the last metrics.
+        label: what is being done.
         total: how many items `iterable` will give.
         unit: what one item is.
+        live: asked again and again for the newest numbers to show beside it.
     """
 
     def __call__(
-        self, iterable: Iterable[T], *, label: str, total: int, unit: str = "images"
+        self,
+        iterable: Iterable[T],
+        *,
+        label: str,
+        total: int,
+        unit: str = "images",
+        live: Callable[[], str] | None = None,
     ) -> Iterator[T]: ...
 
 
-def silent(iterable: Iterable[T], *, label: str, total: int, unit: str = "images") -> Iterator[T]:
+def silent(
+    iterable: Iterable[T],
+    *,
+    label: str,
+    total: int,
+    unit: str = "images",
+    live: Callable[[], str] | None = None,
+) -> Iterator[T]:
     """A `Track` that shows nothing."""
     return iter(iterable)

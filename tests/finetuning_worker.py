@@ -27,7 +27,7 @@ def tiny(dropout: float = 0.0) -> nn.Module:
     )
 
 
-def deadly(iterable, *, label, total, unit="images"):
+def deadly(iterable, *, label, **_):
     """Kill this process, as nobody can catch it, before batch N of the epoch that KILL names."""
     where, _, batch = os.environ.get("KILL", ":").partition(":")
     for number, item in enumerate(iterable):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import finetuning_worker
+import numpy as np
 import pytest
 import torch
 from finetuning_worker import tiny
@@ -21,11 +22,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from seprune.data import DataSettings, open_data
-from seprune.errors import EnvironmentFault, InputError
-from seprune.finetuning import FineTuneSettings, evaluate, finetune
+from seprune.errors import EnvironmentFault, InputError, StoppedError, UsageError
+from seprune.finetuning import FineTuneSettings, Teacher, evaluate, finetune
+from seprune.finetuning.features import Features, shared_features
 from seprune.finetuning.generations import Generation, load_generation, save_generation
 from seprune.finetuning.learner import Learner
 from seprune.finetuning.objective import decay_groups, loss_of, mix, rate
+from seprune.finetuning.telling import Now
+from seprune.groups import Member
+from seprune.plan import PlannedGroup, PruningPlan
+from seprune.runs import interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +62,7 @@ class StopError(Exception):
 def stop_at(label: str, batch: int):
     """A track that raises before it gives batch number `batch` of what starts with `label`."""
 
-    def track(iterable, *, label, total, unit="images"):
+    def track(iterable, *, label, **_):
         for number, item in enumerate(iterable):
             if label.startswith(wanted) and number == batch:
                 raise StopError
@@ -293,6 +299,81 @@ def test_distillation_pulls_towards_the_teacher():
     assert caught.value.what == "the teacher has 7 outputs, the model 10"
 
 
+def planned(keep: tuple[int, ...], width: int = 8) -> PruningPlan:
+    """tiny() without some channels of its first convolution."""
+    index = np.arange(width)[:, None]
+    members = (Member("0", "out", index, width), Member("1", "out", index, width))
+    return PruningPlan((PlannedGroup("0", width, width, keep, members),), {})
+
+
+def test_shared_features_follow_the_plans_one_after_the_other():
+    first, second = planned((1, 3, 4, 6)), planned((0, 2), width=4)
+    assert shared_features(tiny(), [first])["1"].tolist() == [1, 3, 4, 6]
+    assert shared_features(tiny(), [first, second])["1"].tolist() == [1, 4]
+    assert shared_features(tiny(), [planned(tuple(range(8)))]) == {"1": None}
+    with pytest.raises(InputError) as caught:
+        shared_features(nn.Linear(2, 2), [first])
+    assert "passes a BatchNorm" in caught.value.why
+    with pytest.raises(InputError, match="no group outputs that could be matched") as caught:
+        shared_features(tiny(), [])
+    assert "finetune.distill.features=0" in caught.value.fix
+
+
+def test_the_distance_of_features_is_its_formula():
+    torch.manual_seed(0)
+    student, teacher = nn.BatchNorm2d(2).eval(), nn.BatchNorm2d(3).eval()
+    x = torch.randn(5, 3, 4, 4)
+    features = Features(nn.Sequential(student), nn.Sequential(teacher), {"0": torch.tensor([0, 2])})
+    teacher(x), student(x[:, [0, 2]] + 0.5)
+    expected = 0.25 / x[:, [0, 2]].var(correction=0)
+    assert features.distance().item() == pytest.approx(expected.item(), rel=1e-4)
+    teacher(x), student(torch.randn(5, 2, 2, 2))
+    with pytest.raises(InputError, match="0: teacher and student cannot be matched"):
+        features.distance()
+
+
+def test_matching_features_pulls_them_together():
+    teacher, student = tiny(), tiny()
+    nn.init.normal_(student[0].weight)
+    settings = FineTuneSettings(
+        epochs=8, lr=0.05, distill_alpha=0.0, recalibrate=0, distill_precision="bf16"
+    )
+    pair = Teacher(teacher, (planned(tuple(range(8))),))
+    matched = finetune(student, noise(), replace(settings, distill_features=1.0), teacher=pair)
+    plain = finetune(student, noise(), settings, teacher=pair)
+    images = next(iter(noise()))[0]
+
+    def apart(model: nn.Module) -> float:
+        ours, theirs = (m.eval()[:2](images) for m in (model, teacher))
+        return (ours - theirs).square().mean().item()
+
+    assert apart(matched.model) < 0.5 * apart(plain.model)
+
+
+def test_batches_smaller_than_the_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("seprune.finetuning.job.join", lambda device: (0, 3))
+    with pytest.raises(UsageError, match="batches of 2 images for 3 processes") as caught:
+        finetune(tiny(), open_data("digits"), FineTuneSettings(batch_size=2, recalibrate=0))
+    assert caught.value.fix == "finetune.batch_size=3, or fewer processes"
+
+
+def test_the_words_beside_the_bar_are_the_newest_numbers():
+    now = Now(left=400, loss=0.5123, top1=0.8321, lr=0.1)
+    assert now() == "loss 0.512  top-1 83.21%  0 images/s  lr 0.1"
+    asked = []
+
+    def track(iterable, *, live=None, **_):
+        for item in iterable:
+            yield item
+            asked.append(live() if live else "")
+
+    finetune(tiny(), noise(256), FineTuneSettings(epochs=5, recalibrate=0), track=track)
+    assert "loss" not in asked[0]
+    assert asked[-1].startswith("loss ")
+    assert asked[-1].endswith("0:00:00 left")
+    assert "images/s  lr " in asked[-1]
+
+
 def test_a_loader_without_batches():
     with pytest.raises(InputError, match="the training loader has no batches"):
         finetune(tiny(), [])
@@ -378,6 +459,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, batch):
     assert (resumed.before, resumed.best_epoch) == (whole.before, whole.best_epoch)
     finished = finetune(model, data, settings, folder=tmp_path, track=stop_at("epoch", 0))
     assert same(finished.model, whole.model)
+
+
+@pytest.mark.fault(29)
+def test_a_signal_saves_the_steps_of_its_epoch(tmp_path):
+    """SIGINT in mid-step: the step is finished and saved, and nothing of it is done again."""
+
+    def press(iterable, *, label, **_):
+        for number, item in enumerate(iterable):
+            if label == "epoch 2/3" and number == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield item
+
+    data, model = open_data("digits"), tiny(dropout=0.2)
+    settings = FineTuneSettings(epochs=3, batch_size=64, ema=0.9, mixup=0.2, save_steps=0)
+    whole = finetune(model, data, settings)
+    with pytest.raises(StoppedError), interrupts("again"):
+        finetune(model, data, settings, folder=tmp_path, track=press)
+    at = load_generation(tmp_path / "state").facts["at"]
+    assert at["epoch"] == 1
+    assert at["step"] == 7
+    assert same(finetune(model, data, settings, folder=tmp_path).model, whole.model)
 
 
 @pytest.mark.parametrize("seeded", [False, True])

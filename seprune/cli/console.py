@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -42,32 +43,43 @@ def stdout() -> Console:
     return Console(highlight=False, quiet=process() > 0)
 
 
-def track(iterable: Iterable[T], *, label: str, total: int, unit: str = "images") -> Iterator[T]:
+def track(
+    iterable: Iterable[T],
+    *,
+    label: str,
+    total: int,
+    unit: str = "images",
+    live: Callable[[], str] | None = None,
+) -> Iterator[T]:
     """A bar with rate and time left in a terminal, a plain line now and then elsewhere."""
     source = _live if stderr().is_terminal else _plain
-    for item in source(iterable, label, total, unit):
+    for item in source(iterable, label, total, unit, live):
         yield item
         safe_point()
 
 
-def _live(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=stderr(), transient=True, refresh_per_second=4) as progress:
-        task = progress.add_task(escape(label), total=total, unit=unit, rate="")
+def _live(
+    iterable: Iterable[T], label: str, total: int, unit: str, live: Callable[[], str] | None
+) -> Iterator[T]:
+    numbers: tuple[ProgressColumn, ...] = (TextColumn("{task.fields[numbers]}"),)
+    if live is None:
+        numbers = (TextColumn("{task.fields[unit]}"), *numbers, TimeRemainingColumn(compact=True))
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+    with Progress(
+        *columns, *numbers, console=stderr(), transient=True, refresh_per_second=4
+    ) as progress:
+        task = progress.add_task(escape(label), total=total, unit=unit, numbers="")
         start = time.monotonic()
         for done, item in enumerate(iterable, 1):
             yield item
             rate = done / max(time.monotonic() - start, 1e-9)
-            progress.update(task, completed=done, rate=_rate(rate))
+            said = _rate(rate) if live is None else escape(live())
+            progress.update(task, completed=done, numbers=said)
 
 
-def _plain(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
+def _plain(
+    iterable: Iterable[T], label: str, total: int, unit: str, live: Callable[[], str] | None
+) -> Iterator[T]:
     start = said = time.monotonic()
     done = 0
     for done, item in enumerate(iterable, 1):
@@ -77,10 +89,11 @@ def _plain(iterable: Iterable[T], label: str, total: int, unit: str) -> Iterator
             said = now
             rate = done / (now - start)
             left = (total - done) / rate
-            tell(f"{label}: {done:,}/{total:,} {unit}, {_rate(rate)}, {left:,.0f} s left")
+            numbers = live() if live else f"{_rate(rate)}, {left:,.0f} s left"
+            tell(f"{label}: {done:,}/{total:,} {unit}, {numbers}")
     took = time.monotonic() - start
     if took > 2:
-        tell(f"{label}: {done:,} {unit} in {took:.1f} s")
+        tell(f"{label}: {done:,} {unit} in {took:.1f} s{f', {live()}' if live else ''}")
 
 
 def _rate(rate: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from seprune.cli import console
 from seprune.pipeline import subject as subjects
 from seprune.pipeline.subject import Subject
-from seprune.processes import resolve_device
+from seprune.processes import join, resolve_device
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def network_and_data(recipe: Recipe, *, allow_code: bool) -> tuple[Subject, Any]:
-    """Both, each at the other's size."""
+    """Both, each at the other's size; under `torchrun` the processes join."""
+    join(resolve_device(recipe.device))
     tell_device(recipe)
     subject, found = subjects.open_both(recipe, allow_code=allow_code, track=console.track)
     _say(subject)

@@ -15,11 +15,12 @@ from seprune.cost import count
 from seprune.errors import UsageError
 from seprune.pipeline import steps
 from seprune.plan import PruningPlan, with_facts
+from seprune.processes import first
 from seprune.pruning import prune
+from seprune.report import words
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from seprune.finetuning import Teacher
     from seprune.statistics import GateStatistics
 
 
@@ -50,7 +51,7 @@ class Job:
         """`--dry-run`: the plan and what it would give."""
         seconds = self.prepare()
         plan = self.bench.plan(self.bench.rank(self.statistics), self.budget())
-        plan.save(self.out / saved.PLANS)
+        first(lambda: plan.save(self.out / saved.PLANS))
         console.tell(f"plan: {self.out / saved.PLANS} (nothing else was written)")
         return told(plan, seconds)
 
@@ -59,7 +60,7 @@ class Job:
         seconds = self.prepare()
         cut = self.bench.cut_in_steps(self.statistics, self.budget())
         kept = {} if self.statistics is None else {"statistics.safetensors": self.statistics.save}
-        saved.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept)
+        first(lambda: saved.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept))
         console.tell(f"pruned network: {self.out}")
         return told(cut.plan, {**seconds, **cut.seconds})
 
@@ -84,7 +85,7 @@ def replay(bench: steps.Bench, path: Path, out: Path) -> dict[str, Any]:
     seconds = {"prune": time.monotonic() - start}
     recovered = bench.recover(pruned, plan)
     seconds["recover"] = time.monotonic() - start - seconds["prune"]
-    saved.save(recovered.cpu(), out, subject.architecture.cut(plan))
+    first(lambda: saved.save(recovered.cpu(), out, subject.architecture.cut(plan)))
     console.tell(f"pruned network: {out}")
     return told(plan, seconds)
 
@@ -114,7 +115,7 @@ def told(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def tune(bench: steps.Bench, teacher: nn.Module | None, out: Path) -> dict[str, Any]:
+def tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
     """`seprune finetune`: train, save, score."""
     from seprune.finetuning import finetune
 
@@ -127,12 +128,9 @@ def tune(bench: steps.Bench, teacher: nn.Module | None, out: Path) -> dict[str, 
         folder=out,
         track=console.track,
     )
-    saved.save(tuned.model.cpu(), out, subject.architecture)
-    result = bench.measured(tuned.model)
-    chosen = tuned.history[tuned.best_epoch].top1 if tuned.best_epoch >= 0 else None
+    first(lambda: saved.save(tuned.model.cpu(), out, subject.architecture))
+    result, numbers = bench.measured(tuned.model), tuned.numbers()
+    for line in words.tuning(numbers):
+        console.tell(line)
     console.tell(f"top-1 {result['top1']:.4f} on {result['count']:,} images: {out}")
-    before = {
-        "before": tuned.before.top1 if tuned.before else None,
-        "recalibrated": tuned.recalibrated.top1 if tuned.recalibrated else None,
-    }
-    return {**result, "best_epoch": tuned.best_epoch, "validation_top1": chosen, **before}
+    return {**result, **numbers}

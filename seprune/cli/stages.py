@@ -83,12 +83,13 @@ def collect(
     )  # fmt: skip
     from seprune.cli import opening
     from seprune.pipeline import steps
+    from seprune.processes import first
 
     both = opening.network_and_data(recipe, allow_code=network.allow_code)
     bench = steps.Bench(recipe, *both, console.track)
     folder = out.with_name(f".{out.name}.collecting")
     statistics = bench.collect(folder, per_sample=per_sample)
-    statistics.save(out)
+    first(lambda: statistics.save(out))
     for warning in statistics.warnings:
         console.tell(f"note: {warning}")
     console.tell(f"{len(statistics.values)} gates over {statistics.samples:,} images: {out}")
@@ -214,15 +215,16 @@ def finetune(
         section["distill"] = None
     recipe = options.recipe(network, work, data, finetune=section)
     from seprune.cli import opening, pruning
+    from seprune.finetuning import Teacher
     from seprune.pipeline import steps
 
     subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
     parent = None
     if teacher is not None:
         other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
-        parent = opening.network(
-            options.recipe(other), allow_code=network.allow_code, like=subject
-        ).model
+        dense = opening.network(options.recipe(other), allow_code=network.allow_code, like=subject)
+        plans = subject.architecture.plans[len(dense.architecture.plans) :]
+        parent = Teacher(dense.model, plans)
     result = pruning.tune(steps.Bench(recipe, subject, found, console.track), parent, out)
     if work.json:
         console.give(result)

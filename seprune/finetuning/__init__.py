@@ -18,10 +18,13 @@ from torch import nn
 from seprune.data import Data
 from seprune.errors import InputError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate
-from seprune.finetuning.job import METRICS, DivergedError, Job, seed_everything
+from seprune.finetuning.features import Teacher
+from seprune.finetuning.job import DivergedError, Job, seed_everything
 from seprune.finetuning.settings import RUNTIME, Epoch, FineTuned, FineTuneSettings
+from seprune.finetuning.telling import METRICS
 from seprune.processes import united
 from seprune.progress import Track, silent
+from seprune.statistics import fingerprint
 
 __all__ = [
     "METRICS",
@@ -29,6 +32,7 @@ __all__ = [
     "Evaluation",
     "FineTuneSettings",
     "FineTuned",
+    "Teacher",
     "evaluate",
     "finetune",
     "recalibrate",
@@ -40,7 +44,7 @@ def finetune(
     data: Data | Batches | tuple[Batches, Batches],
     settings: FineTuneSettings | None = None,
     *,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Teacher | None = None,
     folder: Path | None = None,
     track: Track = silent,
 ) -> FineTuned:
@@ -53,7 +57,7 @@ def finetune(
     Args:
         data: a `Data`; a loader of (images, labels) with a length; or two of them, of which the
             second, for validation, chooses the epoch.
-        teacher: a dense parent to distil from.
+        teacher: a dense parent to distil from; with its plans, if features are to be matched.
         folder: holds the saved state and `metrics.jsonl`.
 
     Raises:
@@ -63,6 +67,7 @@ def finetune(
     settings = settings or FineTuneSettings()
     data, validation = data if isinstance(data, tuple) else (data, None)
     loader, calibration, validation = _loaders(data, settings, validation)
+    teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
     with united(), _own_random(settings.seed):
         job = Job(model, settings, teacher=teacher, loader=loader, folder=folder, track=track)
         if not job.resume(_identity(model, teacher, settings, data)):
@@ -114,15 +119,15 @@ class _Some:
 
 
 def _identity(
-    model: nn.Module, teacher: nn.Module | None, settings: FineTuneSettings, data: Any
+    model: nn.Module, teacher: Teacher | None, settings: FineTuneSettings, data: Any
 ) -> dict[str, str]:
     """Digests of all that makes this fine-tuning what it is, but not of where and how it runs."""
     numbers = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in RUNTIME}
     about = f"{len(data)} batches" if not isinstance(data, Data) else _about(data)
     return {
         "settings": json.dumps(numbers),
-        "model": _digest(model),
-        "teacher": _digest(teacher) if teacher is not None else "",
+        "model": fingerprint(model),
+        "teacher": fingerprint(teacher.model) if teacher else "",
         "data": hashlib.sha256(about.encode()).hexdigest(),
     }
 
@@ -130,14 +135,6 @@ def _identity(
 def _about(data: Data) -> str:
     info = data.info
     return f"{info.fingerprint} {info.training} {info.input_shape} {info.mean} {info.std}"
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import random
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from torch import Tensor, nn
 
 from seprune.data import Loader
 from seprune.data.augment import seed_of
-from seprune.errors import EnvironmentFault, InputError
+from seprune.errors import InputError, StoppedError, UsageError
 from seprune.evaluation import Batches, Evaluation, evaluate, recalibrate, share
-from seprune.files import write_text
+from seprune.finetuning.features import Teacher
 from seprune.finetuning.generations import (
     Generation,
     has_generation,
@@ -29,10 +27,11 @@ from seprune.finetuning.generations import (
 from seprune.finetuning.learner import Learner, detach, part
 from seprune.finetuning.objective import rate
 from seprune.finetuning.settings import Epoch, FineTuned, FineTuneSettings
+from seprune.finetuning.telling import Now, plot, require_tensorboard, write_metrics
 from seprune.processes import first, join, resolve_device, sum_over_processes
 from seprune.progress import Track
+from seprune.runs import unbroken
 
-METRICS = "metrics.jsonl"
 CHECK_STEPS = 50  # how often the loss is read back to see whether it is still a number
 
 
@@ -62,7 +61,7 @@ class Job:
         model: nn.Module,
         settings: FineTuneSettings,
         *,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         loader: Any,
         folder: Path | None,
         track: Track,
@@ -73,6 +72,15 @@ class Job:
         self.rank, self.world = join(self.device)
         self.loader = share(loader, self.device, self.rank, self.world, training=True)
         self.steps = len(loader)
+        self.steady = isinstance(self.loader, Loader)  # goes on in the middle of an epoch
+        if self.steady and loader.batch_size < self.world:
+            raise UsageError(
+                f"batches of {loader.batch_size} images for {self.world} processes",
+                why="every process needs an image of every batch",
+                fix=f"finetune.batch_size={self.world}, or fewer processes",
+            )
+        if settings.tensorboard:
+            require_tensorboard()
         self.folder = folder
         self.at = Progress()
         self.best: dict[str, Tensor] = {}
@@ -123,31 +131,55 @@ class Job:
         seed_everything(settings.seed, at.epoch)
         self.loader.set_epoch(at.epoch, at.step)
         total = torch.tensor(at.loss, dtype=torch.float64, device=self.device)
-        images_seen, start, lr = 0, time.perf_counter(), 0.0
+        now = self._now()
         batches = self.track(
-            self.loader, label=self._label(), total=self.steps - at.step, unit="batches"
+            self.loader,
+            label=f"epoch {at.epoch + 1}/{settings.epochs}",
+            total=self.steps - at.step,
+            unit="batches",
+            live=now,
         )
-        for images, labels in batches:
-            lr = self._rate()
-            seed = seed_of(settings.seed, at.epoch, at.step, self.rank)
-            weight = self._weight(len(images))
-            total += self.learner.step(images, labels, lr=lr, seed=seed, weight=weight)
-            images_seen += len(images) * self.world
-            at.step += 1
-            if at.step < self.steps:
-                self._within(total)
+        try:
+            for images, labels in batches:
+                with unbroken():  # a signal waits for the end of the step
+                    self._step(images, labels, total, now)
+        except StoppedError:
+            self._save_stopped(total)
+            raise
         at.loss = self._mean(total)
-        speed = images_seen / max(time.perf_counter() - start, 1e-9)
-        self._close(validation, lr, speed)
+        self._close(validation, now)
 
-    def _within(self, total: Tensor) -> None:
-        every = self.settings.save_steps if isinstance(self.loader, Loader) else 0
-        save = every and self.at.step % every == 0
-        if save or self.at.step % CHECK_STEPS == 0:
-            self.at.loss = self._mean(total)
-            total.fill_(self.at.loss)
+    def _step(self, images: Tensor, labels: Tensor, total: Tensor, now: Now) -> None:
+        at, lr = self.at, self._rate()
+        seed = seed_of(self.settings.seed, at.epoch, at.step, self.rank)
+        weight = self._weight(len(images))
+        total += self.learner.step(images, labels, lr=lr, seed=seed, weight=weight)
+        now.step(len(images) * self.world, lr)
+        at.step += 1
+        every = self.settings.save_steps if self.steady else 0
+        save = every and at.step % every == 0
+        if at.step < self.steps and (save or at.step % CHECK_STEPS == 0):
+            at.loss = self._mean(total)
+            total.fill_(at.loss)
+            now.loss = at.loss / at.step
             if save:
                 self._save()
+
+    def _save_stopped(self, total: Tensor) -> None:
+        """Keep the steps of the epoch that a signal broke off.
+
+        Several processes may have come to different steps: they go on from the last save.
+        """
+        if self.steady and self.world == 1 and math.isfinite(loss := float(total)):
+            self.at.loss = loss
+            self._save()
+
+    def _now(self) -> Now:
+        at = self.at
+        now = Now((self.settings.epochs - at.epoch) * self.steps - at.step, lr=self._rate())
+        if at.history:
+            now.loss, now.top1 = at.history[-1]["loss"], at.history[-1]["top1"]
+        return now
 
     def _mean(self, total: Tensor) -> float:
         mean = float(sum_over_processes(total) / self.world)
@@ -155,8 +187,8 @@ class Job:
             raise DivergedError
         return mean
 
-    def _close(self, validation: Batches | None, lr: float, speed: float) -> None:
-        at = self.at
+    def _close(self, validation: Batches | None, now: Now) -> None:
+        at, speed = self.at, now.speed
         score = None
         if validation is not None:
             score = evaluate(
@@ -172,7 +204,7 @@ class Job:
             epoch=at.epoch,
             step=(at.epoch + 1) * self.steps,
             loss=at.loss / self.steps,
-            lr=lr,
+            lr=now.lr,
             top1=score.top1 if score else None,
             validation_loss=score.loss if score else None,
             images_per_second=speed,
@@ -185,7 +217,8 @@ class Job:
         at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
         self._save()
         self._report()
-        self._plot(row)
+        if self.folder and self.rank == 0 and self.settings.tensorboard:
+            plot(self.folder / "tensorboard", row)
 
     def roll_back(self) -> None:
         """Back to the last good generation at half the learning rate; the second time, give up."""
@@ -235,15 +268,6 @@ class Job:
         """DDP averages over processes; their parts of a batch may differ by one image."""
         return mine * self.loader.world / self.loader.batch_size
 
-    def _label(self) -> str:
-        label = f"epoch {self.at.epoch + 1}/{self.settings.epochs}"
-        if self.at.history:
-            last = self.at.history[-1]
-            label += f" loss {last['loss']:.3f}"
-            label += f" top-1 {last['top1']:.2%}" if last["top1"] is not None else ""
-            label += f" {last['images_per_second']:.0f} images/s"
-        return f"{label} lr {self._rate():.2g}"
-
     def _keep_best(self) -> None:
         self.best = {n: detach(t) for n, t in self.learner.judged.state_dict().items()}
 
@@ -262,22 +286,8 @@ class Job:
         self.last = generation
 
     def _report(self) -> None:
-        """One line an epoch, written anew: what follows a kill repeats no line."""
         if self.folder and self.rank == 0:
-            rows = [_finite(row) for row in self.at.history]
-            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            write_text(self.folder / METRICS, lines)
-
-    def _plot(self, row: Epoch) -> None:
-        if self.folder and self.rank == 0 and self.settings.tensorboard:
-            with _tensorboard(self.folder / "tensorboard") as board:
-                for name, value in _finite(asdict(row)).items():
-                    if value is not None and name not in ("epoch", "step"):
-                        board.add_scalar(name, value, row.step)
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {n: None if v != v else v for n, v in row.items()}
+            write_metrics(self.folder, self.at.history)
 
 
 def seed_everything(*key: int) -> None:
@@ -286,15 +296,3 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise EnvironmentFault(
-            "finetune.tensorboard needs the package tensorboard",
-            why=str(error),
-            fix='pip install "seprune[tensorboard]"',
-        ) from error
-    return SummaryWriter(str(folder))

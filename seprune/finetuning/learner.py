@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.evaluation import autocast, logits_of
+from seprune.finetuning.features import Features, Teacher, shared_features
 from seprune.finetuning.norms import share_norms
 from seprune.finetuning.objective import decay_groups, loss_of, mix
 
@@ -29,14 +30,18 @@ class Learner:
         model: nn.Module,
         settings: FineTuneSettings,
         *,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         device: torch.device,
     ):
         self.settings, self.device = settings, device
         self.accelerator = _accelerator(settings.precision, device)
         self.parts = settings.accumulate
         self.raw = copy.deepcopy(model).to(device).train()
-        self.teacher = copy.deepcopy(teacher).to(device).eval() if teacher is not None else None
+        self.teacher = copy.deepcopy(teacher.model).to(device).eval() if teacher else None
+        self.features = None
+        if teacher is not None and self.teacher is not None and settings.distill_features:
+            shared = shared_features(self.raw, teacher.plans)
+            self.features = Features(self.raw, self.teacher, shared)
         self.average = copy.deepcopy(self.raw).eval() if settings.ema is not None else None
         self.updates = 0
         if settings.channels_last:
@@ -105,7 +110,9 @@ class Learner:
             )
         logits = logits_of(self.model(images))
         if self.teacher is not None:
-            with torch.no_grad(), autocast(self.device, settings.precision):
+            asked = settings.distill_precision
+            precision = settings.precision if asked == "as training" else asked
+            with torch.no_grad(), autocast(self.device, precision):
                 taught = logits_of(self.teacher(images))
             if taught.shape != logits.shape:
                 raise InputError(
@@ -113,7 +120,7 @@ class Learner:
                     why="distillation compares them class by class",
                     fix="use a teacher for the same classes",
                 )
-        return loss_of(
+        loss = loss_of(
             logits,
             labels,
             smoothing=settings.label_smoothing,
@@ -121,6 +128,9 @@ class Learner:
             alpha=settings.distill_alpha,
             temperature=settings.distill_temperature,
         )
+        if self.features is not None:
+            loss = loss + settings.distill_features * self.features.distance()
+        return loss
 
     def _classes(self, images: Tensor) -> int:
         if not hasattr(self, "_outputs"):

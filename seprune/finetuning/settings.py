@@ -18,10 +18,11 @@ class FineTuneSettings:
     """How a network is trained.
 
     `batch_size`: images per optimizer step over all processes, worked off in `accumulate` parts.
-    `recalibrate`: images for BatchNorm before the first epoch, 0 = leave it. `distill_alpha` and
-    `distill_temperature` count where a teacher is given. `ema`: decay of the weight average, which
-    then is what is judged and returned. `save_steps`: also save within an epoch, every so many
-    steps; 0 = only after each epoch.
+    `recalibrate`: images for BatchNorm before the first epoch, 0 = leave it. `distill_...` counts
+    where a teacher is given: `alpha` of its soft targets at `temperature`, `features` times the
+    distance of group outputs (docs/finetuning.md), `precision` of its forward. `ema`: decay of the
+    weight average, which then is what is judged and returned. `save_steps`: also save within an
+    epoch, every so many steps; 0 = only after each epoch.
     """
 
     epochs: int = 10
@@ -45,6 +46,8 @@ class FineTuneSettings:
     compile: bool = False
     distill_alpha: float = 0.5
     distill_temperature: float = 4.0
+    distill_features: float = 0.0
+    distill_precision: Literal["as training", "no", "bf16"] = "as training"
     recalibrate: int = 2048
     save_steps: int = 1000
     tensorboard: bool = False
@@ -84,3 +87,16 @@ class FineTuned:
     recalibrated: Evaluation | None
     accumulate: int
     rollbacks: int
+
+    def numbers(self) -> dict[str, float | None]:
+        """For reports: top-1 on the validation split before, recalibrated and in the best epoch."""
+        chosen = self.history[self.best_epoch].top1 if self.best_epoch >= 0 else None
+        return {
+            "epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+            "validation_before": self.before.top1 if self.before else None,
+            "validation_recalibrated": self.recalibrated.top1 if self.recalibrated else None,
+            "validation_top1": chosen,
+            "accumulate": self.accumulate,
+            "rollbacks": self.rollbacks,
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ SHOWN_CLASSES = 10
 
 @dataclass(frozen=True)
 class Chapter:
-    """One budget of a run: where its files are, and what its prune stage said."""
+    """One budget of a run: where its files are, what its prune stage and its tuning said."""
 
     label: str
     home: Path
     facts: Mapping[str, Any]
+    tuning: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def _budget(told: Told, chapter: Chapter) -> reports.Budget:
         seconds={k: float(v) for k, v in chapter.facts["laps"].items()},
         groups=groups,
         trace=[dict(t) for t in plan.trace],
+        tuning=dict(chapter.tuning),
     )
 
 

@@ -29,7 +29,7 @@ from seprune.plan import PruningPlan
 from seprune.processes import first, resolve_device
 from seprune.progress import Track, silent
 from seprune.pruning import cuttable, prune
-from seprune.recipe.sections import Recipe, Train
+from seprune.recipe.sections import Distill, Recipe, Train
 from seprune.refitting import RefitOptions, refit
 from seprune.saved import Architecture, rebuilt
 from seprune.sensitivity import (
@@ -245,13 +245,15 @@ class Bench:
         given = section.model_dump(exclude={"distill", "precision", "channels_last"})
         on_gpu = self.device.startswith("cuda")
         auto: Literal["bf16", "no"] = "bf16" if on_gpu else "no"
-        distill = section.distill
+        distill = section.distill or Distill(weight=0.0)
         return FineTuneSettings(
             **given,
             precision=auto if section.precision == "auto" else section.precision,
             channels_last=on_gpu if section.channels_last == "auto" else section.channels_last,
-            distill_alpha=distill.weight if distill else 0.0,
-            distill_temperature=distill.temperature if distill else 1.0,
+            distill_alpha=distill.weight,
+            distill_temperature=distill.temperature,
+            distill_features=distill.features,
+            distill_precision=distill.precision,
             device=self.recipe.device,
             seed=self.recipe.seed,
         )

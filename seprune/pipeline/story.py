@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from seprune import saved
 from seprune.data import Data
 from seprune.files import SUMS, read_json, write_json
-from seprune.finetuning import METRICS, finetune
+from seprune.finetuning import METRICS, Teacher, finetune
 from seprune.pipeline import reporting, steps, timing
 from seprune.pipeline.sharing import Sharing
 from seprune.pipeline.subject import Subject, data_digests, open_both
@@ -138,6 +138,7 @@ class Story:
             if self.recipe.report.last_epoch:
                 self.measurements.append(_measurement("last epoch", label, tuned.facts["last"]))
             self.measurements.append(_measurement("fine-tuned", label, tuned.facts))
+            self.chapters[-1] = replace(self.chapters[-1], tuning=tuned.facts["tuning"])
 
     def stage(self, name: str, key: str, work: Callable[[], _Done]) -> Record:
         """The committed record of a stage; done now unless it was done before."""
@@ -236,24 +237,20 @@ class Story:
     def tune(self, home: Path) -> _Done:
         section, into = self.recipe.finetune, home / FINETUNED
         pruned = saved.load(home / PRUNED, allow_code=self.allow_code)
+        cut, dense = saved.read_architecture(home / PRUNED), self.subject
+        teacher = Teacher(dense.model, cut.plans[len(dense.architecture.plans) :])
         tuned = finetune(
             pruned,
             self.data,
             self.bench.settings(section),
-            teacher=self.subject.model if section.distill else None,
+            teacher=teacher if section.distill else None,
             folder=into,
             track=self.track,
         )
-        cut = saved.read_architecture(home / PRUNED)
         first(lambda: saved.save(tuned.model.cpu(), into, cut))
         found = self.bench.measured(tuned.model)
-        chosen = tuned.history[tuned.best_epoch].top1 if tuned.best_epoch >= 0 else None
         size = (into / saved.WEIGHTS).stat().st_size
-        facts: dict[str, Any] = {
-            "bytes": size,
-            "best_epoch": tuned.best_epoch,
-            "validation_top1": chosen,
-        }
+        facts: dict[str, Any] = {"bytes": size, "tuning": tuned.numbers()}
         if self.recipe.report.last_epoch:
             same = tuned.last is tuned.model
             last = found if same else self.bench.measured(tuned.last)

@@ -151,6 +151,12 @@ class Distill(Section):
         default=0.5, ge=0, le=1, description="of the parent's targets in the loss"
     )
     temperature: float = Field(default=4.0, gt=0, description="softens both sides")
+    features: Amount = Field(
+        default=0.0, description="weight of the distance of group outputs; 0: off"
+    )
+    precision: Literal["as training", "no", "bf16"] = Field(
+        default="as training", description="of the parent's forward"
+    )
 
 
 _RECALIBRATE = "images for BatchNorm statistics anew before epoch one; 0: off"
@@ -178,6 +184,7 @@ class Train(Section):
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto", True, False] = "auto"
     compile: bool = False
+    tensorboard: bool = Field(default=False, description="metrics for TensorBoard too")
     recalibrate: int = Field(default=0, ge=0, description=_RECALIBRATE)
     distill: Distill | None = Field(default=None, description="null: labels only")
 

@@ -64,6 +64,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "shown_channels": gate_figures.SHOWN_CHANNELS,
         "left_whole": _left_whole(report),
         "missing": words.missing(report),
+        "tuning": [(b.label, t) for b in report.budgets for t in words.tuning(b.tuning)],
         "setting": _setting(report),
         "seconds": [(stage, words.duration(time)) for stage, time in report.seconds.items()],
         "environment": [(key, _said(value)) for key, value in words.machine(report.environment)],

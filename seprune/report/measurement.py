@@ -79,6 +79,7 @@ class Budget:
     seconds: dict[str, float] = field(default_factory=dict)
     groups: list[GroupCut] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
+    tuning: dict[str, float | None] = field(default_factory=dict)  # `FineTuned.numbers`
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ def overview(report: Report) -> RenderableType:
     if report.sensitivity:
         parts += ["", losses(report)]
     for title, lines in (
+        (
+            "Fine-tuning",
+            [f"{b.label}: {t}" for b in report.budgets for t in words.tuning(b.tuning)],
+        ),
         ("Warnings", report.warnings),
         ("Left whole", [f"{x.get('group')}: {x.get('reason')}" for x in report.left_whole]),
         ("Not in the numbers", words.missing(report)),

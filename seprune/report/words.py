@@ -188,6 +188,24 @@ def _device(facts: Mapping[str, Any]) -> str:
     return ", ".join([f"{facts.get('device')} ({facts.get('name')})", *more])
 
 
+def tuning(numbers: Mapping[str, float | None]) -> list[str]:
+    """What fine-tuning did, by `FineTuned.numbers`."""
+    if not numbers:
+        return []
+    steps = [("before", "validation_before"), ("BatchNorm recalibrated", "validation_recalibrated")]
+    if numbers["epochs"]:
+        steps.append((f"epoch {(numbers['best_epoch'] or 0) + 1:.0f}, chosen", "validation_top1"))
+    known = [f"{percent(numbers[key])} {name}" for name, key in steps if numbers[key] is not None]
+    said = [f"top-1 on the validation split: {', '.join(known)}"] if known else []
+    if (numbers["accumulate"] or 1) > 1:
+        said.append(
+            f"every step in {numbers['accumulate']:.0f} micro-batches of the same batch together"
+        )
+    if numbers["rollbacks"]:
+        said.append("the loss became NaN once: rolled back, then half the learning rate")
+    return said
+
+
 def missing(report: Report) -> list[str]:
     """What is not in the numbers: skipped images, uncounted operators, batches, idle stages."""
     said = [f"Images skipped in {name}." for name in _skipped(report.data.get("skipped"))]

@@ -127,7 +127,7 @@ def serve() -> None:
     for module in pkgutil.iter_modules(seprune.cli.__path__, "seprune.cli."):
         importlib.import_module(module.name)
     recipe = seprune.recipe.load_recipe("quickstart", ["model.name=seprune/se_resnet8"])
-    subject, _ = seprune.pipeline.open_both(recipe)
+    subject, _ = seprune.pipeline.subject.open_both(recipe)
     seprune.cuttable(subject.model, subject.example())
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
