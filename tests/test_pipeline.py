@@ -175,7 +175,7 @@ def test_the_last_epoch_is_measured_beside_the_chosen_one_if_asked(tmp_path):
     assert [last.stage, chosen.stage] == ["last epoch", "fine-tuned"]
     journal = [json.loads(x) for x in (tmp_path / "journal.jsonl").read_text().splitlines()]
     facts = next(r["facts"] for r in journal if r["stage"] == "finetune/macs 0.5")
-    assert (last.loss == chosen.loss) == (facts["best_epoch"] == 1)
+    assert (last.loss == chosen.loss) == (facts["tuning"]["best_epoch"] == 1)
 
 
 def test_from_scratch_keeps_the_structure_and_none_of_the_weights(tmp_path):
