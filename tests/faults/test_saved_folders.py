@@ -1,0 +1,131 @@
+"""Row 34: memory formats, tied weights, extras, unfinished runs, odd places, newer files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from terminal import NOBODY, untouched
+
+import seprune
+from seprune.files import write_sums
+from seprune.pruning import cuttable
+
+pytestmark = pytest.mark.fault(34)
+NET = "seprune/se_resnet8"
+SMALL = ("--data", "digits", "--set", "plan.min_channels=2", "--json")
+TIED = """
+import torch
+from torch import nn
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.two = nn.Conv2d(16, 16, 3, padding=1)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(self.stem(x)).relu()).relu().mean((2, 3)))
+
+
+def tied():
+    return Tied().to(memory_format=torch.channels_last)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(terminal, tmp_path_factory) -> Path:
+    """A pruned network, in a place with spaces and letters of the world."""
+    path = tmp_path_factory.mktemp("Ordner ü") / "klein ✂ 小"
+    ended = terminal("prune", NET, "--importance", "l2", *SMALL, "--out", path)
+    assert ended.status == 0, ended.err
+    return path
+
+
+def test_channels_last_and_tied_weights_are_saved(terminal, tmp_path):
+    (tmp_path / "tied.py").write_text(TIED)
+    name, out = f"{tmp_path}/tied.py:tied", tmp_path / "m"
+    ended = terminal("prune", name, "--allow-code", "--importance", "l2", *SMALL, "--out", out)
+    assert ended.status == 0, ended.err
+    small = seprune.load(out, allow_code=True)
+    assert small.one.weight is small.two.weight
+    assert small.one.in_channels < 16
+    ended = terminal("evaluate", out, "--allow-code", "--data", "digits", "--json")
+    assert json.loads(ended.out)["nonfinite"] == 0
+
+
+def test_places_with_spaces_and_other_letters(terminal, folder, tmp_path):
+    with untouched(folder):
+        alone = terminal("evaluate", folder, "--data", "digits", "--json")
+        file = tmp_path / "aus gabe ✂.pt2"
+        ended = terminal("export", folder, "--pt2", file, "--json", seconds=60)
+    assert json.loads(alone.out)["count"] == 359
+    assert json.loads(ended.out)["pt2"]["file"] == str(file), ended.err
+    assert file.is_file()
+    assert terminal("verify", folder, "--json").status == 0
+
+
+@pytest.mark.parametrize(
+    ("hidden", "words", "code", "fix"),
+    [
+        ("onnxruntime", ("export", "{folder}", "--onnx", "m.onnx"), "extra", "seprune[onnx]"),
+        ("timm", ("inspect", "timm/seresnet18", "--classes", "10"), "environment", "seprune[timm]"),
+    ],
+)
+def test_an_extra_that_is_missing_says_what_to_install(
+    terminal, folder, tmp_path, hidden, words, code, fix
+):
+    words = [str(folder) if w == "{folder}" else w for w in words]
+    hide = f"import sys; sys.modules[{hidden!r}] = None"
+    ended = terminal(*words, "--json", cwd=str(tmp_path), before=hide)
+    ended.refused(4, code, says=fix)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_of_a_run_that_is_not_finished(terminal, tmp_path):
+    run = tmp_path / "r"
+    words = (f"model.name={NET}", "train.epochs=1", "finetune.epochs=1", "collect.images=64")
+    stop = "from seprune.pipeline import steps\n"
+    stop += "def end(*_, **__): raise SystemExit(9)\nsteps.prune = end"
+    ended = terminal("run", "quickstart", *words, "--out", run, before=stop, seconds=60)
+    assert ended.status == 9
+    with untouched(run):
+        ended = terminal("report", run, "--json")
+    error = ended.refused(3, "unfinished", says=f"{run}: the run is not finished")
+    assert error["next"].startswith(f"go on with: seprune run {run / 'recipe.yaml'} --out {run}")
+
+
+def test_a_run_folder_that_may_not_be_written(terminal, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r").chmod(0o555)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+    words = ("run", "quickstart", f"model.name={NET}", "--out", tmp_path / "r", "--json")
+    ended = terminal(*words, user=NOBODY)
+    error = ended.refused(4, "environment", says=str(tmp_path / "r"))
+    assert error["next"]
+    assert not list((tmp_path / "r").iterdir())
+
+
+def test_a_folder_of_a_newer_version(terminal, folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["seprune"]["format"] = 99
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_sums(tmp_path)
+    with untouched(tmp_path):
+        ended = terminal("evaluate", tmp_path, "--data", "digits", "--json")
+    error = ended.refused(3, "newer", says="folder format 99, this seprune reads 1")
+    assert error["next"] == "upgrade seprune: pip install -U seprune"
+
+
+def test_what_was_loaded_is_cut_again(folder):
+    small = seprune.load(folder)
+    structure = cuttable(small, torch.rand(2, 1, 8, 8))
+    assert any(g.prunable for g in structure.groups)
