@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from seprune.cost import count
 from seprune.errors import UsageError
 from seprune.pipeline import steps
 from seprune.plan import PruningPlan, with_facts
-from seprune.processes import first
+from seprune.processes import first, join, resolve_device
 from seprune.pruning import prune
 from seprune.report import words
+from seprune.runs import hold
 
 if TYPE_CHECKING:
     from seprune.finetuning import Teacher
@@ -116,7 +118,14 @@ def told(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
-    """`seprune finetune`: train, save, score."""
+    """`seprune finetune`: train, save, score; nobody else works in the same folder meanwhile."""
+    join(resolve_device(bench.recipe.device))
+    with ExitStack() as stack:
+        first(lambda: stack.enter_context(hold(out)))
+        return _tune(bench, teacher, out)
+
+
+def _tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
     from seprune.finetuning import finetune
 
     subject = bench.subject

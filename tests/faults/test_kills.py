@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Subject, crowd, kill, tiny
+from harness import Subject, crowd, kill, stopped, tiny, told
 
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 
@@ -64,6 +64,20 @@ def test_of_eight_at_once_one_works_and_seven_name_it(warm, tmp_path, tiny_run):
     subject = Subject(warm, tmp_path, argv)
     for _ in range(2):
         assert crowd(subject, tmp_path / "run") == (7, False)
+
+
+@pytest.mark.fault(30)
+def test_two_fine_tunings_of_one_folder(warm, tmp_path, tiny_run):
+    """They would write the same states; the second one leaves those of the first alone."""
+    argv = ("finetune", tiny_run.home / "whole" / "pruned", "--data", tiny_run.inputs)
+    words = (*argv, "--epochs", 500, "--out", tmp_path / "tuned")
+    one = warm.start(tmp_path / "one", *words)
+    while not (tmp_path / "tuned" / "state").exists():
+        assert warm.wait(one, 0.01) is None
+    two = warm.run(tmp_path / "two", *words)
+    told(two, 6)
+    assert f"held by process {one} on" in two.said
+    stopped(warm.kill(one, 0, signal.SIGTERM), signal.SIGTERM)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -59,7 +60,8 @@ class Warm:
 
         Args:
             how: `fail`: arguments of `failing.install`; `call`: a function of `failing` to call
-                with argv instead; `gate`: a file to wait for.
+                with argv instead; `gate`: a file to wait for; `largest`: bytes of a file, which
+                the kernel refuses to let grow any longer.
         """
         self._ask({"argv": [str(a) for a in argv], "log": str(log), **how})
         pid = self._answer(60)
@@ -141,6 +143,8 @@ def _be(request: dict[str, Any]) -> None:
             time.sleep(0.0005)
         import failing
 
+        if "largest" in request:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
         if "fail" in request:
             failing.install(**request["fail"])
         if "call" in request:
