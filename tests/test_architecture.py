@@ -26,9 +26,27 @@ DOORS = {
     "accelerate": {"finetuning"},
     "plotly": {"report"},
     "jinja2": {"report"},
-    "filelock": {"runs"},
+    "filelock": {"runs/lock"},
+    "pickle": {"checkpoint"},
+    "_compat_pickle": {"checkpoint"},
+    "zipfile": {"checkpoint"},
+    "safetensors": {"checkpoint", "files", "saved", "statistics", "finetuning"},
 }
+# libraries that write, read or lock files in ways of their own
+SHUT = ("fcntl", "msvcrt", "portalocker", "shelve", "dill", "cloudpickle", "joblib", "marshal",
+        "sqlite3", "dbm", "h5py", "mmap")  # fmt: skip
 OURS = ("files", "html")  # modules whose functions write by `files`
+# methods and functions that write, whatever they belong to; and those whose full name says so
+WRITERS = {
+    *("write_text", "write_bytes", "to_csv", "savez", "savez_compressed", "save_file", "tofile"),
+    *("write_html", "mkstemp", "mkdtemp", "NamedTemporaryFile", "serialize_file", "memmap"),
+    *("rename", "renames", "touch", "symlink_to", "hardlink_to", "truncate", "rmtree", "move"),
+    *("copyfile", "copyfileobj", "copy2", "copytree", "extractall"),
+}
+WRITING = {
+    *("torch.save", "torch.jit.save", "np.save", "json.dump", "pickle.dump", "onnx.save"),
+    *("shutil.copy", "os.open", "os.replace", "os.write", "Image.save"),
+}
 TORCH_FREE = ("seprune", "seprune.errors", "seprune.files", "seprune.recipe", "seprune.runs")
 LONGEST = 350
 
@@ -105,7 +123,6 @@ def test_importing_it_does_not_import_torch(module):
 
 
 def test_files_are_written_by_files_py_only():
-    writers = {"write_text", "write_bytes", "to_csv", "savez", "save_file", "write_html", "mkstemp"}
     # the names of our own, when called as plain functions
     owned = {"write_text", "write_bytes", "write_html"}
     wrong = []
@@ -115,7 +132,9 @@ def test_files_are_written_by_files_py_only():
         for line, name, call in calls(path):
             method = name.rpartition(".")[2]
             plain = name in owned or name in {f"{room}.{own}" for room in OURS for own in owned}
-            if name.startswith("torch.save") or (method in writers and not plain):
+            if name in WRITING and not _reads(call):
+                wrong.append((path, line, name))
+            if method in WRITERS and not plain:
                 wrong.append((path, line, name))
             if method == "open" and name != "Image.open" and _writes(call, name):
                 wrong.append((path, line, name))
@@ -127,6 +146,12 @@ def _writes(call: ast.Call, name: str) -> bool:
     position = 1 if name in ("open", "io.open", "gzip.open") else 0
     modes = [k.value for k in call.keywords if k.arg == "mode"] + call.args[position:][:1]
     return any(isinstance(m, ast.Constant) and re.search("[wax+]", str(m.value)) for m in modes)
+
+
+def _reads(call: ast.Call) -> bool:
+    """Whether an `os.open` only reads, or opens what swallows everything."""
+    words = ast.unparse(call)
+    return "O_RDONLY" in words or "os.devnull" in words
 
 
 def _inside_write_with(path: Path, line: int) -> bool:
@@ -147,8 +172,60 @@ def _inside_write_with(path: Path, line: int) -> bool:
     return any(n.lineno <= line <= (n.end_lineno or 0) for n in found)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('a', 'w')",
+        "path.open(mode='ab')",
+        "torch.save(x, path)",
+        "save_file(x, path)",
+        "json.dump(x, stream)",
+        "path.write_text('x')",
+        "np.save(path, x)",
+        "os.replace(a, b)",
+        "frame.to_csv(path)",
+    ],
+)
+def test_the_search_for_writers_finds_them(line, tmp_path, monkeypatch):
+    (tmp_path / "room.py").write_text(f"def work(path, x):\n    {line}\n")
+    monkeypatch.setattr(sys.modules[__name__], "SOURCES", [tmp_path / "room.py"])
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    with pytest.raises(AssertionError, match=r"room\.py:2"):
+        test_files_are_written_by_files_py_only()
+
+
+def test_nothing_writes_reads_or_locks_in_a_way_of_its_own():
+    wrong = [
+        shown(path, line, f"imports {name}")
+        for path in SOURCES
+        for line, name in imports(path)
+        if name.partition(".")[0] in SHUT
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_one_journal_and_one_lock():
+    """Lines are added by `runs/journal` alone, which alone knows the file's name; `runs/lock`
+    alone makes locks."""
+    adding, naming, locking = set(), set(), set()
+    for path in SOURCES:
+        inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        names = {name.rpartition(".")[2] for _, name, _ in calls(path)}
+        adding |= {inside} if "append_line" in names else set()
+        locking |= {inside} if names & {"FileLock", "flock", "lockf"} else set()
+        words = [n.value for n in ast.walk(ast.parse(path.read_text())) if _is_text(n)]
+        naming |= {inside} if "journal.jsonl" in words else set()
+    assert (adding, naming, locking) == ({"runs/journal"}, {"runs/journal"}, {"runs/lock"})
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def test_only_checkpoint_unpickles_and_says_weights_only_every_time():
-    loaders = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"}
+    loaders = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.jit.load",
+               "torch.hub.load", "torch.hub.load_state_dict_from_url"}  # fmt: skip
     wrong = []
     for path in SOURCES:
         for line, name, call in calls(path):
@@ -158,6 +235,14 @@ def test_only_checkpoint_unpickles_and_says_weights_only_every_time():
                 wrong.append((room_of(path), _function_around(path, line)))
     # what `seprune convert --allow-pickle FILE` calls, in a process of its own
     assert set(wrong) <= {("checkpoint", "read_pickled")}
+
+
+def test_arrays_are_read_without_pickle():
+    for path in SOURCES:
+        for line, name, call in calls(path):
+            if name in ("np.load", "numpy.load"):
+                said = {k.arg: ast.unparse(k.value) for k in call.keywords}
+                assert said.get("allow_pickle") == "False", shown(path, line, name)
 
 
 def _function_around(path: Path, line: int) -> str:

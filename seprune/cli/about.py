@@ -9,6 +9,7 @@ import typer
 
 from seprune.cli import console, options, recipes
 from seprune.errors import InputError, UsageError
+from seprune.runs.journal import JOURNAL
 
 
 def register(app: typer.Typer) -> None:
@@ -106,7 +107,7 @@ def _require_finished(run: Path) -> None:
             why="a report is read from a run folder or its report.json",
             fix="give the folder that was --out of `seprune run`",
         )
-    if run.is_dir() and not (run / "report.json").is_file() and (run / "journal.jsonl").is_file():
+    if run.is_dir() and not (run / "report.json").is_file() and (run / JOURNAL).is_file():
         raise InputError(
             f"{run}: the run is not finished",
             why="it has no report.json yet",
