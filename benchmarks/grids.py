@@ -20,42 +20,49 @@ _PLAIN = (
     "gate_mean", "gate_max", "gate_std", "gate_class", "gate_between", "gate_bn", "gate_energy",
     "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform",
 )  # fmt: skip
-_COUPLED = ("gate_logit", "gate_fisher", "gate_taylor")
+
+
+def way(
+    criterion: str,
+    combine: str = "mean",
+    allocation: str = "global",
+    *,
+    least: int = 8,
+    steps: int = 1,
+    normalize: str = "auto",
+) -> tuple[str, ...]:
+    """Overrides that pin all that chooses channels, whatever the defaults will be."""
+    return (
+        f"importance.criterion={criterion}",
+        f"importance.combine={combine}",
+        f"importance.normalize={normalize}",
+        f"plan.allocation={allocation}",
+        f"plan.min_channels={least}",
+        f"plan.steps={steps}",
+    )
+
+
 METHODS: dict[str, tuple[str, ...]] = {
-    **{name: (f"importance.criterion={name}", "importance.combine=mean") for name in _PLAIN},
+    **{name: way(name) for name in _PLAIN},
+    **{f"{n} coupled": way(n, "coupled") for n in ("gate_logit", "gate_fisher", "gate_taylor")},
+    "gate_logit joint": way("gate_logit", "joint"),
+    "gate_logit trade": way("gate_logit", "mean", "trade"),
     **{
-        f"{name} coupled": (f"importance.criterion={name}", "importance.combine=coupled")
-        for name in _COUPLED
+        f"gate_logit {combine} trade{said}": way("gate_logit", combine, "trade", least=least)
+        for combine in ("coupled", "joint")
+        for least, said in ((8, ""), (4, ", least 4"), (2, ", least 2"))
     },
-    **{
-        f"gate_logit {combine} {allocation}".replace(" mean", "").replace(" global", ""): (
-            "importance.criterion=gate_logit",
-            f"importance.combine={combine}",
-            f"plan.allocation={allocation}",
-        )
-        for combine, allocation in (
-            ("mean", "trade"),
-            ("coupled", "trade"),
-            ("joint", "global"),
-            ("joint", "trade"),
-        )
-    },
-    **{
-        f"gate_logit {combine} trade, least {least}": (
-            "importance.criterion=gate_logit",
-            f"importance.combine={combine}",
-            "plan.allocation=trade",
-            f"plan.min_channels={least}",
-        )
-        for combine, least in (("coupled", 2), ("coupled", 4), ("joint", 2), ("joint", 4))
-    },
-    "l2, least 2": ("importance.criterion=l2", "plan.min_channels=2"),
-    "l2 trade": ("importance.criterion=l2", "plan.allocation=trade"),
-    "l2 uniform": ("importance.criterion=l2", "plan.allocation=uniform"),
-    "gate_logit uniform": ("importance.criterion=gate_logit", "plan.allocation=uniform"),
-    "gate_logit isomorphic": ("importance.criterion=gate_logit", "plan.allocation=isomorphic"),
-    "gate_logit 4 cuts": ("importance.criterion=gate_logit", "plan.steps=4"),
-    "l2 4 cuts": ("importance.criterion=l2", "plan.steps=4"),
+    "l2, least 2": way("l2", least=2),
+    "l2 trade": way("l2", "mean", "trade"),
+    "hessian trade, least 2": way("hessian", "mean", "trade", least=2, normalize="none"),
+    "l2 uniform": way("l2", "mean", "uniform"),
+    "gate_logit uniform": way("gate_logit", "mean", "uniform"),
+    "gate_logit isomorphic": way("gate_logit", "mean", "isomorphic"),
+    "gate_logit 4 cuts": way("gate_logit", steps=4),
+    "gate_logit coupled trade, least 2, 4 cuts": way(
+        "gate_logit", "coupled", "trade", least=2, steps=4
+    ),
+    "l2 4 cuts": way("l2", steps=4),
 }
 
 
@@ -81,7 +88,8 @@ class Grid:
     skip: int = 0  # images of val/ that are left to the others: those choose, these report
 
 
-_FIRST = ("gate_logit", "l2", "uniform")  # the last one is the width-scaled dense sibling
+# `uniform` is the width-scaled dense sibling; the first three are trained from scratch, too
+_FIRST = ("gate_logit coupled trade, least 2", "l2", "uniform", "gate_logit", "hessian")
 _SCRATCH = ("finetune.lr=0.1", "finetune.warmup_epochs=5")
 QUIET = ("report.latency=false", "report.html=false", "plan.round_to=1")
 _SMALL = (
