@@ -66,8 +66,8 @@ class StoppedError(_Told):
 
     code = "stopped"
 
-    def __init__(self, what: str, *, signum: int, fix: str = "") -> None:
-        super().__init__(what, fix=fix)
+    def __init__(self, what: str, *, signum: int, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why=why, fix=fix)
         self.exit_status = 128 + signum
 
 

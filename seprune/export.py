@@ -70,7 +70,7 @@ def export(
     """
     if format not in FORMATS:
         raise UsageError(f"unknown export format '{format}'", why=f"known: {', '.join(FORMATS)}",
-                         fix="--onnx FILE or --pt2 FILE", code="format")  # fmt: skip
+                         fix="--onnx FILE or --pt2 FILE")  # fmt: skip
     if format == "onnx":
         _extra()
     path = Path(path)

@@ -344,6 +344,7 @@ def test_a_signal_during_a_commit_lets_it_finish(tmp_path, signum, status):
     output = finish(process)
     assert output == (
         f"stopped by {signum.name}; every finished stage is saved\n"
+        "why: somebody or something asked for it: Ctrl-C, kill, a scheduler\n"
         "next: go on with: seprune run a.yaml --out b\n"
     )
     assert process.returncode == status

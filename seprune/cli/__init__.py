@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 
 import typer
@@ -66,7 +67,8 @@ def main() -> None:
     except Exception as error:
         fault = console.fault_behind(error)
         if fault is None:
-            raise
+            traceback.print_exc()
+            fault = console.bug(error)
         console.fail(fault)
         sys.exit(fault.exit_status)
     sys.exit(status if isinstance(status, int) else 0)

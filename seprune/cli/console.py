@@ -160,6 +160,15 @@ def fault_behind(error: Exception) -> SepruneError | None:
     )
 
 
+def bug(error: Exception) -> SepruneError:
+    """What to say after the traceback of an error that nobody foresaw."""
+    return SepruneError(
+        f"a bug in seprune: {type(error).__name__}",
+        why=str(error).partition("\n")[0] or "nobody foresaw it",
+        fix="please report it with the traceback above; finished stages are kept",
+    )
+
+
 def help_line() -> str:
     """The help of the command that was typed."""
     from seprune.cli import app

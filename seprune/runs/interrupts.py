@@ -101,5 +101,6 @@ def _stopped() -> StoppedError:
     return StoppedError(
         f"stopped by {name}; every finished stage is saved",
         signum=_STATE.signum,
+        why="somebody or something asked for it: Ctrl-C, kill, a scheduler",
         fix=f"go on with: {_STATE.resume}",
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from corpus import NET
 from harness import Subject, tiny, tiny_images
 from terminal import Terminal
 from warm import Warm
@@ -65,3 +66,12 @@ def tiny_run(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """A run of less than a second, and what it ends with when nothing disturbs it."""
     images = tiny_images(tmp_path_factory.mktemp("images"))
     return Subject.unbroken(warm, tmp_path_factory.mktemp("runs"), tiny(images), images)
+
+
+@pytest.fixture(scope="session")
+def pruned(terminal: Terminal, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that `seprune prune` wrote; copies of it are for damaging."""
+    out = tmp_path_factory.mktemp("saved") / "small"
+    words = (NET, "--data", "digits", "--importance", "l2", "--set", "plan.min_channels=2")
+    assert terminal("prune", *words, "--out", out).status == 0
+    return out

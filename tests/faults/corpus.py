@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import operator
 import pickle
 import zipfile
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from seprune.files import write_sums
 from seprune.models import build
 
 NET = "seprune/se_resnet8"
@@ -42,6 +44,18 @@ def dense(path: Path, **change: object) -> Path:
     """A good checkpoint, or a training checkpoint with more beside the weights."""
     torch.save({"state_dict": weights(), **change} if change else weights(), path)
     return path
+
+
+def edited(pruned: Path, folder: Path, **entries: object) -> Path:
+    """A copy of a saved folder with other entries in its config.json, and sums that fit."""
+    folder.mkdir()
+    for path in pruned.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["seprune"] |= entries
+    (folder / "config.json").write_text(json.dumps(config))
+    write_sums(folder)
+    return folder
 
 
 # -- pickles that run something --------------------------------------------------------------------

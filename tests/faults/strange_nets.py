@@ -90,6 +90,7 @@ class Unknown(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, 16, 1, 1))
+        self.num_features = 16
 
     def forward(self, x: Tensor) -> Tensor:
         return Own.apply(x, self.weight)
@@ -149,3 +150,28 @@ def fails() -> nn.Module:
 
 def number() -> int:
     return 3
+
+
+class Counting(nn.Module):
+    """Every answer is another one."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class Deciding(nn.Module):
+    """Looks at values, which no graph can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum().item() > -1e9 else -x
+
+
+def counting() -> nn.Module:
+    return Net(Gate(), Counting())
+
+
+def deciding() -> nn.Module:
+    return Net(Gate(), Deciding())

@@ -13,6 +13,7 @@ import os
 import pkgutil
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -119,15 +120,15 @@ def serve() -> None:
     import torch
 
     import seprune.cli
-    import seprune.pipeline
     import seprune.recipe
+    from seprune.pipeline.subject import open_both
 
     torch.set_num_threads(1)
     # what is imported late is imported now, for children that may not read the library
     for module in pkgutil.iter_modules(seprune.cli.__path__, "seprune.cli."):
         importlib.import_module(module.name)
     recipe = seprune.recipe.load_recipe("quickstart", ["model.name=seprune/se_resnet8"])
-    subject, _ = seprune.pipeline.subject.open_both(recipe)
+    subject, _ = open_both(recipe)
     seprune.cuttable(subject.model, subject.example())
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
@@ -159,6 +160,7 @@ def _wait(child: int) -> tuple[int, Any]:
 def _become(request: dict[str, Any], out: Path, err: Path) -> None:
     """Be `seprune WORDS` from here on; never returns."""
     status: Any = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -1,0 +1,334 @@
+"""Every code of docs/errors.md met at the command line: its text, its exit status, three parts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import corpus
+import evil
+import pytest
+import torch
+from corpus import NET
+from terminal import ROOT, Ended, Terminal
+from test_strange_networks import NETS, SOON
+
+from seprune.files import write_sums
+
+QUICK = (
+    f"model.name={NET}", "importance.criterion=l2", "train=null", "prune.recover=none",
+    "finetune.epochs=0", "finetune.recalibrate=0", "plan.min_channels=2",
+    "report.latency=false", "report.html=false", "device=cpu",
+)  # fmt: skip
+CUT = ("--data", "digits", "--set", "plan.min_channels=2", "--importance", "l2")
+STOP = """
+import os, signal, threading, time
+
+def stop():
+    while getattr(signal.getsignal(signal.{0}), "__name__", "") != "_on_signal":
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.{0})
+
+threading.Thread(target=stop, daemon=True).start()
+"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a row may use."""
+
+    terminal: Terminal
+    folder: Path
+    pruned: Path
+    finished: Path
+
+    def __call__(self, *words: object, **limits: object) -> Ended:
+        return self.terminal(*words, "--json", cwd=self.folder, **limits)
+
+    def file(self, name: str) -> Path:
+        """A file of the corpus."""
+        return corpus.FAULTS[name].make(self.folder, self.folder / "canary")
+
+    def checkpoint(self, path: Path, *more: object) -> Ended:
+        given = ("--classes", "10", "--input", "1x8x8", "--checkpoint", path)
+        return self("inspect", NET, *given, *more)
+
+    def strange(self, name: str, *more: object, **limits: object) -> Ended:
+        given = ("--allow-code", "--input", "1x8x8")
+        return self("inspect", f"{NETS}:{name}", *given, *more, **limits)
+
+
+def _plan(scene: Scene) -> Ended:
+    folder = corpus.edited(scene.pruned, scene.folder / "m")
+    (folder / "plan.json").write_text('{"format": 1, "groups": [{"name": "stem"}]}')
+    write_sums(folder)
+    return scene("inspect", folder)
+
+
+def _uncuttable(scene: Scene) -> Ended:
+    """Somebody adds a layer to a plan that no rule knows how to cut."""
+    folder = _saved(scene, "unknown")
+    text = (folder / "plan.json").read_text()
+    known, other = '"layer": "two", "side": "in"', '"layer": "after", "side": "out"'
+    assert known in text
+    (folder / "plan.json").write_text(text.replace(known, other))
+    write_sums(folder)
+    return scene("inspect", folder, "--allow-code")
+
+
+def _unreadable(scene: Scene) -> Ended:
+    os.mkfifo(scene.folder / "w.pth")
+    return scene.checkpoint(scene.folder / "w.pth")
+
+
+def _no_weights(scene: Scene) -> Ended:
+    torch.save({"epoch": 3}, scene.folder / "w.pth")
+    return scene.checkpoint(scene.folder / "w.pth")
+
+
+def _convert(scene: Scene) -> Ended:
+    """A model whose class is somebody's, pickled where its file is."""
+    (scene.folder / "theirs.py").write_text("import torch\nclass Net(torch.nn.Linear): pass\n")
+    sys.path.insert(0, str(scene.folder))
+    torch.save(importlib.import_module("theirs").Net(2, 2), scene.folder / "w.pth")
+    sys.path.remove(str(scene.folder))
+    del sys.modules["theirs"]
+    (scene.folder / "theirs.py").unlink()
+    return scene("convert", "--allow-pickle", "w.pth", memory=4096, seconds=60)
+
+
+def _cells(scene: Scene) -> Ended:
+    words = ("sweep", "quickstart", "model.checkpoint=absent.pth", "seed=0,1", "--out", "s")
+    return scene(*words, memory=4096, seconds=60, env={"PYTHONPATH": str(ROOT)})
+
+
+def _damaged(scene: Scene) -> Ended:
+    shutil.copytree(scene.pruned, scene.folder / "m")
+    evil.flip_bit(scene.folder / "m" / "model.safetensors", 2000)
+    return scene("verify", scene.folder / "m")
+
+
+def _saved(scene: Scene, name: str) -> Path:
+    """A pruned folder of a strange network."""
+    given = (f"{NETS}:{name}", "--allow-code", *CUT, "--macs", "0.8", "--out", "m")
+    ended = scene("prune", *given)
+    assert ended.status == 0, ended.err
+    return scene.folder / "m"
+
+
+def _exported(scene: Scene, name: str) -> Ended:
+    given = (_saved(scene, name), "--allow-code", "--pt2", "m.pt2")
+    return scene("export", *given, memory=4096, seconds=60)
+
+
+def _nonfinite(scene: Scene) -> Ended:
+    """Weights that are finite, and whose squares are not."""
+    state = corpus.weights()
+    for layer in ("conv1", "bn1", "conv2"):
+        state[f"layer3.0.{layer}.weight"] *= 1e38
+    torch.save(state, scene.folder / "w.pth")
+    return scene("prune", NET, "--checkpoint", "w.pth", *CUT, "--out", "m")
+
+
+def _statistics(scene: Scene) -> Ended:
+    words = (NET, "--data", "digits", "--images", "16", "--gradients", "none", "--out", "s")
+    assert scene("collect", *words).status == 0
+    given = ("--classes", "10", "--input", "1x8x8", "--importance", "gate_logit")
+    return scene("rank", NET, *given, "--statistics", "s")
+
+
+def _unfinished(scene: Scene) -> Ended:
+    shutil.copytree(scene.finished, scene.folder / "run")
+    (scene.folder / "run" / "report.json").unlink()
+    return scene("report", "run")
+
+
+def _locked(scene: Scene) -> Ended:
+    from seprune.recipe import dump_recipe, load_recipe
+    from seprune.runs import open_run
+
+    with open_run(scene.folder / "run", dump_recipe(load_recipe("quickstart", QUICK))):
+        return scene("run", "quickstart", *QUICK, "--out", "run")
+
+
+def _stopped(scene: Scene, name: str) -> Ended:
+    words = ("quickstart", "train.epochs=500", "report.latency=false", "--out", "run")
+    return scene("run", *words, before=STOP.format(name))
+
+
+def _alone(scene: Scene) -> Ended:
+    """The first of two processes, and the second never comes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    who = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "SEPRUNE_TIMEOUT": "0.5"}
+    return scene("evaluate", NET, "--data", "digits", env=where | who)
+
+
+def _bug(scene: Scene) -> Ended:
+    ended = scene("models", before="import seprune.models as m; m.names = lambda p: 1 / 0")
+    assert ended.err.startswith("Traceback")  # the one error that shows one
+    return Ended(ended.status, ended.out, ended.err[ended.err.index("error: ") :], 0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One code of the catalogue: how it is met, and a part of what is then said."""
+
+    meet: Callable[[Scene], Ended]
+    says: str
+    status: int = 3
+
+
+def _file(name: str) -> Row:
+    return Row(lambda s: s.checkpoint(s.file(name)), corpus.FAULTS[name].says)
+
+
+CATALOGUE: dict[str, Row] = {
+    "bug": Row(_bug, "a bug in seprune: ZeroDivisionError\ndivision by zero", 1),
+    "usage": Row(lambda s: s("inspect", NET, "--input", "3x32"), "--input 3x32: not channels", 2),
+    "recipe": Row(lambda s: s("run", "quickstrat"), "did you mean quickstart?", 2),
+    "criterion": Row(
+        lambda s: s("prune", NET, "--data", "digits", "--importance", "l3", "--out", "m"),
+        "unknown criterion 'l3'", 2,
+    ),
+    "run-recipe": Row(
+        lambda s: s("run", "quickstart", *QUICK, "seed=7", "--out", s.finished),
+        "it differs in seed (was 0, now 7)", 2,
+    ),
+    "input": Row(lambda s: s("evaluate", NET, "--data", "nowhere"), "no such data folder"),
+    "newer": Row(
+        lambda s: s("inspect", corpus.edited(s.pruned, s.folder / "m", format=7)),
+        "folder format 7, this seprune reads 1",
+    ),
+    "plan": Row(_plan, "group 'stem' of the plan is impossible"),
+    "forward": Row(lambda s: s.strange("jagged"), "the model's forward fails in layer 'middle'"),
+    "trace-timeout": Row(lambda s: s.strange("turns", before=SOON), "did not end within 0.3 s"),
+    "uncuttable": Row(_uncuttable, "cannot be cut"),
+    "checkpoint-missing": _file("missing"),
+    "checkpoint-unreadable": Row(_unreadable, "not a regular file"),
+    "checkpoint-folder": _file("a folder without weights"),
+    "checkpoint-empty": _file("empty"),
+    "checkpoint-incomplete": _file("half a .pth"),
+    "checkpoint-damaged": _file("a flipped bit"),
+    "checkpoint-not-weights": _file("HTML"),
+    "checkpoint-unknown": Row(
+        lambda s: (
+            (s.folder / "w.pth").write_bytes(b"\xde\xad\xbe\xef" * 20),
+            s.checkpoint(s.folder / "w.pth"),
+        )[1],
+        "it starts with the bytes de ad be ef",
+    ),
+    "checkpoint-unsupported": _file("ONNX"),
+    "checkpoint-no-weights": Row(_no_weights, "it is a dict with 'epoch'"),
+    "checkpoint-no-choice": Row(
+        lambda s: s.checkpoint(corpus.dense(s.folder / "w.pth"), "--weights", "ema"),
+        "it holds a plain state dict",
+    ),
+    "checkpoint-pickled": _file("a whole model"),
+    "checkpoint-unsafe": _file("os.system"),
+    "checkpoint-bomb": _file("deflated"),
+    "checkpoint-convert": Row(_convert, "No module named 'theirs'"),
+    "checkpoint-mismatch": _file("another architecture"),
+    "checkpoint-classes": _file("other classes"),
+    "checkpoint-values": _file("NaN"),
+    "budget": Row(
+        lambda s: s("prune", NET, *CUT, "--macs", "0.001", "--out", "m"), "cannot be met"
+    ),
+    "cells": Row(_cells, "2 of 2 cells failed"),
+    "classes": Row(
+        lambda s: s("evaluate", NET, "--data", "digits", "--classes", "7"), "has 7 outputs"
+    ),
+    "damaged": Row(_damaged, "model.safetensors"),
+    "export": Row(lambda s: _exported(s, "deciding"), "decides by the values of tensors"),
+    "export-mismatch": Row(lambda s: _exported(s, "counting"), "of the largest output"),
+    "extra": Row(
+        lambda s: s(
+            "export", s.pruned, "--onnx", "m.onnx",
+            before="import sys; sys.modules['onnxscript'] = sys.modules['onnx'] = None",
+        ),
+        "pip install 'seprune[onnx]'", 4,
+    ),
+    "mismatch": Row(
+        lambda s: s(
+            "inspect", corpus.edited(s.pruned, s.folder / "m", model="seprune/se_resnet20")
+        ),
+        "the weights do not fit the network that its plan makes",
+    ),
+    "no-gates": Row(
+        lambda s: s(
+            "prune", f"{NETS}:plain", "--allow-code", "--data", "digits", "--out", "m",
+            "--importance", "gate_mean",
+        ),
+        "no channel gates",
+    ),
+    "no-model": Row(lambda s: s("models", "no*such"), "no network is called like 'no*such'"),
+    "nonfinite": Row(_nonfinite, "gives a score that is not finite in group"),
+    "not-ours": Row(lambda s: s("inspect", "./nowhere"), "not a folder that seprune wrote"),
+    "statistics": Row(_statistics, "it needs 'logits'"),
+    "unfinished": Row(_unfinished, "go on with: seprune run run/recipe.yaml --out run"),
+    "environment": Row(
+        lambda s: s("evaluate", NET, "--data", "digits", "--device", "cuda:7"),
+        "device 'cuda:7' was asked for", 4,
+    ),
+    "process": Row(_alone, "another of the 2 processes ended without a word, or hangs", 4),
+    "locked": Row(_locked, f"it is held by process {os.getpid()} on", 6),
+    "stopped": Row(lambda s: _stopped(s, "SIGTERM"), "go on with: seprune run quickstart", 143),
+}  # fmt: skip
+LONG = {"cells", "export", "export-mismatch", "checkpoint-convert"}
+
+
+@pytest.fixture(scope="session")
+def finished(terminal, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "done"
+    ended = terminal("run", "quickstart", *QUICK, "--out", out)
+    assert ended.status == 0, ended.err
+    return out
+
+
+@pytest.fixture
+def scene(terminal, tmp_path, pruned, finished) -> Scene:
+    return Scene(terminal, tmp_path, pruned, finished)
+
+
+def marked(code: str) -> object:
+    return pytest.param(code, marks=[pytest.mark.slow] if code in LONG else [], id=code)
+
+
+@pytest.mark.parametrize("code", map(marked, CATALOGUE))
+def test_the_code_is_met_with_its_text_and_status(scene, code):
+    row = CATALOGUE[code]
+    row.meet(scene).refused(row.status, code, says=row.says)
+
+
+def test_sigint_has_a_status_of_its_own(scene):
+    _stopped(scene, "SIGINT").refused(130, "stopped", says="stopped by SIGINT")
+
+
+def test_every_code_of_the_catalogue_is_met_here_with_its_status():
+    text = (ROOT / "docs" / "errors.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([\d, ]+) \|", text, re.MULTILINE))
+    assert sorted(CATALOGUE) == sorted(rows)
+    for code, row in CATALOGUE.items():
+        assert str(row.status) in rows[code].split(", "), code
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_an_error_is_whole_at_any_width_and_has_no_colour_when_told(scene, columns):
+    words = ("inspect", NET, "--checkpoint", "nowhere/" + "very-" * 30 + "long.pth")
+    plain = scene(*words, env={"COLUMNS": columns})
+    assert "very-" * 30 + "long.pth: no such file" in plain.err
+    assert "\x1b" not in plain.err
+    forced = scene(*words, before="import os; del os.environ['NO_COLOR']", env={"FORCE_COLOR": "1"})
+    assert "\x1b" in forced.err
+    assert json.loads(forced.out)["error"]["code"] == "checkpoint-missing"
