@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, DistributedSampler
 
 from seprune.data import Loader
-from seprune.errors import InputError
-from seprune.processes import join, resolve_device, sum_over_processes
+from seprune.errors import EnvironmentFault, InputError
+from seprune.processes import join, out_of_memory, resolve_device, sum_over_processes
 from seprune.progress import Track, silent
 
 Batches = Iterable[Any]  # of (images, labels, ...)
@@ -232,6 +232,14 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         model.to(device).eval()
         yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise EnvironmentFault(
+            f"out of memory on {device}",
+            why=str(error).splitlines()[0],
+            fix="choose a smaller data.batch_size, a smaller input, or another device",
+        ) from error
     finally:
         model.to(home)
         for module, mode in modes.items():

@@ -80,6 +80,12 @@ def _require_own(name: str, local: int) -> None:
         )
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, on a GPU or on the machine."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
+
+
 def join(device: torch.device) -> tuple[int, int]:
     """(rank, number of processes); under `torchrun` the first call forms the process group."""
     if not dist.is_initialized():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -170,7 +172,7 @@ class Decoded:
             generator=torch.Generator(),  # else it draws from the caller's
         )
         try:
-            for batch in loader:
+            for batch in _quietly(loader):
                 yield batch.to(device, non_blocking=True)
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
@@ -181,6 +183,20 @@ class Decoded:
                 "shared memory (/dev/shm)",
                 fix="set data.workers=0 or a smaller batch size and run the same command again",
             ) from error
+
+
+def _quietly(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
+    """The loader's batches; a worker that dies is noticed here alone, within seconds.
+
+    torch's own handler of SIGCHLD raises wherever the main thread happens to be.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Augmented(Dataset[Tensor]):

@@ -17,6 +17,7 @@ from seprune.evaluation import autocast, logits_of
 from seprune.finetuning.features import Features, Teacher, shared_features
 from seprune.finetuning.norms import share_norms
 from seprune.finetuning.objective import decay_groups, loss_of, mix
+from seprune.processes import out_of_memory
 
 if TYPE_CHECKING:
     from seprune.finetuning import FineTuneSettings
@@ -141,7 +142,7 @@ class Learner:
         return self._outputs
 
     def _halve(self, error: RuntimeError, batch: int) -> None:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise error
         self.prepared.zero_grad()
         if self.accelerator.num_processes > 1 or self.parts >= batch:
@@ -240,7 +241,3 @@ def _accelerator(precision: str, device: torch.device) -> Accelerator:
     if state and (state["_mixed_precision"] != precision or state["device"].type != device.type):
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

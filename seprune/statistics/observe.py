@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seprune.errors import EnvironmentFault, InputError
 from seprune.evaluation import autocast, logits_of
 from seprune.gates import Gate
+from seprune.processes import out_of_memory
 from seprune.statistics.accumulate import (
     NEVER,
     Observed,
@@ -155,10 +156,9 @@ class Observer:
             self._seen = [[] for _ in self.scene.gates]  # of the one pass that counts
             u_BC = self._forward(images, labels)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            short = ("out of memory", "can't allocate memory", "not enough memory")
-            if any(words in str(error) for words in short):
-                return False
-            raise
+            if not out_of_memory(error):
+                raise
+            return False
         self._record(labels)
         if u_BC is not None:
             update_sensitivity(self.u, u_BC)

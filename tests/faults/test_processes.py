@@ -158,7 +158,7 @@ def test_a_process_that_hangs_ends_all(tmp_path: Path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
 
-def pictures(folder: Path, *, damaged: str) -> Path:
+def pictures(folder: Path, *, damaged: str = "") -> Path:
     """Images of two classes in train/ and val/; one of them is damaged in its middle."""
     generator = np.random.default_rng(0)
     for part in ("train", "val"):
@@ -168,6 +168,8 @@ def pictures(folder: Path, *, damaged: str) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((64, 64)).save(path)
+    if not damaged:
+        return folder
     path = folder / damaged
     whole = bytearray(path.read_bytes())
     middle = len(whole) // 2
