@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -319,6 +320,25 @@ def test_every_help_has_an_example_that_the_command_line_takes(command, seprune,
         assert " ".join(line[1:]).startswith(command)
         known = re.findall(r"--[a-z0-9-]+", out)
         assert command == "" or {w for w in line if w.startswith("--")} <= set(known)
+
+
+def test_a_shell_completes_commands_and_options():
+    code = "import sys; sys.argv = ['seprune']; from seprune.cli import main; main()"
+    asked = {"_SEPRUNE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    for words, expected in (("seprune swe", "sweep"), ("seprune recipes val", "validate")):
+        typed = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **asked, **typed},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.split() == [expected]
+
+
+def test_the_list_of_commands_is_not_cut_short(seprune, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = seprune("--help")[1].partition("Commands:")[2]
+    assert "sweep" in listed
+    assert "..." not in listed
 
 
 def test_options_that_commands_share_read_alike_everywhere(seprune, monkeypatch):

@@ -26,7 +26,7 @@ def inspect(
     *,
     work: options.Work,
 ) -> None:
-    """Gates and dependency groups, the cost, and what cannot be pruned and why.
+    """Gates, dependency groups, cost; what cannot be pruned, why.
 
     With --data or --statistics also what the gates say, before anything is cut.
 
@@ -122,7 +122,9 @@ def compare(
     csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a network.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Several runs side by side: accuracy against MACs, the Pareto front marked.
+    """Several runs side by side.
+
+    Accuracy against MACs over seeds and criteria, the Pareto front marked.
 
     Example:
       seprune compare runs/* --html compare.html
@@ -160,7 +162,9 @@ def export(
     allow_code: options.AllowCode = False,
     json: options.Json = False,
 ) -> None:
-    """ONNX and torch.export, with a free batch size, checked against the eager model.
+    """Write ONNX and torch.export files, checked.
+
+    With a free batch size; they answer as the eager model does, or no file is written.
 
     Example:
       seprune export runs/quickstart --onnx small.onnx --pt2 small.pt2
@@ -198,7 +202,7 @@ def models(
     pattern: Annotated[str, typer.Argument(help="A glob, or a part of the name.")] = "*",
     json: options.Json = False,
 ) -> None:
-    """Networks that can be built here, those with channel gates first.
+    """Networks that can be built here. Those with channel gates come first.
 
     Example:
       seprune models 'timm/seres*'
@@ -216,7 +220,9 @@ def models(
 
 
 def env(json: options.Json = False) -> None:
-    """Versions, devices, the torch/torchvision pair, extras, free disk.
+    """Versions, devices, extras, free disk.
+
+    Also whether torch and torchvision are a pair.
 
     Example:
       seprune env --json
@@ -248,7 +254,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run or a saved network.")],
     json: options.Json = False,
 ) -> None:
-    """Check the hashes and the journal of a folder that seprune wrote.
+    """Check the hashes and the journal of a folder.
 
     Example:
       seprune verify runs/quickstart
@@ -279,7 +285,9 @@ def convert(
     weights: options.Weights = "auto",
     json: options.Json = False,
 ) -> None:
-    """Take the weights out of a pickled model, in a process of its own, into safetensors.
+    """Take the weights out of a pickled model.
+
+    In a process of its own, into safetensors.
 
     Example:
       seprune convert model.pkl --allow-pickle --out weights.safetensors

@@ -27,9 +27,10 @@ def sensitivity(
     *,
     work: options.Work,
 ) -> None:
-    """Mask a part of one dependency group at a time, and measure top-1 and loss.
+    """What is lost without a part of each dependency group.
 
-    Validation images are set aside from the training ones (data.validation).
+    Masks one group at a time, and measures top-1 and loss. Validation images
+    are set aside from the training ones (data.validation).
 
     Example:
       seprune sensitivity seprune/se_resnet20 --checkpoint F.pth --data D

@@ -26,9 +26,10 @@ def run(
     allow_code: options.AllowCode = False,
     json: options.Json = False,
 ) -> None:
-    """Everything: train if need be, collect, rank, prune, fine-tune, report.
+    """Everything, from training to the report.
 
-    The same command goes on where a stopped run ended.
+    Train if need be, collect, rank, prune, fine-tune, report. The same command goes on where
+    a stopped run ended.
 
     Example:
       seprune run quickstart --out runs/quickstart plan.macs=0.4
@@ -70,7 +71,7 @@ def collect(
     *,
     work: options.Work,
 ) -> None:
-    """Run the calibration set once and keep the statistics of every gate.
+    """Run the calibration set once; keep what every gate does.
 
     Example:
       seprune collect seprune/se_resnet20 --checkpoint F.pth --data D \\
@@ -107,7 +108,7 @@ def rank(
     *,
     work: options.Work,
 ) -> None:
-    """Score every unit of every dependency group; higher means keep.
+    """Score every unit of every dependency group. Higher means keep.
 
     Example:
       seprune rank seprune/se_resnet20 --checkpoint F.pth \\
@@ -155,7 +156,9 @@ def prune(
     *,
     work: options.Work,
 ) -> None:
-    """Cut a network to a budget and save it: config.json, model.safetensors, plan.json.
+    """Cut a network to a budget and save it.
+
+    Writes config.json, model.safetensors, plan.json and the statistics that were needed.
 
     Examples:
       seprune prune seprune/se_resnet20 --checkpoint F.pth --data D \\
@@ -205,7 +208,9 @@ def finetune(
     *,
     work: options.Work,
 ) -> None:
-    """Train a (pruned) network on; the same command goes on where it was stopped.
+    """Train a (pruned) network on.
+
+    The same command goes on where it was stopped.
 
     Example:
       seprune finetune small --data D --epochs 10 --out tuned

@@ -39,7 +39,7 @@ def sweep(
     allow_code: options.AllowCode = False,
     json: options.Json = False,
 ) -> None:
-    """A run for every combination of values, then all of them compared.
+    """A run for every combination of values, then all compared.
 
     The same command goes on where a stopped sweep ended.
 

@@ -58,7 +58,7 @@ class Comparison:
 
     def table(self) -> list[list[str]]:
         """Head and rows as people read them."""
-        head = ["network", "made by", "top-1 (%)", "MACs", "kept (%)", "params"]
+        head = ["network", "made by", "top-1 %", "MACs", "kept %", "params"]
         rows = [[_network(row), self._made(row), *_numbers(row)] for row in self.rows]
         return [[*head, "ms", "seeds", "Pareto"], *rows]
 

@@ -62,7 +62,9 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "gate_rows": [_gate_row(gate) for gate in report.gates],
         "stage_ends": [gate.name for gate in ends],
         "shown_channels": gate_figures.SHOWN_CHANNELS,
-        "left_whole": _left_whole(report),
+        "left_whole": [
+            (why, len(names), ", ".join(names)) for why, names in words.left_whole(report)
+        ],
         "missing": words.missing(report),
         "tuning": [(b.label, t) for b in report.budgets for t in words.tuning(b.tuning)],
         "setting": _setting(report),
@@ -215,14 +217,6 @@ def _latency_cell(report: Report | None, latency: Latency | None) -> str:
     if latency is not None and latency.median_ms is None:
         return words.DASH  # the reason stands with what is not in the numbers
     return words.milliseconds(latency) + (f" ({faster:.2f}x)" if faster else "")
-
-
-def _left_whole(report: Report) -> list[list[Any]]:
-    """A row for each reason."""
-    found: dict[str, list[str]] = {}
-    for row in report.left_whole:
-        found.setdefault(row.get("reason", ""), []).append(row.get("group", ""))
-    return [[reason, len(names), ", ".join(names)] for reason, names in found.items()]
 
 
 def _scored_groups(report: Report) -> list[str]:

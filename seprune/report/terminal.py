@@ -50,7 +50,7 @@ def overview(report: Report) -> RenderableType:
             [f"{b.label}: {t}" for b in report.budgets for t in words.tuning(b.tuning)],
         ),
         ("Warnings", report.warnings),
-        ("Left whole", [f"{x.get('group')}: {x.get('reason')}" for x in report.left_whole]),
+        ("Left whole", [f"{why}: {', '.join(names)}" for why, names in words.left_whole(report)]),
         ("Not in the numbers", words.missing(report)),
     ):
         if lines:
@@ -97,10 +97,10 @@ def _latencies(report: Report) -> Iterator[RenderableType]:
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right", no_wrap=True)
     for m in report.measurements:
-        for runtime in dict.fromkeys(x.runtime for x in m.latency):
+        for number, runtime in enumerate(dict.fromkeys(x.runtime for x in m.latency)):
             known = {x.batch: x for x in m.latency if x.runtime == runtime}
             cells = [_time(report, m, known.get(batch)) for batch in batches]
-            table.add_row(words.stage_name(m), words.RUNTIMES.get(runtime, runtime), *cells)
+            table.add_row("" if number else words.stage_name(m), runtime, *cells)
     yield ""
     yield table
 

@@ -164,6 +164,14 @@ def _all_well(gates: Sequence[GateSummary]) -> list[str]:
     ]
 
 
+def left_whole(report: Report) -> list[tuple[str, list[str]]]:
+    """Each reason with the groups that it keeps whole."""
+    found: dict[str, list[str]] = {}
+    for row in report.left_whole:
+        found.setdefault(row.get("reason", ""), []).append(row.get("group", ""))
+    return list(found.items())
+
+
 def machine(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a run ran on, as people say it: name and text."""
     for name, value in facts.items():
