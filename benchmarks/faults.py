@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
 
 import harness  # noqa: E402
 import torch  # noqa: E402
+from checker import Checker, Damaged, random_steps  # noqa: E402
 from warm import Warm  # noqa: E402
 
 from seprune.files import write_json  # noqa: E402
@@ -36,7 +37,7 @@ from seprune.runs import RunFolder  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
-ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 4, "bytes": 20000}
+ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 4, "bytes": 5000}
 FILES = {"crowds": "concurrency"}
 Kept = dict[str, Any]
 
@@ -108,11 +109,30 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
         yield
 
 
+def bytes_of_runs(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
+    """Flips, cuts, insertions, zeroed, deleted and copied ranges in every file of a finished run."""
+    subject = harness.Subject.unbroken(
+        warm, home, harness.tiny(harness.tiny_images(home / "images"))
+    )
+    checker = Checker()
+    damaged = Damaged(subject.home / "whole", checker)
+    names = sorted(damaged.good)
+    kept["files"] = len(names)
+    while True:
+        source = random.Random(kept["done"])
+        name = source.choice(names)
+        changed = damaged.check(name, random_steps(source))
+        kept["changed"] = kept.get("changed", 0) + changed
+        kept["done"] += 1
+        yield
+
+
 WORK: dict[str, Callable[[Kept, Path, Warm], Iterator[None]]] = {
     "kills": kills,
     "signals": signals,
     "crowds": crowds,
     "operations": operations,
+    "bytes": bytes_of_runs,
 }
 
 

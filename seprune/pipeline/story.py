@@ -109,6 +109,8 @@ class Story:
         """All stages, in order."""
         base = self.stage("baseline", self.key("baseline"), self.baseline)
         self.measurements.append(_measurement("baseline", None, base.facts))
+        # mended if damaged, though all that was made of them may be finished
+        _ = self.statistics, self.sensitivity
         budgets = self.recipe.plan.budgets()
         for budget in budgets:
             self.branch(budget, alone=len(budgets) == 1)
