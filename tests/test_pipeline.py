@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from seprune.cost import count
 from seprune.errors import InputError, UsageError
 from seprune.pipeline import run
 from seprune.pipeline.collection import NO_GATES
+from seprune.pipeline.steps import Bench
+from seprune.pipeline.subject import open_both
+from seprune.pruning import prune
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read
 from seprune.runs import verify
@@ -166,6 +170,36 @@ def test_several_small_cuts_reach_the_same_budget(tmp_path):
     lines = map(json.loads, (tmp_path / "journal.jsonl").read_text().splitlines())
     half = {line["stage"]: line["facts"] for line in lines}["prune/step-1"]["plan"]["macs"]
     assert half[1] / half[0] == pytest.approx(0.5**0.5, abs=0.02)
+
+
+def test_a_small_cut_that_an_earlier_one_has_made_already_takes_nothing():
+    words = ("plan.steps=12", "plan.round_to=16", "importance.criterion=l2", "prune.recover=none")
+    made = recipe(*words)
+    subject, data = open_both(made)
+    bench = Bench(made, subject, data)
+    cut = bench.cut_in_steps(None, {"macs": 0.8})
+    costs = [plan.facts["macs"] for plan in cut.architecture.plans]
+    assert len(costs) == 12
+    assert any(before == after for before, after in costs)
+    assert costs[-1][1] == count(cut.pruned, subject.example(1)).macs <= 0.8 * costs[0][0]
+
+
+@pytest.mark.parametrize("more", [{}, {"macs": 0.8}])
+def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
+    """A device on which half of the MACs take half of the time; fractions of the uncut network."""
+    made = recipe("plan.steps=3", "importance.criterion=l2", "prune.recover=none")
+    subject, data = open_both(made)
+    bench = Bench(made, subject, data)
+    whole = bench.structure.costs()["macs"]
+
+    def milliseconds(self, plan):
+        small = prune(self.subject.model, plan)
+        return count(small, self.subject.example(1)).macs / whole
+
+    monkeypatch.setattr(Bench, "milliseconds", milliseconds)
+    cut = bench.cut_in_steps(None, {"latency": 0.5, **more})
+    assert len(cut.architecture.plans) == 3
+    assert 0.4 <= count(cut.pruned, subject.example(1)).macs / whole <= 0.5
 
 
 def test_the_last_epoch_is_measured_beside_the_chosen_one_if_asked(tmp_path):

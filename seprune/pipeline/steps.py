@@ -25,7 +25,7 @@ from seprune.importance import Importance, Scoring, criterion, score
 from seprune.latency import latency
 from seprune.pipeline import collection
 from seprune.pipeline.subject import Subject
-from seprune.plan import PruningPlan
+from seprune.plan import PruningPlan, plan_of
 from seprune.processes import first, resolve_device
 from seprune.progress import Track, silent
 from seprune.pruning import cuttable, prune
@@ -40,7 +40,7 @@ from seprune.sensitivity import (
 )
 from seprune.statistics import GateStatistics
 from seprune.statistics.sensitivity import Gradients
-from seprune.targets import resolve
+from seprune.targets import fraction, resolve
 
 Budget = Mapping[str, float | str]
 
@@ -161,6 +161,10 @@ class Bench:
             said.protect,
             said.bottleneck,
         )
+        if self.recipe.plan.steps > 1:
+            budget = self.left(budget)
+            if not budget:  # an earlier cut could only go so far that nothing is left for this one
+                return plan_of(self.structure.groups, {}, self.uncut())
         return make_plan(
             self.structure,
             importance,
@@ -168,6 +172,15 @@ class Bench:
             measure=self.milliseconds,
             **dict(budget),
         )
+
+    def left(self, budget: Budget) -> Budget:
+        """What of a budget an earlier cut has not met already."""
+        costs = self.structure.costs()
+        return {n: t for n, t in budget.items() if n not in costs or float(t) < costs[n]}
+
+    def uncut(self) -> dict[str, Any]:
+        """The facts of a plan that removes nothing."""
+        return {name: [cost, cost] for name, cost in self.structure.costs().items()}
 
     def milliseconds(self, plan: PruningPlan) -> float:
         """Latency of one image through the network that `plan` makes."""
@@ -213,14 +226,20 @@ class Bench:
         return refit(parent, pruned, made, loader, options=options, track=self.track).model
 
     def parts(self, budget: Budget) -> list[Budget]:
-        """The budgets of `plan.steps` cuts: equal proportions on the way to the whole budget."""
+        """The budgets of `plan.steps` cuts: equal proportions on the way to the whole budget.
+
+        Latency is a fraction of the network that a cut finds, so each takes the same one.
+        """
         steps, final = self.recipe.plan.steps, resolve(self.structure, budget)
         whole = self.structure.costs()
+        share: Budget = {}
+        if "latency" in budget:
+            share = {"latency": fraction("latency", budget["latency"]) ** (1 / steps)}
         parts: list[Budget] = [
             {n: int(whole[n] * (t / whole[n]) ** (step / steps)) for n, t in final.items()}
             for step in range(1, steps)
         ]
-        return [*parts, {**budget, **final}]
+        return [{**part, **share} for part in [*parts, final]]
 
     def after(self, model: nn.Module, architecture: Architecture) -> Bench:
         """The bench for the next cut: this network, as the last cut left it."""
