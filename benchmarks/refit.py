@@ -1,68 +1,139 @@
-"""How much of the parent's accuracy `seprune.refit` gives back, without labels and training.
+"""How much of the parent's accuracy a cut keeps without labels and training, by every way to cut.
 
-SE-ResNet-20 (or any network with a checkpoint), logit sensitivity, one shot, at each budget: top-1
-on the reporting images of the cut network, after BatchNorm recalibration, and after the refit.
+Variants of the recipe (criterion, allocation, steps, images) are compared on the validation split,
+which is carved from train/: top-1 of the cut alone, after BatchNorm recalibration, and refitted.
+With `--report` the one with the best refitted mean, of those measured at all budgets, is measured
+once on val/.
+Cells that are in the results file are not measured again, so the command goes on where it stopped.
 
     python benchmarks/refit.py --checkpoint CHECKPOINT.pth --data FOLDER
-    python benchmarks/refit.py --checkpoint CHECKPOINT.pth --data FOLDER --device cuda --images 8192
+    python benchmarks/refit.py --checkpoint CHECKPOINT.pth --data FOLDER --report
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from collect import hardware
 from torch import nn
 
-from seprune.budget import make_plan
-from seprune.checkpoint import apply_weights, load_weights
-from seprune.data import Data, DataSettings, open_data
+from seprune import refitting
+from seprune.data import in_turn
 from seprune.evaluation import evaluate, recalibrate
-from seprune.files import write_json
-from seprune.importance import Importance, collecting, score
-from seprune.models import build
+from seprune.files import read_json, write_json, write_text
+from seprune.pipeline import steps
+from seprune.pipeline.subject import open_both
 from seprune.processes import resolve_device
-from seprune.pruning import cuttable, prune
-from seprune.refitting import RefitOptions, refit
-from seprune.statistics import CollectOptions, collect_statistics
+from seprune.recipe import recipe_of
+from seprune.statistics import GateStatistics
 
 RESULTS = Path(__file__).parent / "results"
+_LOGIT = {"importance.criterion": "gate_logit", "importance.combine": "coupled"}
+_TRADE = {**_LOGIT, "plan.allocation": "trade"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gate_logit coupled, trade": _TRADE,
+    "gate_logit mean, global": {**_LOGIT, "importance.combine": "mean"},
+    "l2, global": {"importance.criterion": "l2"},
+    "gate_logit coupled, global": _LOGIT,
+    "gate_logit joint, trade": {**_TRADE, "importance.combine": "joint"},
+    "gate_logit coupled, trade, ReLU not in the target": {**_TRADE, "refit": "linear"},
+    "gate_logit coupled, trade, plain target": {**_TRADE, "refit": "plain"},
+    "gate_logit coupled, trade, at least 8": {**_TRADE, "plan.min_channels": 8},
+    "gate_logit coupled, trade, 3 steps": {**_TRADE, "plan.steps": 3},
+    "gate_mean, propagated": {"importance.criterion": "gate_mean",
+                              "importance.ungated": "propagate"},
+    "gate_mean, probes": {"importance.criterion": "gate_mean", "importance.probe.images": 4096},
+    "gate_logit coupled, sensitivity": {
+        **_LOGIT, "plan.allocation": "sensitivity", "sensitivity.shares": [0.1, 0.3, 0.5, 0.7, 0.9],
+        "sensitivity.images": 256,
+    },
+    "gate_logit mean, trade": {**_TRADE, "importance.combine": "mean"},
+    "l2, trade": {"importance.criterion": "l2", "plan.allocation": "trade"},
+    "uniform": {"importance.criterion": "uniform"},
+    "gate_logit coupled, trade, 6,144 images": {**_TRADE, "collect.images": 6144},
+}  # fmt: skip
+SOME = {  # budgets, where not all of them are worth the time
+    "l2, global": (0.5, 0.3), "gate_logit coupled, global": (0.3,),
+    "gate_logit joint, trade": (0.5, 0.3),
+    "gate_logit coupled, trade, ReLU not in the target": (0.5,),
+    "gate_logit coupled, trade, plain target": (0.5,),
+    "gate_logit coupled, sensitivity": (0.3,), "gate_mean, propagated": (0.5,),
+    "gate_mean, probes": (0.5,), "gate_logit mean, trade": (0.3,),
+    "gate_logit coupled, trade, at least 8": (0.3,), "gate_logit coupled, trade, 3 steps": (0.3,),
+    "l2, trade": (0.3,), "uniform": (0.3,), "gate_logit coupled, trade, 6,144 images": (0.7,),
+}  # fmt: skip
 
 
 def main() -> None:
     arguments = parsed()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model = build(arguments.model, classes=arguments.classes)
-    apply_weights(model, load_weights(arguments.checkpoint), path=arguments.checkpoint)
-    data = open_data(
-        arguments.data,
-        DataSettings(mean=tuple(arguments.mean), std=tuple(arguments.std), batch_size=128),
-    )
-    first, _ = next(iter(data.calibration(4)))
-    structure = cuttable(model.eval(), first)
-    importance = logit_scores(model, structure, data, arguments)
-    rows = [row(model, structure, importance, data, arguments, b) for b in arguments.macs]
-    device = resolve_device(arguments.device)
-    result = {
-        "command": " ".join(["python", "benchmarks/refit.py", *shown(sys.argv[1:], arguments)]),
-        "date": date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "parent": top1(model, data, arguments),
-        "reporting_images": data.info.reporting,
-        "rows": rows,
-    }
-    write_json(RESULTS / arguments.out, result)
-    print(*rows, sep="\n")
+    path = RESULTS / arguments.out
+    result = read_json(path) if path.exists() and "choice" in read_json(path) else fresh(arguments)
+    work = Work(arguments)
+    for name, macs in wanted(arguments, result):
+        split = "reporting" if arguments.report else "validation"
+        result["rows" if arguments.report else "choice"].append(work.cell(name, macs, split))
+        print(result["rows" if arguments.report else "choice"][-1], flush=True)
+        write_json(path, result)
+    if arguments.report and "parent" not in result:
+        model = work.dense.subject.model
+        result["parent"] = work.top1(model, "reporting")
+        result["parent_validation"] = work.top1(model, "validation")
+        result["reporting_images"] = work.dense.images().info.reporting
+        write_json(path, result)
+    if arguments.out == "refit.json":
+        document(result)
+
+
+def document(result: dict[str, Any]) -> None:
+    """Make the tables of docs/importance.md and docs/refit.md anew."""
+    means = {"cut": "cut", "bn": "BN recalibrated", "refit": "refitted"}
+    head = ["| variant | MACs | " + " | ".join(means.values()) + " |", "|---|---|---|---|---|"]
+    choice = head + [
+        f"| {r['variant']} | {r['macs']} | "
+        + " | ".join(f"{r[k]:.4f}" if k in r else "" for k in means) + " |"
+        for r in sorted(result["choice"], key=lambda r: (-r["macs"], -r["refit"]))
+    ]  # fmt: skip
+    made = [f"`{result['command']}`, {result['hardware']}, {result['date']}: top-1 on 2,000 images "
+            "of the validation split, which is carved from train/.", ""]  # fmt: skip
+    _between("importance.md", made + choice)
+    rows = ["| MACs | refitted | lost, points |", "|---|---|---|"] + [
+        f"| {r['macs']} | {r['refit']:.4f} | {100 * (result['parent'] - r['refit']):.2f} |"
+        for r in result["rows"]
+        if "parent" in result
+    ]
+    where = f"{result.get('reporting_images', 0):,} images of val/, parent"
+    said = f"Chosen on the validation split: {result.get('chosen', '')}. On {where} "
+    _between("refit.md", [said + f"{result.get('parent', 0):.4f}:", "", *rows])
+
+
+def _between(name: str, lines: list[str]) -> None:
+    path = Path(__file__).parents[1] / "docs" / name
+    start, end = "<!-- made by benchmarks/refit.py -->", "<!-- end -->"
+    before, _, rest = path.read_text().partition(start)
+    after = rest.partition(end)[2]
+    write_text(path, "\n".join([before + start, *lines, end]) + after)
+
+
+def wanted(arguments: argparse.Namespace, result: dict[str, Any]) -> list[tuple[str, float]]:
+    """The cells that are not measured yet: of all variants, or of the best one."""
+    names = list(VARIANTS)
+    if arguments.report:
+        result["chosen"] = best(result["choice"], arguments.macs)
+        names = [result["chosen"]]
+    done = {(r["variant"], r["macs"]) for r in result["rows" if arguments.report else "choice"]}
+    every = [(n, m) for n in names for m in arguments.macs if m in SOME.get(n, (m,))]
+    return [cell for cell in every if cell not in done][: arguments.cells]
 
 
 def parsed() -> argparse.Namespace:
@@ -74,71 +145,112 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--mean", type=float, nargs=3, default=(0.4914, 0.4822, 0.4465))
     parser.add_argument("--std", type=float, nargs=3, default=(0.2470, 0.2435, 0.2616))
     parser.add_argument("--macs", type=float, nargs="+", default=[0.7, 0.5, 0.3])
-    parser.add_argument("--images", type=int, default=2048, help="for the refit")
-    parser.add_argument("--scored", type=int, default=4000, help="images for the scores")
-    parser.add_argument("--rows", type=int, default=RefitOptions.rows)
-    parser.add_argument("--ridge", type=float, default=RefitOptions.ridge)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cells", type=int, default=100, help="measure no more at a time")
+    parser.add_argument("--report", action="store_true", help="the best one, on val/")
     parser.add_argument("--out", default="refit.json")
     return parser.parse_args()
 
 
-def shown(words: list[str], arguments: argparse.Namespace) -> list[str]:
-    """The command without the folders of this machine."""
+def fresh(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {str(arguments.checkpoint): arguments.checkpoint.name}
-    names[arguments.data] = Path(arguments.data).name
-    return [names.get(word, word) for word in words]
-
-
-def logit_scores(
-    model: nn.Module, structure: Any, data: Data, arguments: argparse.Namespace
-) -> Importance:
-    options = collecting(structure, CollectOptions(device=arguments.device))
-    statistics = collect_statistics(
-        model,
-        data.calibration(arguments.scored),
-        gates=structure.gates,
-        gradients="logits",
-        options=options,
-    )
-    return score(structure, statistics)
-
-
-def row(
-    model: nn.Module,
-    structure: Any,
-    importance: Importance,
-    data: Data,
-    arguments: argparse.Namespace,
-    macs: float,
-) -> dict[str, Any]:
-    plan = make_plan(structure, importance, macs=macs)
-    small = prune(model, plan)
-    options = RefitOptions(
-        images=arguments.images,
-        rows=arguments.rows,
-        ridge=arguments.ridge,
-        device=arguments.device,
-    )
-    began = time.perf_counter()
-    found = refit(model, small, plan, data.calibration(arguments.images), options=options)
-    seconds = time.perf_counter() - began
-    normed = recalibrate(small, data.calibration(arguments.images), device=arguments.device)
+    names[arguments.data] = Path(arguments.data).name  # folders of this machine say nothing
+    words = [names.get(word, word) for word in sys.argv[1:]]
     return {
-        "macs": macs,
-        "images": arguments.images,
-        "cut": top1(small, data, arguments),
-        "bn": top1(normed, data, arguments),
-        "refit": top1(found.model, data, arguments),
-        "seconds": round(seconds, 1),
-        "layers": len(found.layers),
-        "skipped": dict(found.skipped),
+        "command": " ".join(["python", "benchmarks/refit.py", *words]),
+        "date": date.today().isoformat(),
+        "hardware": hardware(resolve_device(arguments.device)),
+        "torch": torch.__version__,
+        "choice": [],
+        "rows": [],
     }
 
 
-def top1(model: nn.Module, data: Data, arguments: argparse.Namespace) -> float:
-    return evaluate(model, data.reporting(500), device=arguments.device).top1
+def best(rows: list[dict[str, Any]], budgets: list[float]) -> str:
+    """The variant with the highest mean of its refitted top-1, of those with all budgets."""
+    means = {}
+    for name in {row["variant"] for row in rows}:
+        own = [row["refit"] for row in rows if row["variant"] == name]
+        if len(own) == len(budgets):
+            means[name] = sum(own) / len(own)
+    return max(means, key=lambda name: means[name])
+
+
+@contextmanager
+def aiming(parts: str) -> Iterator[None]:
+    """Refit with less in the targets: no ReLU (`linear`), nor what residual sums need (`plain`)."""
+    whole = refitting.find_targets
+    less = {"whole": {}, "linear": {"rectified": False},
+            "plain": {"rectified": False, "branch": None, "other": None}}[parts]  # fmt: skip
+
+    def find(*given: Any) -> Any:
+        targets, skipped = whole(*given)
+        return [replace(target, **less) for target in targets], skipped
+
+    refitting.find_targets = find
+    try:
+        yield
+    finally:
+        refitting.find_targets = whole
+
+
+class Work:
+    """The network and the data, opened once, and statistics that several cells share."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        recipe = self.recipe({})
+        self.dense = steps.Bench(recipe, *open_both(recipe))
+        self.held: dict[tuple[Any, ...], GateStatistics | None] = {}
+
+    def recipe(self, said: dict[str, Any]) -> Any:
+        a = self.arguments
+        values = {
+            "name": "refit",
+            "device": a.device,
+            "model": {"name": a.model, "classes": a.classes, "checkpoint": str(a.checkpoint)},
+            "data": {"source": a.data, "mean": list(a.mean), "std": list(a.std)},
+        }
+        overrides = {"plan.round_to": 1, "importance.combine": "mean", **said}
+        return recipe_of(values, [f"{key}={value}" for key, value in overrides.items()])
+
+    def cell(self, name: str, macs: float, split: str) -> dict[str, Any]:
+        """One variant at one budget: top-1 on a split, widths, seconds."""
+        said = {**VARIANTS[name], "plan.macs": macs}
+        parts = said.pop("refit", "whole")
+        recipe = self.recipe(said)
+        bench = steps.Bench(recipe, self.dense.subject, self.dense.data, self.dense.track)
+        bench.__dict__["structure"] = self.dense.structure  # the same network: traced once
+        key = (recipe.importance.criterion, recipe.importance.probe, recipe.collect)
+        if key not in self.held:
+            self.held[key] = bench.collect() if bench.needs_statistics else None
+        began = time.perf_counter()
+        with aiming(parts):
+            cut = bench.cut_in_steps(self.held[key], {"macs": macs})
+        row = {
+            "variant": name,
+            "macs": macs,
+            "reached": cut.plan.facts["macs"][1] / self.dense.structure.costs()["macs"],
+            "widths": {n: w for n, (b, w) in cut.plan.widths().items() if b > 8},
+            "seconds": round(time.perf_counter() - began, 1),
+            "refit": self.top1(cut.recovered, split),
+        }
+        if recipe.plan.steps == 1 and split == "validation":  # in steps they are refitted before
+            loader = bench.images().calibration(recipe.collect.images, seed=recipe.seed)
+            normed = recalibrate(cut.pruned, loader, device=recipe.device)
+            row |= {"cut": self.top1(cut.pruned, split), "bn": self.top1(normed, split)}
+        return row
+
+    def top1(self, model: nn.Module, split: str) -> float:
+        """On all images of val/ (`reporting`), or on 2,000 of the validation split."""
+        data = self.dense.images()
+        if split == "reporting":
+            loader = data.reporting(500)
+        else:
+            loader = data.validation(500)
+            loader.rows = in_turn(loader.store.labels, loader.rows, seed=0)[:2000]
+        return evaluate(model, loader, device=self.arguments.device).top1
 
 
 if __name__ == "__main__":

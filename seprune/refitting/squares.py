@@ -173,8 +173,9 @@ class Normal:
             square = square - self.residual[0].square() / self.rows
         diagonal = gram.diagonal(dim1=1, dim2=2)
         weight = ridge * diagonal.mean(1)[:, None, None] + 1e-30
-        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        factor, info = torch.linalg.cholesky_ex(gram + weight * eye)
+        damped = gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(weight[:, 0])
+        factor, info = torch.linalg.cholesky_ex(damped)
         change = torch.cholesky_solve(cross - weight * pull, factor)
         if bool((info != 0).any()) or not bool(change.isfinite().all()):
             raise ArithmeticError("its normal equations have no finite unique solution")
