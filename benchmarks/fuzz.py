@@ -1,0 +1,107 @@
+"""Damaged inputs by the thousand, read in a child process; benchmarks/results/fuzz.json.
+
+    python benchmarks/fuzz.py [--cases 2000] [--seed 0]
+
+Cases are shared out over the kinds of input. A case is a draw of one to three flips, cuts,
+insertions, zeroed, deleted or copied ranges. Status 1 if anything but the right result or a
+documented error came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import platform
+import random
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
+
+import torch  # noqa: E402
+from damage import HOW, TARGETS, Crash, Range, Reader, Step, Target  # noqa: E402
+
+from seprune.files import write_json  # noqa: E402
+
+
+def draw(source: random.Random) -> list[Step]:
+    """One case."""
+    return [
+        (
+            source.choice(HOW),
+            source.random(),
+            source.randrange(8),
+            source.randbytes(source.randint(1, 40)),
+        )
+        for _ in range(source.randint(1, 3))
+    ]
+
+
+def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
+    """What `cases` damaged inputs of one kind came to."""
+    codes: collections.Counter[str] = collections.Counter()
+    told: dict[str, Any] = {"cases": cases, "bytes": 0, "same": 0, "other": 0}
+    broken: dict[str, list[str]] = {"hangs": [], "crashes": [], "wrong": []}
+    with tempfile.TemporaryDirectory() as folder:
+        reader = Reader()
+        here = Range(target, Path(folder) / "x", reader)
+        for _ in range(cases):
+            steps = draw(source)
+            told["bytes"] += sum(1 if s[0] in ("flip", "cut") else len(s[3]) for s in steps)
+            try:
+                found = here.shoot(steps)
+            except Crash as error:
+                broken["hangs" if str(error).startswith("hang") else "crashes"].append(
+                    f"{steps}: {error}"
+                )
+                reader.close()
+                here.reader = reader = Reader()
+                reader(target.reader, target.path(here.folder), limit=120)
+                continue
+            except AssertionError as error:
+                broken["wrong"].append(f"{steps}: {error}")
+                continue
+            if "code" in found:
+                codes[str(found["code"])] += 1
+            else:
+                told["same" if found == here.whole else "other"] += 1
+        reader.close()
+    return told | {"refused": sum(codes.values()), "codes": dict(codes.most_common())} | broken
+
+
+def main() -> int:
+    """Attack every kind, write the JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    each = given.cases // len(TARGETS)
+    kinds = {}
+    for name, target in TARGETS.items():
+        kinds[name] = attack(target, each, random.Random(f"{given.seed} {name}"))
+        print(name, {k: v for k, v in kinds[name].items() if k != "codes"}, file=sys.stderr)
+    total = {
+        key: sum(k[key] if isinstance(k[key], int) else len(k[key]) for k in kinds.values())
+        for key in ("cases", "bytes", "refused", "same", "other", "hangs", "crashes", "wrong")
+    }
+    write_json(
+        ROOT / "benchmarks" / "results" / "fuzz.json",
+        {
+            "command": f"python benchmarks/fuzz.py --cases {given.cases} --seed {given.seed}",
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+            "torch": torch.__version__,
+            "total": total,
+            "kinds": kinds,
+        },
+    )
+    return int(bool(total["hangs"] or total["crashes"] or total["wrong"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
