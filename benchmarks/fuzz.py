@@ -1,6 +1,7 @@
 """Damaged inputs by the thousand, read in a child process; benchmarks/results/fuzz.json.
 
     python benchmarks/fuzz.py [--cases 2000] [--seed 0]
+    python benchmarks/fuzz.py --cases 0    the table of docs/reliability.md from the JSON alone
 
 Cases are shared out over the kinds of input. A case is a draw of one to three flips, cuts,
 insertions, zeroed, deleted or copied ranges. Status 1 if anything but the right result or a
@@ -26,7 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
 import torch  # noqa: E402
 from damage import HOW, TARGETS, Crash, Range, Reader, Step, Target  # noqa: E402
 
-from seprune.files import write_json  # noqa: E402
+from seprune.files import read_json, write_json, write_text  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 
 
 def draw(source: random.Random) -> list[Step]:
@@ -74,25 +77,54 @@ def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
     return told | {"refused": sum(codes.values()), "codes": dict(codes.most_common())} | broken
 
 
+def tabulate() -> int:
+    """Put the table of the JSON between the marks in docs/reliability.md."""
+    said = read_json(RESULT)
+    lines = [
+        "| input | cases | bytes damaged | refused | read as before | read as another | hangs | "
+        "crashes | wrong |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    keys = ("cases", "bytes", "refused", "same", "other", "hangs", "crashes", "wrong")
+    for name, row in (*said["kinds"].items(), ("together", said["total"])):
+        counts = [row[k] if isinstance(row[k], int) else len(row[k]) for k in keys]
+        lines.append(f"| {name} | {' | '.join(f'{n:,}' for n in counts)} |")
+    lines += [
+        "",
+        f"`{said['command']}` on {said['hardware']}, torch {said['torch']}, {said['date']}.",
+    ]
+    page = ROOT / "docs" / "reliability.md"
+    head, _, rest = page.read_text().partition("<!-- fuzz: made by benchmarks/fuzz.py -->")
+    _, end, tail = rest.partition("<!-- end -->")
+    mark = "<!-- fuzz: made by benchmarks/fuzz.py -->"
+    write_text(page, "\n".join([head + mark, *lines, end]) + tail)
+    return 0
+
+
 def main() -> int:
-    """Attack every kind, write the JSON."""
+    """Attack every kind, write the JSON and the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    each = given.cases // len(TARGETS)
+    return attack_all(given.cases, given.seed) if given.cases else tabulate()
+
+
+def attack_all(cases: int, seed: int) -> int:
+    """Every kind in turn; the result is kept, and 1 says that something was not allowed."""
+    each = cases // len(TARGETS)
     kinds = {}
     for name, target in TARGETS.items():
-        kinds[name] = attack(target, each, random.Random(f"{given.seed} {name}"))
+        kinds[name] = attack(target, each, random.Random(f"{seed} {name}"))
         print(name, {k: v for k, v in kinds[name].items() if k != "codes"}, file=sys.stderr)
     total = {
         key: sum(k[key] if isinstance(k[key], int) else len(k[key]) for k in kinds.values())
         for key in ("cases", "bytes", "refused", "same", "other", "hangs", "crashes", "wrong")
     }
     write_json(
-        ROOT / "benchmarks" / "results" / "fuzz.json",
+        RESULT,
         {
-            "command": f"python benchmarks/fuzz.py --cases {given.cases} --seed {given.seed}",
+            "command": f"python benchmarks/fuzz.py --cases {cases} --seed {seed}",
             "date": datetime.now(UTC).date().isoformat(),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
             "torch": torch.__version__,
@@ -100,6 +132,7 @@ def main() -> int:
             "kinds": kinds,
         },
     )
+    tabulate()
     return int(bool(total["hangs"] or total["crashes"] or total["wrong"]))
 
 

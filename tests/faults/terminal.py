@@ -84,8 +84,8 @@ class Terminal:
         return Ended(**json.loads(line))
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(10)
+        self.process.kill()
+        self.process.wait()
 
 
 def tree(folder: Path) -> dict[str, tuple[str, int]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
 import corpus
+import evil
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,20 @@ def test_a_whole_model_is_converted_when_the_flag_names_it(terminal, tmp_path, e
     assert json.loads(ended.out)["tensors"] == len(weights())
     assert {n: s for n, s in tree(tmp_path).items() if n != out.name} == before
     assert evaluated(terminal, out)[0] == expected
+
+
+@pytest.mark.fault(6)
+def test_the_report_prints_the_sha256_of_a_file_that_cannot_be_checked(terminal, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(weights(), path)
+    evil.flip_bit(path, path.stat().st_size - 1)  # nothing in the format can notice
+    words = (f"model.checkpoint={path}", "importance.criterion=l2", "prune.recover=none")
+    small = ("train=null", "finetune.epochs=0", "finetune.recalibrate=0", "report.latency=false")
+    net = (f"model.name={NET}", "plan.min_channels=2", "--out", tmp_path / "run")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    ended = terminal("run", "quickstart", *words, *small, *net)
+    assert ended.status == 0, ended.err
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["model"]["sha256"] == digest
+    assert digest in (tmp_path / "run" / "report.html").read_text()
