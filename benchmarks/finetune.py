@@ -1,23 +1,36 @@
-"""Images per second of `seprune.finetune` beside a bare PyTorch loop, interleaved in one process.
+"""Images per second of `seprune.finetune` beside a bare PyTorch loop, block by block in turn.
 
 Same network, images, batch size, precision, optimizer and memory format. The bare loop has its
-images ready as normalised floats on the device; seprune crops, flips and normalises them anew, and
-saves nothing. The digits, scaled up, stand for images of any size.
+images ready as normalised floats on the device; seprune crops, flips and normalises them anew. A
+block is some steps of the one and then as many of the other, so that whatever else the machine
+does meets both; the ratio is the median over blocks. The digits, scaled up, stand for images of
+any size. On a CPU seconds are of processor time, and glibc is told to keep the memory it has: what
+pages cost that go back and forth depends on chance, up to a tenth of a step for either loop.
 
-    python benchmarks/finetune.py                                        # SE-ResNet-20 at 32, CPU
-    python benchmarks/finetune.py --precision bf16 --batch 512 --images 50000 --compile
-    python benchmarks/finetune.py --model seprune/se_resnet50 --side 224 --precision bf16 \
-        --channels-last --batch 256 --images 12800
+    MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 \
+        python benchmarks/finetune.py                                    # SE-ResNet-20 at 32, CPU
+    python benchmarks/finetune.py --device cuda --precision bf16 --channels-last --compile \
+        --batch 512 --images 50000 --steps 20 --out finetune-cuda.json
+    python benchmarks/finetune.py --device cuda --model seprune/se_resnet50 --side 224 \
+        --precision bf16 --channels-last --batch 256 --images 12800 --steps 5 \
+        --out finetune-cuda-224.json
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import os
+import platform
 import statistics
+import sys
 import time
+from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +38,7 @@ from torch.nn import functional as F
 
 from seprune.data import DataSettings, Loader, open_data
 from seprune.evaluation import autocast
+from seprune.files import write_json
 from seprune.finetuning import FineTuneSettings, finetune
 from seprune.finetuning.objective import decay_groups
 from seprune.models import build
@@ -48,7 +62,6 @@ class Bare:
     def __init__(self, model: nn.Module, loader: Loader, arguments: argparse.Namespace):
         self.device = resolve_device(arguments.device)
         self.precision, self.batch = arguments.precision, arguments.batch
-        self.count = arguments.images // self.batch * self.batch
         batches = list(loader.on(self.device))
         self.images = torch.cat([images for images, _ in batches])
         self.labels = torch.cat([labels for _, labels in batches])
@@ -60,25 +73,62 @@ class Bare:
         self.optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, fused=True)
         if arguments.compile:
             self.model.compile()
+        self.total = torch.zeros((), device=self.device)
+        self.batches = itertools.chain.from_iterable(self.epoch() for _ in itertools.count())
 
-    def epoch(self) -> float:
-        start = time.perf_counter()
-        total = torch.zeros((), device=self.device)
-        for rows in torch.randperm(self.count, device=self.device).split(self.batch):
-            with autocast(self.device, self.precision):
-                loss = F.cross_entropy(self.model(self.images[rows]), self.labels[rows])
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
-        total.item()
-        return self.count / (time.perf_counter() - start)
+    def epoch(self) -> tuple[torch.Tensor, ...]:
+        return torch.randperm(len(self.images), device=self.device).split(self.batch)
+
+    def step(self) -> None:
+        rows = next(self.batches)
+        with autocast(self.device, self.precision):
+            loss = F.cross_entropy(self.model(self.images[rows]), self.labels[rows])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.total += loss.detach()
 
 
-def ours(model: nn.Module, loader: Loader, arguments: argparse.Namespace) -> list[float]:
-    """Images per second of each epoch but the first, which compiles and warms up."""
+class Turns:
+    """A `Track` that lets the bare loop take its turn after every block of seprune's steps."""
+
+    def __init__(self, bare: Bare, steps: int) -> None:
+        self.bare, self.steps = bare, steps
+        self.pairs: list[tuple[float, float]] = []  # seconds of a block: bare, seprune
+
+    def __call__(self, iterable: Iterable[Any], *, label: str, **_: Any) -> Iterator[Any]:
+        start, taken = self.now(), 0
+        for item in iterable:
+            yield item
+            taken += 1
+            if label.startswith("epoch") and taken == self.steps:
+                ours = self.now() - start
+                start = self.now()
+                for _turn in range(self.steps):
+                    self.bare.step()
+                self.pairs.append((self.now() - start, ours))
+                start, taken = self.now(), 0
+
+    def now(self) -> float:
+        """Seconds; on a CPU those of this process, which others on the machine do not stretch."""
+        if self.bare.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model = build(arguments.model, classes=10)
+    loader = images_of(arguments)
+    bare = Bare(model, loader, arguments)
+    for _ in range(3):
+        bare.step()
+    turns = Turns(bare, arguments.steps)
     settings = FineTuneSettings(
-        epochs=2,
+        epochs=arguments.epochs,
         batch_size=arguments.batch,
         recalibrate=0,
         precision=arguments.precision,
@@ -86,49 +136,44 @@ def ours(model: nn.Module, loader: Loader, arguments: argparse.Namespace) -> lis
         compile=arguments.compile,
         device=arguments.device,
     )
-    history = finetune(model, loader, settings).history
-    return [row.images_per_second for row in history[1:]]
+    finetune(model, loader, settings, track=turns)
+    pairs = turns.pairs[max(1, len(turns.pairs) // 10) :]  # the first ones compile and warm up
+    images = arguments.steps * arguments.batch
+    malloc = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MALLOC_")]
+    ratios = statistics.quantiles([plain / ours for plain, ours in pairs], n=4)
+    result = {
+        "command": " ".join([*malloc, "python", "benchmarks/finetune.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "hardware": torch.cuda.get_device_name(bare.device)
+        if bare.device.type == "cuda"
+        else f"{platform.machine()} CPU, {arguments.threads} thread",
+        "torch": torch.__version__,
+        "settings": {k: v for k, v in vars(arguments).items() if k != "out"},
+        "blocks": len(pairs),
+        "bare_images_per_second": images / statistics.median(plain for plain, _ in pairs),
+        "seprune_images_per_second": images / statistics.median(ours for _, ours in pairs),
+        "ratio": ratios[1],
+        "ratio_quartiles": [ratios[0], ratios[2]],
+    }
+    write_json(RESULTS / arguments.out, result)
+    print(json.dumps(result, indent=1))
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="seprune/se_resnet20")
     parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--images", type=int, default=3840)
+    parser.add_argument("--images", type=int, default=2560)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="of one block")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="no", choices=["no", "bf16", "fp16"])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    model = build(arguments.model, classes=10)
-    loader = images_of(arguments)
-    bare = Bare(model, loader, arguments)
-    bare.epoch()
-    rounds = []
-    for _ in range(arguments.rounds):
-        plain = bare.epoch()
-        rounds.append((plain, ours(model, loader, arguments)[0]))
-    device = bare.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    result = {
-        **vars(arguments),
-        "device": name,
-        "torch": torch.__version__,
-        "bare_images_per_second": statistics.median(r[0] for r in rounds),
-        "seprune_images_per_second": statistics.median(r[1] for r in rounds),
-        "ratio": statistics.median(r[1] / r[0] for r in rounds),
-        "ratios": sorted(r[1] / r[0] for r in rounds),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    network = arguments.model.rpartition("/")[2]
-    file = RESULTS / f"finetune-{network}-{device.type}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    parser.add_argument("--out", default="finetune-cpu.json")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
