@@ -1,16 +1,18 @@
-"""Make the README's table from the JSON that runs wrote.
+"""Make the tables of README.md and docs from the JSON that runs and benchmarks wrote.
 
     python benchmarks/readme.py [RUN/report.json]
 
 With a report it is first kept in benchmarks/results (measurements, versions, command, hardware,
-date), then the table between the markers in README.md is made from what is kept there.
+date), then the tables between their markers are made from what is kept there.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +59,88 @@ def table(kept: dict[str, Any]) -> str:
     return "\n".join(rows) + f"\n\n{said}, {kept['created'][:10]}, {base['count']:,} images."
 
 
-def rendered(readme: str, made: str) -> str:
-    """The README with the table between its markers."""
-    start, end = f"<!-- {NAME}: made by benchmarks/readme.py -->", "<!-- end -->"
-    before, _, rest = readme.partition(start)
+VARIANTS = {
+    "plain": "plain",
+    "bn": "+ BN recalibration",
+    "distilled": "+ distillation",
+    "ema": "+ average of weights",
+    "refit": "the same after a refit in place of BN",
+}
+
+
+def recovery(kept: dict[str, Any]) -> str:
+    """Top-1 of every variant at every budget: mean and standard deviation over seeds."""
+    cells, keys = kept["cells"], ("validation_at_start", "last", "chosen")
+    budgets = sorted({cell["macs"] for cell in cells}, reverse=True)
+    heads = [f"{b:g} of MACs: untrained | last | chosen" for b in budgets]
+    rows = ["| fine-tuning | " + " | ".join(heads) + " |", "|---" * (1 + 3 * len(budgets)) + "|"]
+    for variant in dict.fromkeys(cell["variant"] for cell in cells):
+        texts = [VARIANTS[variant]]
+        for budget in budgets:
+            same = [c for c in cells if (c["variant"], c["macs"]) == (variant, budget)]
+            texts += [_spread([c[key] for c in same]) for key in keys]
+        rows.append("| " + " | ".join(texts) + " |")
+    how, images = kept["settings"], kept["images"]
+    said = (
+        f"{how['model'].rpartition('/')[2]}, top-1 on {images['reporting']:,} reporting images, "
+        "mean ± standard deviation over seeds of the training (their number in brackets); "
+        f"parent {100 * kept['parent']:.2f} %. {how['epochs']} epochs "
+        f"over {images['training']:,} images, "
+        f"batch {how['batch']}, lr {how['lr']:g}; each row adds to the one before. "
+        f"`{kept['command']}` on {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+    )
+    return "\n".join(rows) + "\n\n" + said
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{100 * statistics.mean(values):.2f}"
+    more = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean}{more} ({len(values)})"
+
+
+def speed(kept: dict[str, Any]) -> str:
+    """One row: seprune beside the bare loop."""
+    how = kept["settings"]
+    low, high = kept["ratio_quartiles"]
+    return (
+        "| network | batch | precision | bare loop, images/s | seprune, images/s | ratio |\n"
+        "|---|---|---|---|---|---|\n"
+        f"| {how['model'].rpartition('/')[2]}, {how['side']}x{how['side']} | {how['batch']} "
+        f"| {'fp32' if how['precision'] == 'no' else how['precision']} "
+        f"| {kept['bare_images_per_second']:,.0f} | {kept['seprune_images_per_second']:,.0f} "
+        f"| {kept['ratio']:.3f} ({low:.3f} to {high:.3f}) |\n\n"
+        f"{kept['blocks']} blocks of {how['steps']} step of each in turn, medians: "
+        f"`{kept['command']}` on {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+    )
+
+
+# marker -> the document that holds it, the result file, and what makes the table
+TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
+    NAME: ("README.md", f"{NAME}.json", table),
+    "recovery": ("docs/finetuning.md", "recovery-cpu.json", recovery),
+    "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
+}
+
+
+def rendered(text: str, marker: str) -> str:
+    """A document with the table between its markers."""
+    _, file, make = TABLES[marker]
+    made = make(json.loads((KEPT.parent / file).read_text()))
+    start, end = f"<!-- {marker}: made by benchmarks/readme.py -->", "<!-- end -->"
+    before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
     return f"{before}{start}\n{made}\n{end}{after}"
 
 
 def main() -> None:
-    """Keep a report if one is given; make the table."""
+    """Keep a report if one is given; make the tables."""
     if len(sys.argv) > 1:
         keep(Path(sys.argv[1]))
-    path = ROOT / "README.md"
-    write_text(path, rendered(path.read_text(), table(json.loads(KEPT.read_text()))))
+    for marker, (document, _, _) in TABLES.items():
+        path = ROOT / document
+        write_text(path, rendered(path.read_text(), marker))
 
 
 if __name__ == "__main__":

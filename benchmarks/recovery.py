@@ -32,8 +32,7 @@ from seprune.budget import make_plan
 from seprune.data import Data, DataSettings, open_data
 from seprune.evaluation import evaluate
 from seprune.files import write_json
-from seprune.finetuning import FineTuned, FineTuneSettings, finetune
-from seprune.finetuning.generations import load_generation
+from seprune.finetuning import FineTuneSettings, finetune
 from seprune.importance import collecting, score
 from seprune.pipeline.subject import Subject, open_subject
 from seprune.plan import PruningPlan
@@ -113,7 +112,9 @@ def started(arguments: argparse.Namespace) -> dict[str, Any]:
             sys.exit(f"{arguments.out} holds results of {found['settings']}: choose another --out")
         return found
     paths = {str(arguments.checkpoint), str(arguments.data)}
-    command = [Path(w).name if w in paths else w for w in sys.argv[1:]]
+    words = [Path(w).name if w in paths else w for w in sys.argv[1:]]
+    where = ("--work", "--out", "--at-most")  # where and in how many calls, not what
+    command = [w for before, w in zip(["", *words], words) if not {w, before} & set(where)]
     return {
         "command": " ".join(["python", "benchmarks/recovery.py", *command]),
         "date": date.today().isoformat(),
@@ -185,8 +186,8 @@ def row(
     teacher = subject.model if how.get("distill") else None
     tuned = finetune(small, data, settings, teacher=teacher, folder=folder)
     chosen = top1(tuned.model, data, arguments)
-    last = chosen if tuned.best_epoch == arguments.epochs - 1 else top1(
-        of_last_epoch(tuned, folder, ema="ema" in how), data, arguments)  # fmt: skip
+    same = tuned.last is tuned.model
+    last = chosen if same else top1(tuned.last, data, arguments)
     first = tuned.recalibrated or tuned.before
     return {
         "seed": seed,
@@ -220,16 +221,6 @@ def cut(subject: Subject, data: Data, arguments: argparse.Namespace, macs: float
             plan = make_plan(structure, importance, macs=budget)
             plan.save(arguments.work / f"plan-{budget}.json")
     return prune(subject.model, planned(arguments, macs), subject.example())
-
-
-def of_last_epoch(tuned: FineTuned, folder: Path, *, ema: bool) -> nn.Module:
-    """The network as the last epoch left it, from the saved state."""
-    kept = load_generation(folder / "state")
-    assert kept is not None
-    prefix = "average." if ema else "model."
-    weights = {n.removeprefix(prefix): t for n, t in kept.tensors.items() if n.startswith(prefix)}
-    tuned.model.load_state_dict(weights)
-    return tuned.model
 
 
 def top1(model: nn.Module, data: Data, arguments: argparse.Namespace) -> float:
