@@ -198,7 +198,7 @@ def test_a_forward_that_does_not_take_any_batch(tmp_path: Path) -> None:
 
 SEGMENTERS = [
     "torchvision/lraspp_mobilenet_v3_large",
-    pytest.param("torchvision/deeplabv3_mobilenet_v3_large", marks=pytest.mark.slow),
+    "torchvision/deeplabv3_mobilenet_v3_large",
 ]
 DETECTORS = [
     "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
@@ -206,6 +206,7 @@ DETECTORS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_a_segmenter_is_exported_with_all_that_it_says(name: str, tmp_path: Path) -> None:
     model = build(name).eval()
