@@ -110,7 +110,7 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
 
 
 def bytes_of_runs(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
-    """Flips, cuts, insertions, zeroed, deleted and copied ranges in every file of a finished run."""
+    """Flips, cuts, insertions, zeroed, deleted and copied ranges in any file of a finished run."""
     subject = harness.Subject.unbroken(
         warm, home, harness.tiny(harness.tiny_images(home / "images"))
     )
