@@ -37,7 +37,7 @@ from seprune.runs import RunFolder  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
-ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 4, "bytes": 5000}
+ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 10**6, "bytes": 5000}
 FILES = {"crowds": "concurrency"}
 Kept = dict[str, Any]
 
@@ -97,9 +97,9 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     argv = harness.tiny(harness.tiny_images(home / "images"))
     subject = harness.Subject.unbroken(warm, home, argv)
     count = harness.operations(subject)
-    ways = ("exit", "ENOSPC", "EIO", "EACCES")[: kept["rounds"]]
-    todo = [(how, n) for how in ways for n in range(1, count + 1)]
-    kept["operations_of_a_run"], kept["rounds"] = count, len(todo)
+    todo = [(how, n) for how in ("exit", *harness.DISK) for n in range(1, count + 1)]
+    kept["operations_of_a_run"], kept["rounds"] = count, min(kept["rounds"], len(todo))
+    random.Random(0).shuffle(todo)  # what is done before all of it is done is a fair sample
     for how, number in todo[kept["done"] :]:
         noticed = harness.fail_operation(subject, number, how)
         row = kept.setdefault("ways", {}).setdefault(how, {"tried": 0, "noticed": 0})

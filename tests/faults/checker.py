@@ -1,8 +1,8 @@
-"""A child process that looks at damaged run folders: `python checker.py`, one path a line on stdin.
+"""A child process that looks at damaged run folders: `python checker.py`, requests on stdin.
 
-Everything in the folder is read that seprune itself would read again. The answer is one JSON line
-for each path: what `verify` says, and for each reader a digest of what it gave or the error's code.
-Anything that is no SepruneError ends the process with a traceback.
+A request is a run folder and the part of it to read (its first folder or file, or everything). The
+answer is one JSON line: what `verify` says, and for each reader of that part a digest of what it
+gave or the error's code. Anything that is no SepruneError ends the process with a traceback.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Checker:
         command = [sys.executable, str(HERE / "checker.py")]
         self.process = subprocess.Popen(command, text=True, bufsize=1, **pipes)
 
-    def __call__(self, folder: Path, limit: float = LIMIT_SECONDS) -> dict[str, Any]:
-        self.process.stdin.write(f"{folder}\n")
+    def __call__(
+        self, folder: Path, part: str = "", limit: float = LIMIT_SECONDS
+    ) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps([str(folder), part]) + "\n")
         ready, _, _ = select.select([self.process.stdout], [], [], limit)
         assert ready, f"a hang: no answer within {limit} s"
         line = self.process.stdout.readline()
@@ -66,7 +68,7 @@ class Damaged:
         path = self.run / name
         path.write_bytes(broken)
         try:
-            found = self.checker(self.run)
+            found = self.checker(self.run, name)
             assert path.read_bytes() == broken, f"{name} was changed"
         finally:
             path.write_bytes(self.good[name])
@@ -124,7 +126,7 @@ def random_steps(source: random.Random) -> list[Step]:
 # -- the child -------------------------------------------------------------------------------------
 
 
-def look(run: Path) -> dict[str, Any]:
+def look(run: Path, part: str = "") -> dict[str, Any]:
     """What each reader makes of its part of the run folder."""
     from seprune import saved
     from seprune.finetuning.generations import load_generation
@@ -134,22 +136,26 @@ def look(run: Path) -> dict[str, Any]:
     from seprune.statistics import GateStatistics
 
     readers: dict[str, Callable[[], str]] = {
-        "statistics": lambda: tensors(_flat(GateStatistics.load(run / "statistics.safetensors"))),
+        "statistics.safetensors": lambda: tensors(
+            _flat(GateStatistics.load(run / "statistics.safetensors"))
+        ),
         "pruned": lambda: tensors(saved.load(run / "pruned").state_dict()),
         "finetuned": lambda: tensors(saved.load(run / "finetuned").state_dict()),
-        "state": lambda: "read" if load_generation(run / "finetuned" / "state") else "none",
+        "finetuned/state": lambda: "read" if load_generation(run / "finetuned/state") else "none",
     }
     # these have no hash of their own, so that people can edit them: they may say something else
-    unchecked: list[Callable[[], object]] = [
-        lambda: PruningPlan.load(run / "plan.json").layers(),
-        lambda: measurement.read(run),
-        RunFolder(run).records,
-    ]
-    for read in unchecked:
-        _told(lambda read=read: str(type(read())))  # type: ignore[misc]
+    unchecked: dict[str, Callable[[], object]] = {
+        "plan.json": lambda: PruningPlan.load(run / "plan.json").layers(),
+        "report.json": lambda: measurement.read(run),
+        "journal.jsonl": RunFolder(run).records,
+    }
+    for name, read in unchecked.items():
+        if part.startswith(name):
+            _told(read)
     found = _told(lambda: verify(run))
     problems = [str(found)] if isinstance(found, dict) else found
-    return {"verify": problems, **{name: _told(read) for name, read in readers.items()}}
+    concerned = {n: read for n, read in readers.items() if not part or part.startswith(n)}
+    return {"verify": problems, **{name: _told(read) for name, read in concerned.items()}}
 
 
 def _told(read: Callable[[], Any]) -> Any:
@@ -186,4 +192,5 @@ def tensors(held: dict[str, Any]) -> str:
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parents[1]))
     for line in sys.stdin:
-        print(json.dumps(look(Path(line.rstrip("\n")))), flush=True)
+        folder, part = json.loads(line)
+        print(json.dumps(look(Path(folder), part)), flush=True)
