@@ -11,6 +11,7 @@ import builtins
 import errno
 import io
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,12 @@ class _Plan:
         return self.count == self.at
 
     def act(self) -> None:
-        """Fail, or end the process as a kill would."""
+        """Fail, end the process as a kill would, or get a signal and go on."""
         if self.how == "exit":
             os._exit(DIED)
+        if self.how.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, self.how))
+            return
         number = getattr(errno, self.how)
         raise OSError(number, os.strerror(number))
 
@@ -61,7 +65,7 @@ def install(root: str, at: int = 0, how: str = "exit", log: str | None = None) -
     """From now on, operation number `at` below `root` fails.
 
     Args:
-        how: the name of an errno, or `exit`.
+        how: the name of an errno or of a signal, or `exit`.
         log: a file that gets one line an operation.
     """
     plan = _Plan(root, at, how, log)

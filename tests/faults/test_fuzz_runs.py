@@ -12,7 +12,7 @@ from harness import Subject, result, told
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-FEW, MANY = 60, 5000
+FEW, MANY = 150, 5000
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(KINDS),
