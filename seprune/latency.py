@@ -220,10 +220,12 @@ def _try_batch(
     """Milliseconds by name, and a note where the batch did not fit."""
     import torch
 
+    from seprune.processes import out_of_memory
+
     try:
         return _take_turns(calls, images, repeats), ""
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not out_of_memory(error):
             raise
         if images.is_cuda:
             torch.cuda.empty_cache()
@@ -292,15 +294,3 @@ def _stopwatches(
 def _summary(times: Sequence[float]) -> tuple[float, float]:
     low, middle, high = np.percentile(times, [25, 50, 75])
     return float(middle), float(high - low)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    import torch
-
-    said = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in said
-        or "not enough memory" in said
-    )

@@ -665,6 +665,7 @@ def test_out_of_memory_halves_the_batch() -> None:
     got = collect_statistics(narrow, loader(), gradients="labels")
     torch.manual_seed(0)
     same(got, collect_statistics(Net().double(), loader(), gradients="labels"))
+    assert got.warnings[-1].startswith("batches of more than 2 images did not fit into memory")
     gates = find_gates(narrow, images(2).tensors[0])
     Narrow.room = 2
     try:

@@ -16,8 +16,9 @@ from torch import nn
 
 from seprune.errors import SepruneError
 from seprune.export import export, open_onnx
-from seprune.latency import Latency, is_out_of_memory, latency, layer_times, noise, speed_warning
+from seprune.latency import Latency, latency, layer_times, noise, speed_warning
 from seprune.pipeline.steps import Bench
+from seprune.processes import out_of_memory
 from seprune.report import Measurement
 
 Key = tuple[str, str | None]
@@ -119,7 +120,7 @@ def _compiled(
             try:
                 call(noise((batch, *bench.subject.shape), bench.device))
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not out_of_memory(error):
                     raise
     return lambda images: call(images)  # a module would be copied and moved once more
 

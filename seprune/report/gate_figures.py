@@ -31,7 +31,7 @@ def overview(gates: Sequence[GateSummary]) -> Figure:
         "y": [axes.label(g.name) for g in shown],
         "colorscale": HEAT,
         **_heat_range(rows),
-        "colorbar": _colour_bar("mean"),
+        "colorbar": _colour_bar("mean") | {"len": max(60, min(180, 22 * len(shown)))},
         "hovertemplate": "%{y}<br>%{x:.0f} % of the channels are below %{z:.3f}<extra></extra>",
     }
     layout = axes.rows("channels by rising mean (%)", [g.name for g in shown])

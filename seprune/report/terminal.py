@@ -69,7 +69,8 @@ def results(report: Report) -> RenderableType:
         table.add_row(*_result_row(report, m), style="bold" if end else "")
     fastest = [x for m in report.measurements[:1] if (x := _first(m))]
     where = [
-        f"latency: median ms at batch {x.batch} on {x.device}, {x.threads} threads; MACs of 1 image"
+        f"latency: median ms at batch {x.batch} on {x.device}, {words.threads(x.threads)}; "
+        "MACs of 1 image"
         for x in fastest
     ]
     return Group(table, *(Text(line, style="dim") for line in where))

@@ -89,7 +89,12 @@ def last_of(report: Report, budget: Budget) -> Measurement | None:
 def timed_on(report: Report) -> str:
     """The devices and threads that latencies were measured with."""
     every = [x for m in report.measurements for x in m.latency]
-    return "; ".join(sorted({f"{x.device}, {x.threads} threads" for x in every if not x.note}))
+    return "; ".join(sorted({f"{x.device}, {threads(x.threads)}" for x in every if not x.note}))
+
+
+def threads(number: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def match(latencies: Sequence[Latency], like: Latency) -> Latency | None:
@@ -192,7 +197,7 @@ def machine(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _device(facts: Mapping[str, Any]) -> str:
     more = [size(facts["memory"])] if facts.get("memory") else []
-    more += [f"{facts['threads']} threads"] if facts.get("threads") else []
+    more += [threads(facts["threads"])] if facts.get("threads") else []
     return ", ".join([f"{facts.get('device')} ({facts.get('name')})", *more])
 
 

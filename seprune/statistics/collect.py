@@ -143,6 +143,7 @@ def _finish(
         dist.all_reduce(count)
         samples = int(count)
     rooms = observer.tables()
+    said = caveats(found, rooms["values"], samples, getattr(loader, "batch_size", None))
     return GateStatistics(
         gates=tuple(map(described, found)),
         values=rooms["values"],
@@ -152,7 +153,7 @@ def _finish(
         units=rooms["units"],
         groups=rooms["groups"],
         weights=rooms["weights"],
-        warnings=caveats(found, rooms["values"], samples, getattr(loader, "batch_size", None)),
+        warnings=(*said, *observer.remarks()),
         meta=meta,
     )
 

@@ -148,6 +148,15 @@ class Observer:
                 parts[:0] = _pieces(images, labels, self._limit)
         self.batches += 1
 
+    def remarks(self) -> tuple[str, ...]:
+        """What happened on the way, in words."""
+        if self._limit == NEVER:
+            return ()
+        return (
+            f"batches of more than {self._limit} images did not fit into memory and were taken in "
+            "parts; the statistics are the same",
+        )
+
     def _fits(self, images: Tensor, labels: Tensor | None) -> bool:
         """Add some images at once, or return False and change nothing if memory is short."""
         try:
