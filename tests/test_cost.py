@@ -156,7 +156,7 @@ def test_a_batch_that_would_take_too_long_is_left_out_and_said(monkeypatch) -> N
     rows = latency(nap, (1,), batch_sizes=(1, 64), repeats=1)
     assert rows[0].median_ms is not None
     assert rows[1].median_ms is None
-    assert rows[1].note.startswith("it would have taken about 1 s")
+    assert rows[1].note.startswith("it would have taken about ")
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
