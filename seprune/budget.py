@@ -148,9 +148,13 @@ class _Search:
         return min(group.units, -(-units // step) * step)
 
     def stride(self, group: ChannelGroup) -> int:
-        """Units between two widths that are multiples of `round_to`."""
+        """Units between two widths that are multiples of `round_to`.
+
+        1 where units of several channels leave hardly such a width (9 of a shuffled convolution).
+        """
         each = group.channels // group.units
-        return self.allocation.round_to // math.gcd(self.allocation.round_to, each)
+        step = self.allocation.round_to // math.gcd(self.allocation.round_to, each)
+        return 1 if each > 1 and 2 * step > group.units else step
 
     # -- search -------------------------------------------------------------------------------
 
@@ -288,9 +292,11 @@ class _Search:
     def in_the_way(self) -> str:
         held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
         what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
+        step = self.allocation.round_to
+        rounded = f", in multiples of {step}" if step > 1 else ""
         return (
             f"every group keeps at least {self.allocation.floor:.0%} and "
-            f"{self.allocation.fewest} channels. {what}"
+            f"{self.allocation.fewest} channels{rounded}. {what}"
         ).strip()
 
 

@@ -149,6 +149,16 @@ def test_conv_groups_are_rounded_by_channels_not_by_units():
     assert small.middle.groups == after // 2
 
 
+def test_units_that_leave_hardly_a_rounded_width_are_not_rounded():
+    """Two units of four channels between shuffled conv groups: 8 channels are all or nothing."""
+    structure = analyse(dependent("shuffled conv groups"), images())
+    rounded = Allocation(floor=0.0, min_channels=1, round_to=8, protect=("a", "middle.two"))
+    plan = make_plan(structure, scores(structure), allocation=rounded, macs=0.95)
+    assert plan.widths()["middle.one"] == [8, 4]
+    with pytest.raises(InputError, match=r"at least 0% and 1 channels, in multiples of 8\. "):
+        make_plan(structure, scores(structure), allocation=rounded, macs=0.01)
+
+
 def test_a_trade_weighs_scores_against_what_they_free():
     """A unit of `a` frees 9 x 3 + 5 MACs a position, one of `b` 3 + 5: four times as much."""
     structure = analyse(dependent("concat"), images())
