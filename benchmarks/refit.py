@@ -120,7 +120,9 @@ def document(result: dict[str, Any]) -> None:
 def _between(name: str, lines: list[str]) -> None:
     path = Path(__file__).parents[1] / "docs" / name
     start, end = "<!-- made by benchmarks/refit.py -->", "<!-- end -->"
-    before, _, rest = path.read_text().partition(start)
+    before, found, rest = path.read_text().partition(start)
+    if not found:
+        return
     after = rest.partition(end)[2]
     write_text(path, "\n".join([before + start, *lines, end]) + after)
 

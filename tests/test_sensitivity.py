@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
 import pytest
 import torch
 from nets import DEPENDENT, dependent, images
+from rich.console import Console
 from torch import Tensor, nn
 
 from seprune import cli
@@ -21,6 +23,7 @@ from seprune.plan import plan_of
 from seprune.pruning import cuttable, prune
 from seprune.recipe import recipe_of
 from seprune.report import sensitivity as table
+from seprune.report import terminal
 from seprune.report.measurement import read
 from seprune.sensitivity import (
     SHARES,
@@ -171,6 +174,9 @@ def test_the_command_and_a_run_measure_on_the_validation_split(monkeypatch, caps
     assert report.budgets[0].reached <= 0.5
     assert "Sensitivity of every group" in (tmp_path / "run" / "report.html").read_text()
     assert read(tmp_path / "run").sensitivity == report.sensitivity
+    shown = Console(width=80, file=io.StringIO())
+    terminal.show(report, shown)
+    assert "Sensitivity by l2, 20 validation images" in shown.file.getvalue()
 
 
 @pytest.mark.parametrize("text", ["0.1,x", "", "0,0.5", "1"])
