@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
+
 from seprune import files
 from seprune.errors import InputError
 from seprune.processes import first
@@ -35,7 +37,7 @@ class Sharing:
         Raises:
             InputError: what was taken over is not what was committed.
         """
-        if name not in STAGES:
+        if name not in STAGES or dist.is_initialized():  # its processes would wait for each other
             return work()
         place = self.folder / f"{name}-{key[:12]}"
         with ExitStack() as stack:
