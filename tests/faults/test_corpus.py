@@ -7,7 +7,7 @@ from pathlib import Path
 import corpus
 import pytest
 from corpus import FAULTS, NET
-from terminal import NOBODY, stages, untouched
+from terminal import stages, untouched
 
 RECIPE = """\
 name: corpus
@@ -70,12 +70,6 @@ def test_refused_at_every_door_and_nothing_runs(terminal, canary, tmp_path, name
     attack(terminal, canary, tmp_path, FAULTS[name], ["inspect", "evaluate", "prune", "run"])
 
 
-def readable_by_others(folder: Path) -> None:
-    """Let another user reach what is in a temporary folder."""
-    for above in (folder, *list(folder.parents)[:2]):
-        above.chmod(0o755)
-
-
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("name", ["inspect", "run"])
 def test_a_checkpoint_that_may_not_be_read(terminal, tmp_path, name):
@@ -83,8 +77,6 @@ def test_a_checkpoint_that_may_not_be_read(terminal, tmp_path, name):
     out.mkdir()
     path = corpus.dense(tmp_path / "w.pth")
     words = doors(path, out)[name]
-    readable_by_others(tmp_path)
-    out.chmod(0o777)
     path.chmod(0)
-    ended = terminal(*words, "--json", user=NOBODY)
+    ended = terminal(*words, "--json", ordinary=True)
     assert "Permission denied" in ended.refused(3, "checkpoint-unreadable")["why"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from terminal import NOBODY, untouched
+from terminal import untouched
 
 import seprune
 from seprune.files import write_sums
@@ -103,10 +103,8 @@ def test_a_report_of_a_run_that_is_not_finished(terminal, tmp_path):
 def test_a_run_folder_that_may_not_be_written(terminal, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r").chmod(0o555)
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
     words = ("run", "quickstart", f"model.name={NET}", "--out", tmp_path / "r", "--json")
-    ended = terminal(*words, user=NOBODY)
+    ended = terminal(*words, ordinary=True)
     error = ended.refused(4, "environment", says=str(tmp_path / "r"))
     assert error["next"]
     assert not list((tmp_path / "r").iterdir())
