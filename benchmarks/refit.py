@@ -224,7 +224,8 @@ class Work:
         recipe = self.recipe(said)
         bench = steps.Bench(recipe, self.dense.subject, self.dense.data, self.dense.track)
         bench.__dict__["structure"] = self.dense.structure  # the same network: traced once
-        key = (recipe.importance.criterion, recipe.importance.probe, recipe.collect)
+        joint = recipe.importance.combine == "joint"
+        key = (recipe.importance.criterion, recipe.importance.probe, recipe.collect, joint)
         if key not in self.held:
             self.held[key] = bench.collect() if bench.needs_statistics else None
         began = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +49,7 @@ def collected(
     structure = analyse(model, images(2, 8).to(dtype))
     options = None
     if gradients not in ("none", "weights"):
-        options = collecting(structure, CollectOptions(device="cpu"))
+        options = collecting(structure, CollectOptions(device="cpu", pairs=2048))
     loader = batches(dtype=dtype)
     statistics = collect_statistics(
         model, loader, gradients=gradients, options=options or CollectOptions(device="cpu")
@@ -460,11 +459,13 @@ def test_joint_scores_of_units_that_cancel():
 def test_joint_needs_pairs():
     model = dependent("residual")
     structure = analyse(model, images())
-    options = dataclasses.replace(collecting(structure, CollectOptions(device="cpu")), pairs=0)
+    options = collecting(structure, CollectOptions(device="cpu"))
     statistics = collect_statistics(model, batches(), gradients="logits", options=options)
     with pytest.raises(InputError) as caught:
         score(structure, statistics, scoring=Scoring(combine="joint"))
-    assert caught.value.why == "combine=joint needs pairs, which were not collected"
+    assert caught.value.what == "criterion 'gate_logit' cannot be combined jointly"
+    assert caught.value.why == "the statistics hold no pairs of units"
+    assert "--set importance.combine=joint" in caught.value.fix
     absolute = Scoring("gate_taylor", combine="joint")  # nothing is squared: as coupled
     labelled = collect_statistics(
         model, batches(), gradients="labels", options=collecting(structure)

@@ -134,9 +134,7 @@ def collecting(structure: Structure, options: CollectOptions | None = None) -> C
                 units[source.name] = None
         if members:
             couplings[group.name] = members
-    options = options or CollectOptions()
-    pairs = options.pairs or PAIRED
-    return replace(options, units=tuple(units), couplings=couplings, pairs=pairs)
+    return replace(options or CollectOptions(), units=tuple(units), couplings=couplings)
 
 
 def score(
@@ -274,7 +272,13 @@ def _coupled(own: Mapping[str, Tensor], rule: Criterion, scoring: Scoring) -> Te
         if "pairs" in own:
             return joint_scores(own["pairs"])
         if len(own["sensitivity_square"]) <= PAIRED:
-            raise _lacking(scoring.criterion, "combine=joint needs pairs, which were not collected")
+            raise InputError(
+                f"criterion '{scoring.criterion}' cannot be combined jointly",
+                why="the statistics hold no pairs of units",
+                fix="collect again: seprune collect ... --set importance.combine=joint, or "
+                f"CollectOptions(pairs={PAIRED})",
+                code="statistics",
+            )
     values: Tensor = rule.of(own)
     return values
 

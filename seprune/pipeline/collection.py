@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seprune.data import in_turn
 from seprune.errors import InputError
 from seprune.groups import Structure, analyse
-from seprune.importance import collecting, criterion
+from seprune.importance import PAIRED, collecting, criterion
 from seprune.pipeline.subject import data_digests
 from seprune.probing import PROBE, ProbeSettings, probed, train_probes
 from seprune.processes import first
@@ -54,6 +54,7 @@ def collect(bench: Bench, folder: Path | None, *, per_sample: Path | None) -> Ga
         folder=None if per_sample else folder,
         per_sample=per_sample,
         meta=data_digests(data),
+        pairs=PAIRED if recipe.importance.combine == "joint" else 0,
     )
     senses = bench.gradients not in ("none", "weights")
     found = collect_statistics(

@@ -80,7 +80,8 @@ class Story:
         if not self.bench.needs_statistics:
             return None
         said = self.recipe
-        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe)
+        more = ["pairs"] if said.importance.combine == "joint" else []
+        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe, *more)
         path = self.folder.path / STATISTICS
         self.stage("collect", key, lambda: self.collect(path))
         return GateStatistics.load(path)
