@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from seprune.groups import ChannelGroup, Structure
@@ -17,8 +17,8 @@ class Allocation:
     """Where channels may be removed.
 
     Attributes:
-        scope: `global`, `isomorphic`, `uniform`, `trade`, or `sensitivity`: a trade of scores that
-            `sensitivity.weighed` made.
+        scope: `global`, `isomorphic`, `uniform`, `trade`, `sensitivity`: a trade of scores that
+            `sensitivity.weighed` made, or `auto`: `trade` where scores add up, else `global`.
         floor: fraction of every group that stays; `min_channels`: channels that stay, by default
             2 where scores are traded against cost, else 8: a ranking by scores alone is not to be
             trusted with the last ones.
@@ -27,12 +27,18 @@ class Allocation:
         bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
     """
 
-    scope: Literal["global", "uniform", "isomorphic", "trade", "sensitivity"] = "global"
+    scope: Literal["auto", "global", "uniform", "isomorphic", "trade", "sensitivity"] = "auto"
     floor: float = 0.1
     min_channels: int | None = None
     round_to: int = 1
     protect: tuple[str, ...] = ()
     bottleneck: Literal["keep", "scale", "rank"] = "keep"
+
+    def settled(self, importance: Importance) -> Allocation:
+        """The same with `auto` decided for these scores."""
+        if self.scope != "auto":
+            return self
+        return replace(self, scope="trade" if importance.additive else "global")
 
     @property
     def trades(self) -> bool:

@@ -70,6 +70,7 @@ class _Search:
         allocation: Allocation,
         targets: Mapping[str, int],
     ) -> None:
+        allocation = allocation.settled(importance)
         self.structure, self.allocation, self.targets = structure, allocation, targets
         self.importance = importance
         self.reasons = {g.name: why_whole(g, importance, allocation) for g in structure.groups}

@@ -165,7 +165,7 @@ def weighed(importance: Importance, found: Sensitivity) -> Importance:
             scores[row.group] = torch.empty_like(slopes).index_copy_(
                 0, own.argsort(stable=True), slopes
             )
-    return Importance(importance.criterion, scores)
+    return Importance(importance.criterion, scores, additive=True)
 
 
 def _slopes(row: GroupSensitivity, whole: float) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -207,6 +208,18 @@ def test_a_trade_keeps_multiples_and_floors():
         at = kept(plan)
         assert structure.macs_at(at) <= budget * structure.macs_at(structure.whole())
         assert all(w % 8 == 0 and w >= 16 for n, (b, w) in plan.widths().items() if b == 48)
+
+
+@pytest.mark.parametrize(("additive", "scope"), [(True, "trade"), (False, "global")])
+def test_scores_that_add_up_are_traded_and_others_ranked_unless_something_is_said(additive, scope):
+    structure = structure_of()
+    importance = dataclasses.replace(scores(structure), additive=additive)
+    plan = make_plan(structure, importance, macs=0.5)
+    assert plan.facts["allocation"] == scope
+    said = make_plan(structure, importance, allocation=Allocation(scope), macs=0.5)
+    assert plan.groups == said.groups
+    said = make_plan(structure, importance, allocation=Allocation("uniform"), macs=0.5)
+    assert said.facts["allocation"] == "uniform"
 
 
 @pytest.mark.parametrize(("scope", "fewest"), [("trade", 2), ("sensitivity", 2), ("global", 8)])

@@ -219,6 +219,28 @@ def test_uniform_scores_take_the_same_share_of_every_group():
     assert all(keep == list(range(len(keep))) for keep in kept)
 
 
+def test_squared_sensitivities_alone_add_up():
+    model = dependent("residual")
+    structure = analyse(model, images())
+    found = {}
+    for gradients in ("logits", "labels"):
+        options = collecting(structure)
+        batches = [(images(), torch.tensor([0, 1]))]
+        found[gradients] = collect_statistics(
+            model, batches, gates=structure.gates, gradients=gradients, options=options
+        )
+
+    def additive(name: str, **how: Any) -> bool:
+        statistics = found.get(CRITERIA[name].gradients)
+        return score(structure, statistics, model=model, scoring=Scoring(name, **how)).additive
+
+    assert additive("gate_logit")
+    assert additive("gate_fisher", combine="mean")
+    assert not additive("gate_logit", normalize="mean")
+    assert not additive("gate_taylor")  # of absolute values
+    assert not additive("l2", normalize="none")
+
+
 def test_random_depends_on_the_seed_and_the_name_alone():
     one, two = plain(dependent("residual"), "random"), plain(dependent("residual", 9), "random")
     assert all(torch.equal(one[n], two[n]) for n in one)

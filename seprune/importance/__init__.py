@@ -29,10 +29,14 @@ Normalize = Literal["none", "mean", "max", "sum", "standard", "rank"]
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores (units,), float64 on CPU, by group name; groups that must stay whole are left out."""
+    """Scores (units,), float64 on CPU, by group name; groups that must stay whole are left out.
+
+    `additive`: a sum of scores, over groups too, means what a set of units is worth.
+    """
 
     criterion: str
     scores: Mapping[str, Tensor]
+    additive: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ def score(
                 fix="check the weights with: seprune inspect MODEL --checkpoint F",
                 code="nonfinite",
             )
-    return Importance(scoring.criterion, made)
+    return Importance(scoring.criterion, made, rule.of is _SQUARE and normalize == "none")
 
 
 def _needed(model: nn.Module | None) -> nn.Module:

@@ -225,7 +225,7 @@ class Importance(Section):
         default="gate_logit", pattern=r"^[a-z0-9_]+$", description="see importance.md"
     )
     combine: Literal["mean", "max", "sum", "coupled", "joint"] = Field(
-        default="mean", description="gates of one dependency group"
+        default="coupled", description="gates of one dependency group"
     )
     ungated: Literal["unit", "propagate", "none"] = Field(
         default="unit", description="channels without a gate; none: left whole"
@@ -244,7 +244,9 @@ class Plan(Section):
     )
     params: Budgets | None = Field(default=None, description="kept: 0.4, 1.5M or a list")
     latency: Budgets | None = Field(default=None, description="kept, measured on this device: 0.6")
-    allocation: Literal["global", "uniform", "isomorphic", "trade", "sensitivity"] = "global"
+    allocation: Literal["auto", "global", "uniform", "isomorphic", "trade", "sensitivity"] = Field(
+        default="auto", description="auto: a trade where scores add up, else global"
+    )
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count | None = Field(
         default=None, description="channels of every group that stay; null: 2 in a trade, else 8"
