@@ -54,21 +54,22 @@ def signals(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
 
 def _stops(kept: Kept, home: Path, warm: Warm, signums: list[int]) -> Iterator[None]:
     subject = _unbroken(kept, warm, home)
-    out = home / "run"
+    out, span, before = home / "run", 3.0, 0
     while True:
         seed = kept["done"]
         instants = random.Random(seed)
-        through = harness.kill(
-            subject, out, instants.uniform(0.1, 3.0), signums[seed % len(signums)]
-        )
+        after = instants.uniform(0.1, span)
+        through = harness.kill(subject, out, after, signums[seed % len(signums)])
+        span, before = harness.patient(span, before, out)
         if through:
             kept["runs_compared"] = kept.get("runs_compared", 0) + 1
             shutil.rmtree(out)
+            span, before = 3.0, 0
             continue
         stages = RunFolder(out).records() if out.exists() else []
         last = stages[-1].stage.partition("/")[0] if stages else "nothing"
-        after = kept.setdefault("last_committed", {})
-        after[last] = after.get(last, 0) + 1
+        hit = kept.setdefault("last_committed", {})
+        hit[last] = hit.get(last, 0) + 1
         kept["done"] += 1
         if kept["done"] >= kept["rounds"]:
             subject.finished(out)

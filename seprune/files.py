@@ -239,8 +239,11 @@ def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) ->
         need: names that it has to list.
     """
     try:
-        lines = (folder / sums).read_text().splitlines()
+        text = (folder / sums).read_text()
     except (OSError, UnicodeDecodeError):
+        return [sums]
+    lines = text.split("\n")
+    if lines.pop():  # the last line is not whole
         return [sums]
     listed = {line.partition("  ")[2] for line in lines}
     wrong = [sums] if not lines or not listed.issuperset(need) else []

@@ -189,6 +189,16 @@ def test_sums_find_every_flipped_bit_and_what_is_missing(tmp_path):
     assert files.check_sums(tmp_path) == ["SHA256SUMS"]
 
 
+@pytest.mark.parametrize("damage", [b"\x0c", b" ", b"\n", b"\r\n"])
+def test_sums_that_are_not_as_seprune_spells_them_are_damaged(tmp_path, damage):
+    files.write_text(tmp_path / "a", "x")
+    files.write_sums(tmp_path)
+    content = (tmp_path / "SHA256SUMS").read_bytes()
+    for changed in (content + damage, damage + content, content[:-1]):
+        (tmp_path / "SHA256SUMS").write_bytes(changed)
+        assert files.check_sums(tmp_path) != []
+
+
 def test_sums_never_look_outside_their_folder(tmp_path):
     (tmp_path / "secret").write_text("x")
     inside = tmp_path / "inside"
