@@ -482,6 +482,36 @@ def test_a_signal_saves_the_steps_of_its_epoch(tmp_path):
     assert same(finetune(model, data, settings, folder=tmp_path).model, whole.model)
 
 
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("twice_in_mid_step", [False, True])
+def test_a_signal_at_any_step_changes_no_number(tmp_path, monkeypatch, twice_in_mid_step):
+    """After the last step of an epoch; and a second one in the middle of a step, whose weights
+    fit neither the step before nor the one after."""
+    data, model = open_data("digits"), tiny(dropout=0.2)
+    settings = FineTuneSettings(epochs=2, batch_size=128, save_steps=0)
+    whole = finetune(model, data, settings)
+    steps, seen, step = whole.history[0].step, [], Learner.step
+
+    def pressed(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        seen.append(1)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+            if twice_in_mid_step:
+                os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(Learner, "step", pressed)
+    with pytest.raises(StoppedError), interrupts("again"):
+        finetune(model, data, settings, folder=tmp_path)
+    at = load_generation(tmp_path / "state").facts["at"]
+    assert (at["epoch"], at["step"]) == (0, 0 if twice_in_mid_step else steps)
+    resumed = finetune(model, data, settings, folder=tmp_path)
+    assert same(resumed.model, whole.model)
+    without = [replace(row, images_per_second=0) for row in whole.history]
+    assert [replace(row, images_per_second=0) for row in resumed.history] == without
+
+
 @pytest.mark.parametrize("seeded", [False, True])
 def test_somebody_elses_loader_resumes_by_epoch(tmp_path, seeded):
     def loader():

@@ -83,6 +83,7 @@ class Job:
             require_tensorboard()
         self.folder = folder
         self.at = Progress()
+        self.stepping = False  # in the middle of a step, weights fit no step number
         self.best: dict[str, Tensor] = {}
         self.last = Generation({}, {})
         self.identity: dict[str, str] = {}
@@ -150,12 +151,12 @@ class Job:
         self._close(validation, now)
 
     def _step(self, images: Tensor, labels: Tensor, total: Tensor, now: Now) -> None:
-        at, lr = self.at, self._rate()
+        at, lr, self.stepping = self.at, self._rate(), True
         seed = seed_of(self.settings.seed, at.epoch, at.step, self.rank)
         weight = self._weight(len(images))
         total += self.learner.step(images, labels, lr=lr, seed=seed, weight=weight)
         now.step(len(images) * self.world, lr)
-        at.step += 1
+        at.step, self.stepping = at.step + 1, False
         every = self.settings.save_steps if self.steady else 0
         save = every and at.step % every == 0
         if at.step < self.steps and (save or at.step % CHECK_STEPS == 0):
@@ -168,9 +169,15 @@ class Job:
     def _save_stopped(self, total: Tensor) -> None:
         """Keep the steps of the epoch that a signal broke off.
 
-        Several processes may have come to different steps: they go on from the last save.
+        Several processes may have come to different steps: they go on from the last save. So does
+        one whose step a second signal broke off in the middle.
         """
-        if self.steady and self.world == 1 and math.isfinite(loss := float(total)):
+        if (
+            self.steady
+            and not self.stepping
+            and self.world == 1
+            and math.isfinite(loss := float(total))
+        ):
             self.at.loss = loss
             self._save()
 
@@ -204,7 +211,7 @@ class Job:
             epoch=at.epoch,
             step=(at.epoch + 1) * self.steps,
             loss=at.loss / self.steps,
-            lr=now.lr,
+            lr=self._rate(self.steps - 1),
             top1=score.top1 if score else None,
             validation_loss=score.loss if score else None,
             images_per_second=speed,
@@ -254,10 +261,11 @@ class Job:
             rollbacks=at.rollbacks,
         )
 
-    def _rate(self) -> float:
+    def _rate(self, step: int | None = None) -> float:
+        """Of a step of this epoch; default: the next one."""
         settings, at = self.settings, self.at
         factor = rate(
-            at.epoch * self.steps + at.step,
+            at.epoch * self.steps + (at.step if step is None else step),
             steps=settings.epochs * self.steps,
             warmup=round(settings.warmup_epochs * self.steps),
             schedule=settings.schedule,

@@ -59,7 +59,7 @@ def interrupts(resume: str = "") -> Iterator[None]:
             raise _stopped() from error
         raise
     finally:
-        _STATE.owner = 0
+        _STATE.owner = _STATE.signum = 0
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
