@@ -13,7 +13,7 @@ from damage import HOW, TARGETS, Range, Reader
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-FEW, MANY = int(os.environ.get("FUZZ_CASES", "60")), 3000
+FEW, MANY = int(os.environ.get("FUZZ_CASES", "25")), 3000
 WEIGHTS = [".pth", ".safetensors", ".pth of torch < 1.6"]
 
 

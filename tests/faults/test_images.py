@@ -102,7 +102,7 @@ def ghostscript(tmp_path, canary) -> dict[str, str]:
 
 
 @pytest.mark.fault(22)
-@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("cache", ["memory", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_is_named_at_every_door(terminal, canary, ghostscript, tmp_path, name, cache):
     damage, says = BAD[name]
