@@ -7,11 +7,12 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from terminal import Ended, Terminal
-from test_processes import pictures
 from torch import nn
 
 from seprune.errors import InputError, StoppedError
@@ -59,6 +60,18 @@ def deadly(self, row):
     return whole(self, row)
 _Augmented.__getitem__ = deadly
 """
+
+
+def pictures(folder: Path) -> None:
+    """Images of two classes in train/ and val/."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            for number in range(12):
+                path = folder / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((64, 64)).save(path)
 
 
 @pytest.mark.fault(24)
