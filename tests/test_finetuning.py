@@ -359,7 +359,7 @@ def test_batches_smaller_than_the_processes_are_refused(monkeypatch):
 
 def test_the_words_beside_the_bar_are_the_newest_numbers():
     now = Now(left=400, loss=0.5123, top1=0.8321, lr=0.1)
-    assert now() == "loss 0.512  top-1 83.21%  0 images/s  lr 0.1"
+    assert now() == "loss 0.512 top-1 83.21% 0 images/s lr 0.1"
     asked = []
 
     def track(iterable, *, live=None, **_):
@@ -371,7 +371,13 @@ def test_the_words_beside_the_bar_are_the_newest_numbers():
     assert "loss" not in asked[0]
     assert asked[-1].startswith("loss ")
     assert asked[-1].endswith("0:00:00 left")
-    assert "images/s  lr " in asked[-1]
+    assert "images/s lr " in asked[-1]
+
+
+def test_half_floats_need_a_gpu():
+    with pytest.raises(UsageError, match="precision fp16 on a CPU") as caught:
+        learner(tiny(), precision="fp16")
+    assert caught.value.fix == "use precision bf16 or no"
 
 
 def test_a_loader_without_batches():

@@ -457,3 +457,25 @@ def test_the_same_report_gives_the_same_page(tmp_path) -> None:
     for name in ("a.html", "b.html"):
         write_html(make_report(), tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_fine_tuning_is_told_by_its_numbers():
+    numbers = {
+        "epochs": 9,
+        "best_epoch": 6,
+        "validation_before": 0.61,
+        "validation_recalibrated": None,
+        "validation_top1": 0.845,
+        "accumulate": 4,
+        "rollbacks": 1,
+    }
+    assert words.tuning(numbers) == [
+        "top-1 on the validation split: 61.00 % before, 84.50 % epoch 7, chosen",
+        "every step in 4 micro-batches of the same batch together",
+        "the loss became NaN once: rolled back, then half the learning rate",
+    ]
+    alone = numbers | {"epochs": 0, "best_epoch": -1, "validation_recalibrated": 0.7}
+    assert words.tuning(alone | {"accumulate": 1, "rollbacks": 0}) == [
+        "top-1 on the validation split: 61.00 % before, 70.00 % BatchNorm recalibrated"
+    ]
+    assert words.tuning({}) == []

@@ -61,13 +61,15 @@ def track(
 def _live(
     iterable: Iterable[T], label: str, total: int, unit: str, live: Callable[[], str] | None
 ) -> Iterator[T]:
-    numbers: tuple[ProgressColumn, ...] = (TextColumn("{task.fields[numbers]}"),)
-    if live is None:
-        numbers = (TextColumn("{task.fields[unit]}"), *numbers, TimeRemainingColumn(compact=True))
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
-    with Progress(
-        *columns, *numbers, console=stderr(), transient=True, refresh_per_second=4
-    ) as progress:
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[numbers]}"),
+    ]
+    if live is None:  # in 80 columns there is room for one of the two
+        columns[2:2] = [MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
+        columns.append(TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=stderr(), transient=True, refresh_per_second=4) as progress:
         task = progress.add_task(escape(label), total=total, unit=unit, numbers="")
         start = time.monotonic()
         for done, item in enumerate(iterable, 1):

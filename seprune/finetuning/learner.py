@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from seprune.errors import EnvironmentFault, InputError
+from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.evaluation import autocast, logits_of
 from seprune.finetuning.features import Features, Teacher, shared_features
 from seprune.finetuning.norms import share_norms
@@ -236,6 +236,12 @@ def _optimizer(model: nn.Module, settings: FineTuneSettings) -> torch.optim.Opti
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "precision fp16 on a CPU",
+            why="its gradients need a GPU's scaler",
+            fix="use precision bf16 or no",
+        )
     # Accelerate keeps one state for the whole process and refuses a second precision or device.
     state = AcceleratorState._shared_state
     if state and (state["_mixed_precision"] != precision or state["device"].type != device.type):

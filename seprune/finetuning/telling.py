@@ -46,7 +46,7 @@ class Now:
             took = time.perf_counter() - self.start
             left = round(took / self.steps * max(self.left - self.steps, 0))
             words.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
-        return "  ".join(words)
+        return " ".join(words)
 
 
 def write_metrics(folder: Path, history: Sequence[dict[str, Any]]) -> None:
