@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from seprune.errors import UsageError
+from seprune.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from seprune.checkpoint.weights import Choice
@@ -153,12 +153,24 @@ def weights_of(text: str) -> Choice:
     )
 
 
-def budget_of(text: str) -> float | str:
-    """A fraction as a number, an amount such as 20M as it is."""
+def budget_of(name: str, text: str) -> float | str:
+    """A fraction as a number, an amount such as 20M as it is.
+
+    Raises:
+        InputError: the whole network or more, which nothing has to be cut for.
+    """
     try:
-        return float(text)
+        kept = float(text)
     except ValueError:
         return text
+    if kept >= 1:
+        raise InputError(
+            f"budget {name}={text} is met without a cut",
+            why="it says which fraction is kept, and 1 is the whole network",
+            fix=f"--{name} 0.5 keeps half; an amount is written 20M or 1.5G",
+            code="budget",
+        )
+    return kept
 
 
 def recipe(

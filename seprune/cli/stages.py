@@ -141,7 +141,7 @@ def prune(
     data: options.Calibration = None,
     macs: Annotated[str | None, typer.Option(help="Kept: 0.5, or an amount like 20M.")] = None,
     params: Annotated[str | None, typer.Option(help="Kept: 0.4, or an amount like 1.5M.")] = None,
-    latency: Annotated[float | None, typer.Option(help="Kept, measured on this device.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Kept: 0.6, measured here.")] = None,
     importance: options.Criterion = "gate_logit",
     probe: options.Probe = None,
     recover: Annotated[str, typer.Option(help="none, bn, refit or scratch.")] = "none",
@@ -167,9 +167,8 @@ def prune(
         --dry-run --out plan
       seprune prune timm/seresnet50 --plan plan/plan.json --out small
     """
-    given = {"macs": macs, "params": params}
-    budget = {k: options.budget_of(v) for k, v in given.items() if v is not None}
-    budget |= {"latency": latency} if latency is not None else {}
+    given = {"macs": macs, "params": params, "latency": latency}
+    budget = {k: options.budget_of(k, v) for k, v in given.items() if v is not None}
     recipe = options.recipe(
         network, work, data, plan={**budget, "round_to": round_to},
         prune={"recover": recover},

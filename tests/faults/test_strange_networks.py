@@ -109,8 +109,8 @@ def test_a_budget_out_of_reach_names_the_least_and_what_stands_in_the_way(termin
 @pytest.mark.parametrize(
     ("budget", "status", "code", "says"),
     [
-        ("1", 2, "recipe", "plan.macs: must be a fraction kept, between 0 and 1"),
-        ("1.5", 2, "recipe", "plan.macs: must be a fraction kept, between 0 and 1"),
+        ("1", 3, "budget", "budget macs=1 is met without a cut"),
+        ("1.5", 3, "budget", "budget macs=1.5 is met without a cut"),
         ("-0.5", 2, "recipe", "plan.macs: must be a fraction kept, between 0 and 1"),
         ("nan", 2, "recipe", "plan.macs"),
         ("900G", 3, "budget", "budget macs=900G is met without a cut"),
