@@ -116,9 +116,59 @@ def speed(kept: dict[str, Any]) -> str:
     )
 
 
+# what was tried of each kind of fault on run folders, in words, and what is counted
+FAULTS = {
+    "kills": ("`kill -9` at random instants of a whole quickstart, until it is through", "kills"),
+    "signals": ("SIGTERM and SIGINT likewise", "signals"),
+    "operations": ("each file operation of a run fails once, in four ways", "operations"),
+    "concurrency": ("8 processes at once in one run folder", "rounds"),
+    "bytes": ("damaged bytes in any file of a finished run", "files"),
+}
+
+
+def faults(kept: dict[str, Any]) -> str:
+    """One row for each kind of fault; `kept` is the first of the results."""
+    rows = ["| fault | tried | hangs | losses | and |", "|---|---|---|---|---|"]
+    for name, (words, unit) in FAULTS.items():
+        path = KEPT.parent / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        hangs = sum("a hang" in text for text in found["broken"])
+        losses = len(found["broken"]) - hangs
+        tried = f"{found['done']:,} {unit}"
+        if name == "operations" and found["done"] < 4 * found["operations_of_a_run"]:
+            tried += f" of {4 * found['operations_of_a_run']:,}, drawn by chance"
+        rows.append(f"| {words} | {tried} | {hangs} | {losses} | {_outcome(name, found)} |")
+    said = (
+        "`python benchmarks/faults.py kills`, and `signals`, `operations`, `crowds`, `bytes`, "
+        f"on {kept['hardware']}, torch {kept['versions']['torch']}, {kept['date']}."
+    )
+    return "\n".join(rows) + "\n\n" + said
+
+
+def _outcome(name: str, found: dict[str, Any]) -> str:
+    if name == "concurrency":
+        return f"{found['refused_by_name']:,} were refused with the name of the one that worked"
+    if name == "operations":
+        ways = ", ".join(f"{how} {row['tried']}" for how, row in sorted(found["ways"].items()))
+        return f"{ways}; each run then ended as the unbroken one"
+    if name == "bytes":
+        return (
+            f"{found['changed']:,} of them changed: `verify` found it, or it was the end of the "
+            "journal, which is read up to there; what was read again was right or refused"
+        )
+    runs = found.get("runs_compared", 0)
+    return (
+        f"finished stages were whole after each; {runs} run{'s'[: runs != 1]} through to the end, "
+        "equal to the unbroken one bit for bit"
+    )
+
+
 # marker -> the document that holds it, the result file, and what makes the table
 TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     NAME: ("README.md", f"{NAME}.json", table),
+    "faults": ("docs/reliability.md", "kills.json", faults),
     "recovery": ("docs/finetuning.md", "recovery-cpu.json", recovery),
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
 }
