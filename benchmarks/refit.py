@@ -42,11 +42,11 @@ _TRADE = {**_LOGIT, "plan.allocation": "trade"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "gate_logit coupled, trade": _TRADE,
     "gate_logit mean, global": {**_LOGIT, "importance.combine": "mean"},
+    "gate_logit coupled, trade, ReLU not in the target": {**_TRADE, "refit": "linear"},
+    "gate_logit coupled, trade, plain target": {**_TRADE, "refit": "plain"},
     "l2, global": {"importance.criterion": "l2"},
     "gate_logit coupled, global": _LOGIT,
     "gate_logit joint, trade": {**_TRADE, "importance.combine": "joint"},
-    "gate_logit coupled, trade, ReLU not in the target": {**_TRADE, "refit": "linear"},
-    "gate_logit coupled, trade, plain target": {**_TRADE, "refit": "plain"},
     "gate_logit coupled, trade, at least 8": {**_TRADE, "plan.min_channels": 8},
     "gate_logit coupled, trade, 3 steps": {**_TRADE, "plan.steps": 3},
     "gate_mean, propagated": {"importance.criterion": "gate_mean",
