@@ -91,7 +91,7 @@ def main() -> None:
         result["parent_validation"] = work.top1(model, "validation")
         result["reporting_images"] = work.dense.images().info.reporting
         write_json(path, result)
-    if arguments.out == "refit.json":
+    if arguments.out == "refit-choice.json":
         document(result)
 
 
@@ -151,7 +151,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--cells", type=int, default=100, help="measure no more at a time")
     parser.add_argument("--report", action="store_true", help="the best one, on val/")
-    parser.add_argument("--out", default="refit.json")
+    parser.add_argument("--out", default="refit-choice.json")
     return parser.parse_args()
 
 
