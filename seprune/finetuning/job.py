@@ -68,8 +68,8 @@ class Job:
     ):
         self.given, self.settings, self.track = model, settings, track
         self.device = resolve_device(settings.device)
+        self.rank, self.world = join(self.device)  # before Accelerate does, which waits longer
         self.learner = Learner(model, settings, teacher=teacher, device=self.device)
-        self.rank, self.world = join(self.device)
         self.loader = share(loader, self.device, self.rank, self.world, training=True)
         self.steps = len(loader)
         self.steady = isinstance(self.loader, Loader)  # goes on in the middle of an epoch
