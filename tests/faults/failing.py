@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 
 DIED = 137
 ROOM = ("open", "write", "mkdir", "save_file")  # what needs room on the disk
-LASTING = ("ENOSPC", "EACCES")  # the disk stays full
 
 
 class _Plan:
@@ -43,8 +42,10 @@ class _Plan:
             handle = _open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.write(handle, line.encode())
             os.close(handle)
-        if self.count > self.at and self.how in LASTING:
-            return writing and (name in ROOM if self.how == "ENOSPC" else name != "unlink")
+        if self.how == "ENOSPC":  # from then on, and never where nothing is written
+            return self.count >= self.at and writing and name in ROOM
+        if self.how == "EACCES" and self.count > self.at:
+            return writing and name != "unlink"
         return self.count == self.at
 
     def act(self) -> None:
