@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Fill = Callable[[Path], None]
 """Writes the whole of a file to the path that it is given."""
 SUMS, CARD = "SHA256SUMS", "README.md"
+UNFINISHED = ".seprune.part"
+"""How names of temporary files end; nobody else's do."""
 
 
 def write_with(path: Path, fill: Fill, *, need: int = 0) -> None:
@@ -168,7 +170,7 @@ def append_line(path: Path, line: str) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left under `folder`; only its holder may call this."""
-    for left in folder.rglob(".*.part"):
+    for left in folder.rglob(f".*{UNFINISHED}"):
         left.unlink(missing_ok=True)
 
 
@@ -280,7 +282,7 @@ def _is_content(name: str) -> bool:
 
 
 def _temporary(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
     os.close(handle)
     return Path(name)
 

@@ -238,9 +238,10 @@ def test_a_folder_is_written_with_the_hashes_of_all_that_it_holds(tmp_path):
 
 def test_what_killed_writers_left_is_swept(tmp_path):
     files.write_text(tmp_path / "deep" / "a", "x")
-    (tmp_path / "deep" / ".a.0123.part").write_text("half")
+    (tmp_path / "deep" / ".a.01234567.seprune.part").write_text("half")
+    (tmp_path / "deep" / ".film.part").write_text("somebody else's")
     files.sweep(tmp_path)
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a"]
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == [".film.part", "a"]
 
 
 def test_equal_tensors_make_equal_files(tmp_path):
