@@ -477,6 +477,7 @@ def test_torchvision_faults(tmp_path):
         open_data("torchvision/CIFAR10")
 
 
+@pytest.mark.fault(24)
 def test_a_killed_worker_is_explained(tmp_path):
     write_folder(tmp_path)
     data = open_data(str(tmp_path), DataSettings(cache="none", workers=1))

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seprune.pipeline import run
+from seprune.recipe import load_recipe
 from seprune.report.measurement import read
 from seprune.runs import RunFolder, open_run
 
@@ -89,8 +91,7 @@ def stages(out: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    process = launch(0, out)
-    assert process.wait(200) == 0, end(process)
+    run(load_recipe("quickstart", SMALL), out)
     return out
 
 

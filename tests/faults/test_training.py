@@ -74,6 +74,7 @@ def pictures(folder: Path) -> None:
                 Image.fromarray(pixels).resize((64, 64)).save(path)
 
 
+@pytest.mark.slow  # test_data.py has the error alone
 @pytest.mark.fault(24)
 def test_a_killed_loader_worker_is_explained_and_the_run_goes_on(terminal, tmp_path):
     """The worker of the second epoch is killed, as the kernel does when memory is short."""
