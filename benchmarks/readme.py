@@ -3,7 +3,7 @@
     python benchmarks/readme.py [RUN/report.json]
 
 With a report it is first kept in benchmarks/results (measurements, versions, command, hardware,
-date), then the tables between their markers are made from what is kept there.
+date), then the tables between their markers, and the figures, are made from what is kept there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import standings
 
 from seprune.files import write_json, write_text
 
@@ -171,7 +173,23 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "faults": ("docs/reliability.md", "kills.json", faults),
     "recovery": ("docs/finetuning.md", "recovery-cpu.json", recovery),
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
+    "winners": ("README.md", "leaderboard-cpu.json", standings.short),
+    "leaderboard": ("docs/importance.md", "leaderboard-cpu.json", standings.long),
+    "choice": ("docs/importance.md", "leaderboard-choice.json", standings.choice),
+    "calibration": ("docs/importance.md", "leaderboard-calibration.json", standings.study),
 }
+# figure -> network and budget
+FIGURES = {
+    "docs/leaderboard-0.5.svg": ("se_resnet20", 0.5),
+    "docs/leaderboard-0.3.svg": ("se_resnet20", 0.3),
+}
+
+
+def drawn(figure: str) -> str:
+    """A figure of the leaderboard, SVG."""
+    network, budget = FIGURES[figure]
+    rows = json.loads((KEPT.parent / "leaderboard-cpu.json").read_text())["rows"]
+    return standings.figure(rows, network=network, budget=budget)
 
 
 def rendered(text: str, marker: str) -> str:
@@ -191,6 +209,8 @@ def main() -> None:
     for marker, (document, _, _) in TABLES.items():
         path = ROOT / document
         write_text(path, rendered(path.read_text(), marker))
+    for figure in FIGURES:
+        write_text(ROOT / figure, drawn(figure))
 
 
 if __name__ == "__main__":

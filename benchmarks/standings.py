@@ -201,6 +201,52 @@ def sizes(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+CHAMPION = "gate_logit coupled trade, least 2"  # what a recipe gets that says nothing
+RIVALS = ("l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random")  # torch-pruning's
+
+
+def short(kept: Mapping[str, Any]) -> str:
+    """The README's table."""
+    return duels(kept["rows"], CHAMPION, RIVALS) + said(kept)
+
+
+def long(kept: Mapping[str, Any]) -> str:
+    """All methods of every network and budget, and the champion against each."""
+    parts = []
+    for network, budget in sorted({(r["network"], r["budget"]) for r in kept["rows"]})[::-1]:
+        dense = next(r["dense"] for r in kept["rows"] if r["network"] == network and "dense" in r)
+        parts.append(f"{network} at {budget} of the MACs; dense {100 * dense:.1f} %:")
+        parts.append(table(kept["rows"], network=network, budget=budget))
+        parts.append(against(kept["rows"], CHAMPION, network=network, budget=budget))
+    return "\n\n".join(parts) + said(kept)
+
+
+def choice(kept: Mapping[str, Any]) -> str:
+    """The candidates for the default."""
+    parts = []
+    for network, budget in sorted({(r["network"], r["budget"]) for r in kept["rows"]})[::-1]:
+        parts.append(f"{network} at {budget} of the MACs:")
+        parts.append(table(kept["rows"], network=network, budget=budget))
+    return "\n\n".join(parts) + said(kept)
+
+
+def study(kept: Mapping[str, Any]) -> str:
+    """What the number of calibration images does."""
+    return sizes(kept["rows"]) + said(kept)
+
+
+def said(kept: Mapping[str, Any]) -> str:
+    """The line under a table."""
+    seeds = {row["seed"] for row in kept["rows"]}
+    count = next(row["count"] for row in kept["rows"] if "count" in row)
+    done, planned = kept["cells"]
+    part = "" if done == planned else f", {done} of the {planned} cells that are planned"
+    return (
+        f"\n\nTop-1 in %, mean ± standard deviation over {len(seeds)} seeds; {count:,} images"
+        f"{part}; {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+    )
+
+
 _INK, _PALE, _ROW, _LEFT, _WIDE = "#1f2937", "#9ca3af", 22, 190, 420
 _DOTS = {"bn": "#d97706", "refit": "#2563eb", "bn short": "#059669", "refit full": "#7c3aed"}
 

@@ -26,6 +26,11 @@ def test_every_table_is_what_the_kept_json_renders_to(marker):
     assert script.rendered(text, marker) == text
 
 
+@pytest.mark.parametrize("figure", list(_script().FIGURES))
+def test_every_figure_is_what_the_kept_json_draws(figure):
+    assert (ROOT / figure).read_text() == _script().drawn(figure)
+
+
 def test_every_command_in_the_readme_exists():
     from seprune.cli import app
 
