@@ -11,8 +11,8 @@ epoch, for a CPU. `--full` is every network, budget and criterion with short and
 controls, for a GPU. `choice` compares candidates for the default on images that the leaderboard
 does not report on. `--networks`, `--methods`, `--seeds` and `--minutes` take parts; a command
 goes on where it stopped. A network without a checkpoint is trained first by its recipe. When all
-cells are done their numbers are in benchmarks/results/leaderboard-NAME.json, and
-`python benchmarks/readme.py` makes the tables and the figure.
+cells are done (or with `--so-far`) their numbers are in benchmarks/results/leaderboard-NAME.json,
+and `python benchmarks/readme.py` makes the tables and the figure.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> li
     from seprune.pipeline import run
     from seprune.pipeline.sharing import Sharing
 
-    folder = runs / cell.grid.name / cell.name
+    folder = home(cell, runs)
     if (folder / "rows.json").is_file():
         return list(read_json(folder / "rows.json"))
     began = time.monotonic()
@@ -102,7 +102,7 @@ def scores_of(done: Sequence[Cell], runs: Path) -> dict[Key, list[float]]:
     """The score of every unit, as the runs of a grid with one budget kept them."""
     found = {}
     for cell in done:
-        with (runs / cell.grid.name / cell.name / "importance.csv").open(newline="") as file:
+        with (home(cell, runs) / "importance.csv").open(newline="") as file:
             scores = [float(row["score"]) for row in csv.DictReader(file) if row["score"]]
         found[cell.method, cell.images, cell.seed] = scores
     return found
@@ -119,8 +119,8 @@ def with_stability(
     made = []
     for row in rows:
         mine = scores[row["method"], row["images"], row["seed"]]
-        others = [scores[row["method"], most, seed] for seed in seeds if seed != row["seed"]]
-        each = [rank_correlation(mine, other) for other in others]
+        others = [(row["method"], most, seed) for seed in seeds if seed != row["seed"]]
+        each = [rank_correlation(mine, scores[key]) for key in others if key in scores]
         made.append({**row, "spearman": sum(each) / len(each) if each else None})
     return made
 
@@ -163,24 +163,33 @@ def main() -> None:
     """Run what is left of a grid; write its numbers when all of it is done."""
     arguments = parsed()
     grid = chosen(arguments)
-    given = dict(text.split("=", 1) for text in arguments.checkpoint)
-    data = part_of(arguments.data, arguments.runs, grid)
-    todo, rows, end = list(cells(grid)), [], time.monotonic() + 60 * arguments.minutes
-    for number, cell in enumerate(todo):
-        checkpoint = Path(given[cell.network]) if cell.network in given else None
-        if arguments.write:
-            text = dump_recipe(cell.recipe(data, checkpoint))
+    given = {n: Path(f) for n, f in (text.split("=", 1) for text in arguments.checkpoint)}
+    data, runs = part_of(arguments.data, arguments.runs, grid), arguments.runs
+    todo, end = list(cells(grid)), time.monotonic() + 60 * arguments.minutes
+    if arguments.write:
+        for cell in todo:
+            text = dump_recipe(cell.recipe(data, given.get(cell.network)))
             write_text(arguments.write / f"{cell.name}.yaml", text)
-            continue
+        return
+    done = (
+        [c for c in todo if (home(c, runs) / "rows.json").is_file()] if arguments.so_far else todo
+    )
+    rows = []
+    for number, cell in enumerate(done):
         if time.monotonic() > end:
             raise SystemExit(f"{number} of {len(todo)} cells are done; run the same command again")
-        where = checkpoint or trained(cell.network, arguments.runs, data)
-        rows += carry_out(cell, arguments.runs, data, where)
-    if not arguments.write:
-        if len(grid.calibration) > 1:
-            rows = with_stability(rows, scores_of(todo, arguments.runs))
-        write_json(RESULTS / f"leaderboard-{grid.name}.json", result(grid, rows))
-        print(f"all {len(todo)} cells are done")
+        where = given.get(cell.network) or trained(cell.network, runs, data)
+        rows += carry_out(cell, runs, data, where)
+    if len(grid.calibration) > 1:
+        rows = with_stability(rows, scores_of(done, runs))
+    kept = result(grid, rows) | {"cells": [len(done), len(todo)]}
+    write_json(RESULTS / f"leaderboard-{grid.name}.json", kept)
+    print(f"{len(done)} of {len(todo)} cells are in {RESULTS.name}/leaderboard-{grid.name}.json")
+
+
+def home(cell: Cell, runs: Path) -> Path:
+    """The run folder of a cell."""
+    return runs / cell.grid.name / cell.name
 
 
 def chosen(arguments: argparse.Namespace) -> Grid:
@@ -195,7 +204,7 @@ def chosen(arguments: argparse.Namespace) -> Grid:
 
 
 def result(grid: Grid, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept of a finished grid."""
+    """What is kept of a grid."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -224,6 +233,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS))
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after that long")
+    parser.add_argument("--so-far", action="store_true", help="keep what is done, run nothing")
     parser.add_argument("--write", type=Path, help="write the recipes here and run nothing")
     return parser.parse_args()
 
