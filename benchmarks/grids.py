@@ -107,7 +107,7 @@ GRIDS = {
         ),
         budgets=(0.5, 0.3),
         paths=(
-            ("bn", "none", 3, 6), ("bn", "short", 0, 3), ("bn", "none", 6, 12),
+            ("bn", "short", 0, 3), ("bn", "none", 2, 12),
             ("refit", "none", 0, 3), ("bn", "none", 12, None),
         ),
         epochs={"none": 0, "short": 1},
@@ -122,7 +122,8 @@ GRIDS = {
         methods=(
             "gate_logit", "l2", "gate_logit coupled trade, least 4",
             "gate_logit coupled trade, least 2", "gate_logit joint trade, least 4",
-            "gate_logit coupled trade", "gate_logit coupled", "l2, least 2",
+            "l2, least 2", "gate_logit coupled trade", "gate_logit coupled",
+            "gate_logit trade", "gate_logit joint trade",
         ),
         budgets=(0.5, 0.3),
         paths=(("bn", "none", 0, None),),
