@@ -83,7 +83,7 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row], *, network: str, budget: float) -> str:
-    """One network and budget: a row for each method, best recovered first."""
+    """One network and budget: a row for each method, best after BN first."""
     mine = [r for r in rows if r["network"] == network and r["budget"] in (budget, None)]
     shown = columns(mine)
     ranked = sorted(methods(mine), key=lambda m: _order(mine, m, shown), reverse=True)
@@ -139,7 +139,7 @@ def duels(rows: Sequence[Row], champion: str, rivals: Sequence[str]) -> str:
 
 
 def _order(rows: Sequence[Row], method: str, shown: Sequence[str]) -> float:
-    column = "refit" if "refit" in shown else shown[-1]
+    column = "bn" if "bn" in shown else shown[-1]
     found = standing(rows, method, column=column)
     return found.mean if found else -math.inf
 
@@ -152,12 +152,16 @@ def _name(method: str) -> str:
 def _cell(found: Spread | None) -> str:
     if found is None:
         return ""
+    if found.count == 1:
+        return f"{100 * found.mean:.1f} (1 seed)"
     return f"{100 * found.mean:.1f} ± {100 * found.spread:.1f}"
 
 
 def _difference(found: Spread | None) -> str:
     if found is None:
         return ""
+    if found.count == 1:
+        return f"{100 * found.mean:+.1f} (1 seed)"
     text = f"{100 * found.mean:+.1f} ± {100 * found.spread:.1f}"
     return {"wins": f"**{text}**", "loses": f"{text} (loses)", "open": text}[found.verdict]
 
