@@ -8,6 +8,7 @@ compared seed by seed, on the same calibration images and the same order of trai
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,8 +146,8 @@ def _order(rows: Sequence[Row], method: str, shown: Sequence[str]) -> float:
 
 
 def _name(method: str) -> str:
-    first, _, rest = method.partition(" ")
-    return f"`{first}` {rest}".strip()
+    first = re.split(r"[ ,]", method)[0]
+    return f"`{first}`{method[len(first) :]}"
 
 
 def _cell(found: Spread | None) -> str:
