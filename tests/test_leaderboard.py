@@ -102,6 +102,13 @@ def test_tables_say_who_wins_and_who_is_first():
     assert lines[2] == "| `gate_logit` | -10.0 ± 0.0 (loses) |"
 
 
+def test_the_criterion_of_a_method_is_set_apart():
+    mine = rows(**{"l2, least 2": [0.5, 0.5], "gate_logit coupled trade": [0.6, 0.6]})
+    text = standings.table(mine, network="net", budget=0.5)
+    assert "| `l2`, least 2 | 50.0 ± 0.0 |" in text
+    assert "| `gate_logit` coupled trade | 60.0 ± 0.0 |" in text
+
+
 def test_duels_are_with_the_best_rival():
     mine = rows(a=[0.70, 0.72, 0.71], b=[0.60, 0.62, 0.61], c=[0.72, 0.74, 0.73], d=[1, 1, 1])
     lines = standings.duels(mine, "a", ("b", "c")).splitlines()
