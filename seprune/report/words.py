@@ -58,7 +58,12 @@ def milliseconds(latency: Latency | None) -> str:
         return DASH
     if latency.median_ms is None or latency.spread_ms is None:
         return latency.note or DASH
-    return f"{latency.median_ms:.3g} ± {latency.spread_ms:.1g}"
+    return f"{_short(latency.median_ms, 3)} ± {_short(latency.spread_ms, 1)}"
+
+
+def _short(number: float, digits: int) -> str:
+    """Significant digits, without an exponent: 12, not 1e+01."""
+    return f"{float(f'{number:.{digits}g}'):g}"
 
 
 def duration(seconds: float) -> str:
