@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from seprune import runs
+from seprune.data.loaders import PART, in_threads
 from seprune.errors import EnvironmentFault, InputError, StoppedError, UsageError
 from seprune.files import write_sums, write_text
+from seprune.progress import silent
 from seprune.runs import interrupts, open_run, safe_point, stage_key, unbroken, verify
 from seprune.trace import record
 
@@ -535,3 +537,17 @@ def test_environment_says_what_to_type_for_a_pair_that_does_not_fit(tmp_path, mo
     pair = json.loads(output.stdout)
     assert (pair["fits"], pair["reason"]) == (False, reason)
     assert pair["install"] == "pip install --upgrade --force-reinstall torch torchvision"
+
+
+@pytest.mark.fault(29)
+def test_a_signal_while_threads_work_waits_for_their_part():
+    done = []
+
+    def work(row: int) -> None:
+        if row == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(row)
+
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"), interrupts("again"):
+        in_threads(work, 3 * PART, label="working", track=silent)
+    assert sorted(done) == list(range(PART))

@@ -22,6 +22,9 @@ from seprune.data.augment import Augment, crop_and_flip, cutout, draw, generator
 from seprune.data.decode import fit, to_pixels
 from seprune.errors import EnvironmentFault
 from seprune.progress import Track, silent
+from seprune.runs import unbroken
+
+PART = 1024  # images between two chances to stop
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,17 @@ def decode_all(images: Images, frame: Frame, *, track: Track = silent) -> Tensor
 
 def in_threads(work: Callable[[int], None], count: int, *, label: str, track: Track) -> None:
     """`work(0)` to `work(count - 1)` by threads; the first failure ends it and is raised."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for _ in track(pool.map(work, range(count)), label=label, total=count):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for _ in track(_parts(work, count), label=label, total=count):
+        pass
+
+
+def _parts(work: Callable[[int], None], count: int) -> Iterator[int]:
+    for start in range(0, count, PART):
+        rows = range(start, min(start + PART, count))
+        # An exception that a signal raises inside of a pool leaves its locks taken for good.
+        with unbroken(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(work, rows))
+        yield from rows
 
 
 class Decoded:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seprune.evaluation import device_of
 from seprune.processes import join
 from seprune.refitting.targets import Target
+from seprune.runs import unbroken
 from seprune.taps import Tap
 from seprune.watch import tapped
 
@@ -58,8 +59,9 @@ class Forward:
         while name not in self.seen:
             if self.ended:
                 raise ArithmeticError(f"the forward ended before it came to {name}")
-            self.go.release()
-            self.paused.acquire()
+            with unbroken():  # a signal between the two would leave a lock taken for good
+                self.go.release()
+                self.paused.acquire()
             if self.fault is not None:
                 raise self.fault
         return self.seen[name]
@@ -72,8 +74,9 @@ class Forward:
     def stop(self) -> None:
         """End the thread wherever it is."""
         self.stopping = True
-        self.go.release()
-        self.thread.join()
+        with unbroken():
+            self.go.release()
+            self.thread.join()
 
     def _run(self) -> None:
         self.go.acquire()
