@@ -176,6 +176,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "winners": ("README.md", "leaderboard-cpu.json", standings.short),
     "leaderboard": ("docs/importance.md", "leaderboard-cpu.json", standings.long),
     "choice": ("docs/importance.md", "leaderboard-choice.json", standings.choice),
+    "calibration": ("docs/importance.md", "leaderboard-calibration.json", standings.study),
 }
 # figure -> network and budget
 FIGURES = {

@@ -207,7 +207,9 @@ def sizes(rows: Sequence[Row]) -> str:
 
 
 CHAMPION = "gate_logit coupled trade, least 2"  # what a recipe gets that says nothing
-RIVALS = ("l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random")  # torch-pruning's
+RIVALS = (  # torch-pruning's, and width scaling
+    "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform",
+)  # fmt: skip
 
 
 def short(kept: Mapping[str, Any]) -> str:
