@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from seprune.recipe import Recipe, load_recipe
@@ -71,7 +71,7 @@ class Grid:
     """What is compared with what.
 
     `paths`: how a cut is recovered, how long it is tuned, and which of the methods go this way
-    (first, behind the last).
+    (first, behind the last). `dense`: epochs of training by network, if not those of its recipe.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Grid:
     train: int | None = None  # images that are looked at; None: all
     val: int | None = None
     skip: int = 0  # images of val/ that are left to the others: those choose, these report
+    dense: Mapping[str, int] = field(default_factory=dict)
 
 
 # `uniform` is the width-scaled dense sibling; the first three are trained from scratch, too
@@ -96,22 +97,39 @@ _SMALL = (
     *QUIET, "device=cpu", "data.workers=0", "data.validation=0", "finetune.recalibrate=0",
     "finetune.distill=null", "finetune.lr=0.02", "finetune.warmup_epochs=0.1",
 )  # fmt: skip
+_CPU = Grid(
+    name="cpu",
+    networks=("se_resnet20",),
+    methods=(
+        "gate_logit", "l2", "gate_logit coupled trade, least 2", "lamp", "taylor",
+        "gate_fisher", "gate_mean", "l1", "hessian", "bn_scale", "fpgm", "gate_logit coupled",
+        "random", "gate_energy", "uniform",
+    ),
+    budgets=(0.5, 0.3),
+    paths=(("bn", "short", 0, None), ("refit", "none", 0, 3)),
+    epochs={"none": 0, "short": 1},
+    common=_SMALL,
+    calibration=(1000,),
+    train=3000,
+    val=3000,
+)  # fmt: skip
 GRIDS = {
-    "cpu": Grid(
-        name="cpu",
-        networks=("se_resnet20",),
+    "cpu": _CPU,
+    "inner": replace(
+        _CPU,
+        name="inner",
+        networks=("mobilenet_v3_small", "regnety"),
+        common=(*_SMALL, "finetune.channels_last=true"),
+        dense={"mobilenet_v3_small": 15, "regnety": 10},
+    ),
+    "iterative": replace(
+        _CPU,
+        name="iterative",
         methods=(
-            "gate_logit", "l2", "gate_logit coupled trade, least 2", "lamp", "taylor",
-            "gate_fisher", "gate_mean", "l1", "hessian", "bn_scale", "fpgm", "gate_logit coupled",
-            "random", "gate_energy", "uniform",
+            "gate_logit coupled trade, least 2", "gate_logit coupled trade, least 2, 4 cuts",
+            "l2", "l2 4 cuts",
         ),
-        budgets=(0.5, 0.3),
-        paths=(("bn", "short", 0, None), ("refit", "none", 0, 3)),
-        epochs={"none": 0, "short": 1},
-        common=_SMALL,
-        calibration=(1000,),
-        train=3000,
-        val=3000,
+        paths=(("bn", "short", 0, None), ("refit", "none", 0, None)),
     ),
     "choice": Grid(
         name="choice",

@@ -3,7 +3,7 @@
     python benchmarks/leaderboard.py --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
     python benchmarks/leaderboard.py --full --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
     python benchmarks/leaderboard.py --study choice --data FOLDER ...
-    python benchmarks/leaderboard.py --study calibration --data FOLDER ...
+    python benchmarks/leaderboard.py --study calibration --data FOLDER ...   # or iterative, inner
     python benchmarks/leaderboard.py --full --write CELLS ...    # the recipes alone, for any runner
 
 FOLDER holds train/ and val/. Without `--full`: SE-ResNet-20, small parts of the images, one short
@@ -125,13 +125,17 @@ def with_stability(
     return made
 
 
-def trained(network: str, runs: Path, data: Path) -> Path:
-    """The dense network, trained once by its recipe for all its cells."""
+def trained(network: str, grid: Grid, runs: Path, data: Path) -> Path:
+    """The dense network, trained once on all of `data` by its recipe for all its cells."""
     from seprune.pipeline import run
 
+    shorter = (
+        f"train.epochs={grid.dense[network]}", "train.warmup_epochs=1", "train.channels_last=true",
+    )  # fmt: skip
     given = (
         f"data.source={data}", "importance.criterion=random", "plan.macs=0.7",
         "prune.recover=none", "finetune.epochs=0", "finetune.recalibrate=0", *QUIET,
+        *(shorter if network in grid.dense else ()),
     )  # fmt: skip
     folder = runs / "dense" / network
     run(load_recipe(NETWORKS[network], given), folder, command="benchmarks/leaderboard.py")
@@ -178,7 +182,7 @@ def main() -> None:
     for number, cell in enumerate(done):
         if time.monotonic() > end:
             raise SystemExit(f"{number} of {len(todo)} cells are done; run the same command again")
-        where = given.get(cell.network) or trained(cell.network, runs, data)
+        where = given.get(cell.network) or trained(cell.network, grid, runs, arguments.data)
         rows += carry_out(cell, runs, data, where)
     if len(grid.calibration) > 1:
         rows = with_stability(rows, scores_of(done, runs))
@@ -225,7 +229,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--full", action="store_true")
-    which.add_argument("--study", choices=["choice", "calibration"])
+    which.add_argument("--study", choices=[name for name in GRIDS if name not in ("cpu", "full")])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NETWORK=FILE")
     parser.add_argument("--runs", type=Path, default=Path("runs/leaderboard"))
