@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
 
 import harness  # noqa: E402
 import torch  # noqa: E402
-from checker import Checker, Damaged, random_steps  # noqa: E402
+from child import Child  # noqa: E402
+from damage import Damaged, random_steps  # noqa: E402
 from warm import Warm  # noqa: E402
 
 from seprune.files import write_json  # noqa: E402
@@ -115,17 +117,17 @@ def bytes_of_runs(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     subject = harness.Subject.unbroken(
         warm, home, harness.tiny(harness.tiny_images(home / "images"))
     )
-    checker = Checker()
-    damaged = Damaged(subject.home / "whole", checker)
-    names = sorted(damaged.good)
-    kept["files"] = len(names)
-    while True:
-        source = random.Random(kept["done"])
-        name = source.choice(names)
-        changed = damaged.check(name, random_steps(source))
-        kept["changed"] = kept.get("changed", 0) + changed
-        kept["done"] += 1
-        yield
+    with closing(Child("checker.py")) as checker:
+        damaged = Damaged(subject.home / "whole", checker)
+        names = sorted(damaged.good)
+        kept["files"] = len(names)
+        while True:
+            source = random.Random(kept["done"])
+            name = source.choice(names)
+            changed = damaged.check(name, random_steps(source, empty=0.01))
+            kept["changed"] = kept.get("changed", 0) + changed
+            kept["done"] += 1
+            yield
 
 
 WORK: dict[str, Callable[[Kept, Path, Warm], Iterator[None]]] = {
@@ -165,7 +167,7 @@ def main() -> None:
     start = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="seprune-faults-"))
     try:
-        with Warm() as warm:
+        with closing(Warm()) as warm:
             for _ in WORK[given.what](kept, home, warm):
                 print(f"{given.what}: {kept['done']} of {kept['rounds']}", file=sys.stderr)
                 if kept["done"] % 10 == 0:

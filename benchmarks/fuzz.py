@@ -25,24 +25,12 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
 
 import torch  # noqa: E402
-from damage import HOW, TARGETS, Crash, Range, Reader, Step, Target  # noqa: E402
+from child import Child, Crash  # noqa: E402
+from damage import TARGETS, Range, Target, random_steps  # noqa: E402
 
 from seprune.files import read_json, write_json, write_text  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
-
-
-def draw(source: random.Random) -> list[Step]:
-    """One case."""
-    return [
-        (
-            source.choice(HOW),
-            source.random(),
-            source.randrange(8),
-            source.randbytes(source.randint(1, 40)),
-        )
-        for _ in range(source.randint(1, 3))
-    ]
 
 
 def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
@@ -51,10 +39,10 @@ def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
     told: dict[str, Any] = {"cases": cases, "bytes": 0, "same": 0, "other": 0}
     broken: dict[str, list[str]] = {"hangs": [], "crashes": [], "wrong": []}
     with tempfile.TemporaryDirectory() as folder:
-        reader = Reader()
+        reader = Child("reader.py")
         here = Range(target, Path(folder) / "x", reader)
         for _ in range(cases):
-            steps = draw(source)
+            steps = random_steps(source)
             told["bytes"] += sum(1 if s[0] in ("flip", "cut") else len(s[3]) for s in steps)
             try:
                 found = here.shoot(steps)
@@ -63,13 +51,13 @@ def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
                     f"{steps}: {error}"
                 )
                 reader.close()
-                here.reader = reader = Reader()
-                reader(target.reader, target.path(here.folder), limit=120)
+                here.reader = reader = Child("reader.py")
+                reader([target.reader, target.path(here.folder)], limit=120)
                 continue
             except AssertionError as error:
                 broken["wrong"].append(f"{steps}: {error}")
                 continue
-            if "code" in found:
+            if isinstance(found, dict):
                 codes[str(found["code"])] += 1
             else:
                 told["same" if found == here.whole else "other"] += 1

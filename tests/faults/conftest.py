@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,18 +48,16 @@ def refuse() -> Refuse:
 
 
 @pytest.fixture(scope="session")
-def terminal() -> Iterator[Terminal]:
-    """The real command line, each command in a process of its own."""
-    started = Terminal()
-    yield started
-    started.close()
+def warm() -> Iterator[Warm]:
+    """The processes that are forked."""
+    with closing(Warm()) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    """The process that the short ones are forked from."""
-    with Warm() as process:
-        yield process
+def terminal(warm: Warm) -> Terminal:
+    """The real command line, each command in a process of its own."""
+    return Terminal(warm)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import select
+import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import evil
 import numpy as np
 import torch
+from child import Child
 from PIL import Image
 
 from seprune.files import write_sums
@@ -21,48 +19,19 @@ from seprune.models import build
 from seprune.recipe import recipe_folder
 from seprune.saved import Architecture, save
 
-LIMIT_SECONDS = 10
 Step = tuple[str, float, int, bytes]  # kind, where (0 to 1), bit, bytes
 HOW = ("flip", "cut", "extend", "zero", "delete", "copy")
-
-
-class Crash(AssertionError):
-    """The reader died or did not answer."""
-
-
-class Reader:
-    """The long-lived child that reads the damaged files; started anew after a crash."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("reader.py"))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(command, text=True, bufsize=1, **pipes)
-
-    def __call__(self, kind: str, path: Path, limit: float = LIMIT_SECONDS) -> dict[str, object]:
-        self.process.stdin.write(f"{kind}\t{path}\n")
-        ready, _, _ = select.select([self.process.stdout], [], [], limit)
-        if not ready:
-            raise Crash(f"hang: no answer within {limit} s")
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            said = self.process.stderr.read()[-3000:]
-            raise Crash(f"death: status {self.process.returncode}: {said}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+KINDS = (*HOW, "empty")
 
 
 def damage(content: bytes, steps: list[Step]) -> bytes:
-    """Apply flips, cuts, insertions, zeroed, deleted and copied ranges."""
+    """Apply flips, cuts, insertions, zeroed, deleted, copied ranges, and emptying."""
     changed = bytearray(content)
     for kind, where, bit, extra in steps:
-        at = min(int(where * len(changed)), len(changed) - 1)
-        end = at + len(extra)
         if not changed:
             break
+        at = min(int(where * len(changed)), len(changed) - 1)
+        end = at + len(extra)
         if kind == "flip":
             changed[at] ^= 1 << bit
         elif kind == "cut":
@@ -73,9 +42,24 @@ def damage(content: bytes, steps: list[Step]) -> bytes:
             changed[at:end] = bytes(len(changed[at:end]))
         elif kind == "delete":
             del changed[at:end]
-        else:
+        elif kind == "copy":
             changed[at:at] = changed[at // 2 : at // 2 + len(extra)]
+        else:
+            changed.clear()
     return bytes(changed)
+
+
+def random_steps(source: random.Random, *, empty: float = 0) -> list[Step]:
+    """One to three damages; with probability `empty`, one is the loss of all content."""
+    return [
+        (
+            "empty" if empty and source.random() <= empty else source.choice(HOW),
+            source.random(),
+            source.randrange(8),
+            source.randbytes(source.randint(1, 40)),
+        )
+        for _ in range(source.randint(1, 3))
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,16 +115,16 @@ TARGETS: dict[str, Target] = {
 class Range:
     """A good input of one kind, damaged over and over."""
 
-    def __init__(self, target: Target, folder: Path, reader: Reader) -> None:
+    def __init__(self, target: Target, folder: Path, reader: Child) -> None:
         self.target, self.folder, self.reader = target, folder, reader
         folder.mkdir(exist_ok=True)
         target.make(folder / target.file)
         self.content = (folder / target.file).read_bytes()
         # importing torch and building a network are not the damage's fault
-        self.whole = reader(target.reader, target.path(folder), limit=120)
+        self.whole = reader([target.reader, target.path(folder)], limit=120)
 
-    def shoot(self, steps: list[Step]) -> dict[str, object]:
-        """Damage it and read it.
+    def shoot(self, steps: list[Step]) -> str | dict[str, object]:
+        """Damage it and read it; the digest of what was read, or the error.
 
         Raises:
             Crash: the reader died or hung.
@@ -150,11 +134,50 @@ class Range:
         file.write_bytes(broken)
         if self.target.signed:
             write_sums(self.folder)
-        found = self.reader(self.target.reader, self.target.path(self.folder))
+        found = self.reader([self.target.reader, self.target.path(self.folder)])
         assert file.read_bytes() == broken, "the input was changed"
-        if "code" in found:
+        if isinstance(found, dict):
             assert found["status"] in self.target.statuses
             assert found["parts"]
         elif self.target.checked:
             assert found == self.whole, "wrong values, and nothing was said"
         return found
+
+
+class Damaged:
+    """A finished run of which one file at a time is damaged, looked at, and put back."""
+
+    def __init__(self, run: Path, checker: Child):
+        self.run, self.checker = run, checker
+        self.good = {
+            p.relative_to(run).as_posix(): p.read_bytes()
+            for p in sorted(run.rglob("*"))
+            if p.is_file() and p.stat().st_size
+        }
+        self.right = checker([run, ""], limit=120)
+        assert self.right.pop("verify") == []
+
+    def check(self, name: str, steps: list[Step]) -> bool:
+        """Damage one file: what is read is right or refused, and `verify` finds the damage.
+
+        Returns whether the damage changed the file at all.
+        """
+        broken = damage(self.good[name], steps)
+        path = self.run / name
+        path.write_bytes(broken)
+        try:
+            found = self.checker([self.run, name])
+            assert path.read_bytes() == broken, f"{name} was changed"
+        finally:
+            path.write_bytes(self.good[name])
+        if broken == self.good[name]:
+            assert found.pop("verify") == []
+            return False
+        # a journal may end in the middle of a line: that is what a power loss leaves
+        problems = found.pop("verify")
+        assert problems or name == "journal.jsonl", f"{name}: the damage is not found"
+        for reader, answer in found.items():
+            right = self.right[reader]
+            refused = isinstance(answer, dict) and answer["status"] == 3 and answer["parts"]
+            assert answer == right or refused, f"{reader} of {name}: {answer}"
+        return True

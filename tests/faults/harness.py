@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from failing import DIED
+from folders import leftovers
 from PIL import Image
-from warm import DIED, Done, Warm
+from warm import Done, Warm
 
 DISK = ("ENOSPC", "EIO", "EACCES")
 TINY = (
@@ -136,16 +138,6 @@ def differences(one: Path, other: Path) -> list[str]:
     """Names of what differs between two finished runs."""
     a, b = parts(one), parts(other)
     return sorted(name for name in a | b if a.get(name) != b.get(name))
-
-
-def leftovers(out: Path) -> list[str]:
-    """Temporary files below `out`."""
-    return [str(p.relative_to(out)) for p in out.rglob("*.part")]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def told(done: Done, *statuses: int) -> None:

@@ -1,4 +1,4 @@
-"""A child process that reads one input after another: `python reader.py`, `KIND\\tPATH` on stdin.
+"""A child process that reads one input after another: `python reader.py`, `[KIND, PATH]` on stdin.
 
 Answers one JSON line each: a digest of what was read, or the error's code. Anything that is not a
 SepruneError ends it with a traceback, which is what the fuzz test looks for.
@@ -10,11 +10,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from seprune.checkpoint import load_weights
 from seprune.data.decode import read_image
@@ -23,34 +23,33 @@ from seprune.recipe import dump_recipe, load_recipe
 from seprune.saved import load
 
 
-def tensors(held: Mapping[str, torch.Tensor]) -> bytes:
+def tensors(held: Mapping[str, torch.Tensor]) -> str:
     """A hash of names, types, shapes and values."""
     found = hashlib.sha256()
-    for name, tensor in held.items():
+    for name, tensor in sorted(held.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(bytes(tensor.contiguous().flatten().view(torch.uint8).tolist()))
-    return found.digest()
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
-READERS: dict[str, Callable[[Path], bytes]] = {
+READERS: dict[str, Callable[[Path], str]] = {
     "weights": lambda path: tensors(load_weights(path).tensors),
-    "recipe": lambda path: dump_recipe(load_recipe(path)).encode(),
-    "image": lambda path: read_image(path).tobytes(),
+    "recipe": lambda path: dump_recipe(load_recipe(path)),
+    "image": lambda path: hashlib.sha256(read_image(path).tobytes()).hexdigest(),
     "folder": lambda path: tensors(load(path).state_dict()),
 }
 
 
-def answer(kind: str, path: Path) -> dict[str, object]:
-    """What reading `path` gives."""
+def told(read: Callable[[], Any]) -> Any:
+    """What reading gives, or the error."""
     try:
-        return {"digest": hashlib.sha256(READERS[kind](path)).hexdigest()}
+        return read()
     except SepruneError as error:
         parts = bool(error.what and error.why and error.fix)
         return {"code": error.code, "status": error.exit_status, "parts": parts}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     for line in sys.stdin:
-        kind, _, path = line.rstrip("\n").partition("\t")
-        print(json.dumps(answer(kind, Path(path))), flush=True)
+        kind, path = json.loads(line)
+        print(json.dumps(told(partial(READERS[kind], Path(path)))), flush=True)

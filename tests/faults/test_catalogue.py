@@ -17,8 +17,9 @@ import corpus
 import evil
 import pytest
 import torch
+from child import ROOT
 from corpus import NET
-from terminal import ROOT, Ended, Terminal
+from terminal import Ended, Terminal
 from test_strange_networks import NETS, SOON
 
 from seprune.files import write_sums
@@ -108,7 +109,7 @@ def _convert(scene: Scene) -> Ended:
 
 def _cells(scene: Scene) -> Ended:
     words = ("sweep", "quickstart", "model.checkpoint=absent.pth", "seed=0,1", "--out", "s")
-    return scene(*words, memory=4096, seconds=60, env={"PYTHONPATH": str(ROOT)})
+    return scene(*words, memory=4096, seconds=60)
 
 
 def _damaged(scene: Scene) -> Ended:
@@ -178,7 +179,7 @@ def _alone(scene: Scene) -> Ended:
 def _bug(scene: Scene) -> Ended:
     ended = scene("models", before="import seprune.models as m; m.names = lambda p: 1 / 0")
     assert ended.err.startswith("Traceback")  # the one error that shows one
-    return Ended(ended.status, ended.out, ended.err[ended.err.index("error: ") :], 0)
+    return Ended(ended.status, ended.out, ended.err[ended.err.index("error: ") :])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import corpus
 import pytest
 from corpus import FAULTS, NET
-from terminal import stages, untouched
+from folders import stages, untouched
 
 RECIPE = """\
 name: corpus

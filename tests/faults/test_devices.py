@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
+from child import ROOT
 from corpus import NET
-from terminal import ROOT, Ended, stages
+from folders import stages
+from terminal import Ended
 
 pytestmark = pytest.mark.fault(26)
 OTHER_PAIR = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
@@ -76,7 +78,7 @@ def test_a_pair_that_does_not_fit_stops_every_command_with_the_pip_line(broken):
     environment = {**os.environ, "PYTHONPATH": f"{broken}:{ROOT}", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "seprune", "evaluate", NET, "--data", "digits", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    error = Ended(done.returncode, done.stdout, done.stderr, 0).refused(4, "environment")
+    error = Ended(done.returncode, done.stdout, done.stderr).refused(4, "environment")
     assert "do not fit each other" in error["what"]
     assert error["next"].startswith(PIP)
 

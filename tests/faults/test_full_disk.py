@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Subject, contents, leftovers, told
+from folders import contents, leftovers
+from harness import Subject, told
 
 FULL = "No space left on device"
 LARGE = "File too large"

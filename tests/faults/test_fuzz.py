@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from damage import HOW, TARGETS, Range, Reader
+from child import Child
+from damage import HOW, TARGETS, Range
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ WEIGHTS = [".pth", ".safetensors", ".pth of torch < 1.6"]
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Reader]:
-    started = Reader()
+def reader() -> Iterator[Child]:
+    started = Child("reader.py")
     yield started
     started.close()
 

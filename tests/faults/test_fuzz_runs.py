@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from checker import KINDS, Checker, Damaged, damage, random_steps
+from child import Child
+from damage import KINDS, Damaged, damage, random_steps
 from harness import Subject, result, told
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 def damaged(tiny_run, tmp_path_factory) -> Iterator[Damaged]:
     run = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(tiny_run.home / "whole", run)
-    checker = Checker()
+    checker = Child("checker.py")
     yield Damaged(run, checker)
     checker.close()
 
@@ -104,4 +105,4 @@ def test_the_same_command_mends_much_that_is_damaged(tiny_run):
     whole = tiny_run.home / "whole"
     names = [p.relative_to(whole) for p in sorted(whole.rglob("*")) if p.is_file()]
     for _ in range(60):
-        go_on(tiny_run, str(source.choice(names)), random_steps(source))
+        go_on(tiny_run, str(source.choice(names)), random_steps(source, empty=0.01))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from corpus import NET, edited
+from folders import untouched
 from safetensors.torch import load_file, save_file
-from terminal import untouched
 
 from seprune.files import write_sums
 

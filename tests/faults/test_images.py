@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus import NET
+from folders import stages, untouched
 from PIL import Image
-from terminal import stages, untouched
 
 BYTES = np.random.default_rng(0)
 MODEL = (NET, "--classes", "2", "--input", "3x16x16")

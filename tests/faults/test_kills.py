@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Subject, crowd, kill, leftovers, patient, stopped, tiny, told
+from folders import leftovers
+from harness import Subject, crowd, kill, patient, stopped, tiny, told
 
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 

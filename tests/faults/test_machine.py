@@ -10,7 +10,8 @@ import random
 import shutil
 
 import pytest
-from checker import KINDS, damage
+from damage import KINDS, damage
+from failing import DIED
 from harness import DISK, Subject, differences, operations, result, told
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,7 +22,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from warm import DIED
 
 STEP = st.tuples(
     st.sampled_from(KINDS), st.floats(0, 1), st.integers(0, 7), st.binary(min_size=1, max_size=20)

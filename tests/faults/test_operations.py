@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import DISK, Subject, contents, fail_operation, leftovers, operations
-from warm import DIED, Warm
+from failing import DIED
+from folders import contents, leftovers
+from harness import DISK, Subject, fail_operation, operations
+from warm import Warm
 
 WRITTEN = ("text", "new/json", "folder/a", "folder/model.safetensors", "folder/SHA256SUMS", "lines")
 WAYS = ("exit", *DISK)
+WRITE = "import failing, sys; sys.exit(failing.write_everything(*sys.argv[1:]))"
 
 
 def write(warm: Warm, folder: Path, content: str, **fail: object) -> tuple[int, str]:
     """`failing.write_everything` in a process of its own; its status and what it said."""
-    log = folder.with_suffix(".log")
-    done = warm.run(
-        log, folder, content, call="write_everything", fail={"root": str(folder), **fail}
-    )
+    log, fail = folder.with_suffix(".log"), {"root": str(folder), **fail}
+    done = warm.run(log, folder, content, fail=fail, before=WRITE)
     return done.status, done.said
 
 

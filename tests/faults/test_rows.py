@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from child import ROOT
 from corpus import FAULTS
-from terminal import ROOT
 from test_hostile_recipes import RECIPES
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from terminal import untouched
+from folders import untouched
 
 import seprune
 from seprune.files import write_sums

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from terminal import untouched
+from folders import untouched
 
 NETS = Path(__file__).with_name("strange_nets.py")
 BUDGET = ("--set", "plan.min_channels=2", "--set", "collect.images=64")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from corpus import NET, weights
+from folders import tree, untouched
 from safetensors.torch import save_file
-from terminal import tree, untouched
 from torch.optim.swa_utils import AveragedModel
 
 from seprune.models import build
