@@ -14,6 +14,7 @@ import copy
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from collect import hardware, seconds
 from torch.nn import functional as F
 
 from seprune.files import write_json
-from seprune.pipeline import steps
+from seprune.pipeline.bench import Bench
+from seprune.pipeline.collection import collect
 from seprune.pipeline.subject import open_both
 from seprune.processes import resolve_device
 from seprune.recipe import Recipe, recipe_of
@@ -46,13 +48,13 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
     both = open_both(recipe(arguments, "gate_logit"))
-    bench = steps.Bench(recipe(arguments, "gate_logit"), *both)
+    bench = Bench(recipe(arguments, "gate_logit"), *both)
     rows = []
-    bench.collect()  # the first one pays for what the process does once
+    collect(bench)  # the first one pays for what the process does once
     for name in CRITERIA:
-        own = steps.Bench(recipe(arguments, name), *both)
+        own = Bench(recipe(arguments, name), *both)
         own.__dict__["structure"] = bench.structure
-        taken = seconds(own.collect, device)
+        taken = seconds(partial(collect, own), device)
         rows.append({"criterion": name, "gradients": own.gradients, "seconds": round(taken, 2)})
     step = seconds(training(bench, arguments, device), device) / arguments.images
     images = bench.images().info.training
@@ -95,7 +97,7 @@ def recipe(arguments: argparse.Namespace, criterion: str) -> Recipe:
 
 
 def training(
-    bench: steps.Bench, arguments: argparse.Namespace, device: torch.device
+    bench: Bench, arguments: argparse.Namespace, device: torch.device
 ) -> Callable[[], None]:
     """Training steps on as many images as are collected from."""
     model = copy.deepcopy(bench.subject.model).to(device).train()

@@ -31,6 +31,8 @@ from seprune.data import in_turn
 from seprune.evaluation import evaluate, recalibrate
 from seprune.files import read_json, write_json, write_text
 from seprune.pipeline import steps
+from seprune.pipeline.bench import Bench
+from seprune.pipeline.collection import collect
 from seprune.pipeline.subject import open_both
 from seprune.processes import resolve_device
 from seprune.recipe import recipe_of
@@ -203,7 +205,7 @@ class Work:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         recipe = self.recipe({})
-        self.dense = steps.Bench(recipe, *open_both(recipe))
+        self.dense = Bench(recipe, *open_both(recipe))
         self.held: dict[tuple[Any, ...], GateStatistics | None] = {}
 
     def recipe(self, said: dict[str, Any]) -> Any:
@@ -222,15 +224,15 @@ class Work:
         said = {**VARIANTS[name], "plan.macs": macs}
         parts = said.pop("refit", "whole")
         recipe = self.recipe(said)
-        bench = steps.Bench(recipe, self.dense.subject, self.dense.data, self.dense.track)
+        bench = Bench(recipe, self.dense.subject, self.dense.data, self.dense.track)
         bench.__dict__["structure"] = self.dense.structure  # the same network: traced once
         joint = recipe.importance.combine == "joint"
         key = (recipe.importance.criterion, recipe.importance.probe, recipe.collect, joint)
         if key not in self.held:
-            self.held[key] = bench.collect() if bench.needs_statistics else None
+            self.held[key] = collect(bench) if bench.needs_statistics else None
         began = time.perf_counter()
         with aiming(parts):
-            cut = bench.cut_in_steps(self.held[key], {"macs": macs})
+            cut = steps.cut_in_steps(bench, self.held[key], {"macs": macs})
         row = {
             "variant": name,
             "macs": macs,

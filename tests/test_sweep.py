@@ -15,9 +15,8 @@ import pytest
 
 from seprune import cli, sweep
 from seprune.errors import InputError, UsageError
-from seprune.pipeline import run
+from seprune.pipeline import run, story
 from seprune.pipeline.sharing import Sharing
-from seprune.pipeline.steps import Bench
 from seprune.report.measurement import read
 from seprune.runs import verify
 
@@ -157,8 +156,8 @@ def test_a_crew_that_is_left_takes_its_processes_with_it(tmp_path):
 
 def test_cells_share_training_baseline_and_statistics(tmp_path, monkeypatch):
     collected = []
-    collect = Bench.collect
-    monkeypatch.setattr(Bench, "collect", lambda *a, **k: collected.append(1) or collect(*a, **k))
+    collect = story.collect
+    monkeypatch.setattr(story, "collect", lambda *a, **k: collected.append(1) or collect(*a, **k))
     trained = [*SMALL[:1], *SMALL[2:], "train.epochs=1", "train.warmup_epochs=0"]
     cells = sweep.cells("quickstart", [*trained, "plan.macs=0.7,0.5"])
     reports = [

@@ -7,7 +7,7 @@ import torch
 
 from seprune.latency import Latency
 from seprune.pipeline import timing
-from seprune.pipeline.steps import Bench
+from seprune.pipeline.bench import Bench
 from seprune.pipeline.subject import open_subject
 from seprune.recipe import recipe_of
 from seprune.report import Measurement

@@ -36,17 +36,18 @@ def inspect(
     """
     recipe = options.recipe(network, work, data, collect={"gradients": "none"})
     from seprune.cli import inspecting, opening
-    from seprune.pipeline import steps
+    from seprune.pipeline.bench import Bench
+    from seprune.pipeline.collection import collect
 
     if data is None:
         quiet = statistics is None
         subject = opening.network(recipe, allow_code=network.allow_code, quiet=quiet)
-        bench = steps.Bench(recipe, subject, None)
+        bench = Bench(recipe, subject, None)
         held = opening.statistics(statistics, subject)
     else:
         both = opening.network_and_data(recipe, allow_code=network.allow_code)
-        bench = steps.Bench(recipe, *both, console.track)
-        held = bench.collect()
+        bench = Bench(recipe, *both, console.track)
+        held = collect(bench)
     if work.json:
         console.give(inspecting.facts(network.model, bench, held))
     else:

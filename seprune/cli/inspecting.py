@@ -10,7 +10,7 @@ from seprune.report import measurement, terminal, words
 
 if TYPE_CHECKING:
     from seprune.groups import Structure
-    from seprune.pipeline.steps import Bench
+    from seprune.pipeline.bench import Bench
     from seprune.statistics import GateStatistics
 
 

@@ -41,13 +41,15 @@ def sensitivity(
     )
     from seprune.cli import opening, tables
     from seprune.pipeline import steps
+    from seprune.pipeline.bench import Bench
+    from seprune.pipeline.collection import collect
 
     subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
-    bench = steps.Bench(recipe, subject, found, console.track)
+    bench = Bench(recipe, subject, found, console.track)
     held = opening.statistics(statistics, subject)
     if held is None and bench.needs_statistics:
-        held = bench.collect()
-    measured = bench.sensitivity(bench.rank(held)).plain()
+        held = collect(bench)
+    measured = steps.sensitivity(bench, steps.rank(bench, held)).plain()
     if work.json:
         console.give(measured)
     else:

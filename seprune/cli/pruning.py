@@ -15,6 +15,8 @@ from seprune.cli.tables import widths
 from seprune.cost import count
 from seprune.errors import UsageError
 from seprune.pipeline import steps
+from seprune.pipeline.bench import Bench
+from seprune.pipeline.collection import collect
 from seprune.plan import PruningPlan, with_facts
 from seprune.processes import first, join, resolve_device
 from seprune.pruning import prune
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 class Job:
     """One `seprune prune`."""
 
-    bench: steps.Bench
+    bench: Bench
     statistics: GateStatistics | None
     out: Path
 
@@ -43,7 +45,7 @@ class Job:
             console.tell("note: no group of this network can be cut")
         if self.bench.needs_statistics and self.statistics is None:
             start = time.monotonic()
-            self.statistics = self.bench.collect()
+            self.statistics = collect(self.bench)
             seconds["collect"] = time.monotonic() - start
         for warning in self.statistics.warnings if self.statistics is not None else ():
             console.tell(f"note: {warning}")
@@ -52,7 +54,7 @@ class Job:
     def plan_only(self) -> dict[str, Any]:
         """`--dry-run`: the plan and what it would give."""
         seconds = self.prepare()
-        plan = self.bench.plan(self.bench.rank(self.statistics), self.budget())
+        plan = steps.plan(self.bench, steps.rank(self.bench, self.statistics), self.budget())
         first(lambda: plan.save(self.out / saved.PLANS))
         console.tell(f"plan: {self.out / saved.PLANS} (nothing else was written)")
         return told(plan, seconds)
@@ -60,7 +62,7 @@ class Job:
     def prune(self) -> dict[str, Any]:
         """Cut, recover, save."""
         seconds = self.prepare()
-        cut = self.bench.cut_in_steps(self.statistics, self.budget())
+        cut = steps.cut_in_steps(self.bench, self.statistics, self.budget())
         kept = {} if self.statistics is None else {"statistics.safetensors": self.statistics.save}
         first(lambda: saved.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept))
         console.tell(f"pruned network: {self.out}")
@@ -76,7 +78,7 @@ class Job:
         return budgets[0]
 
 
-def replay(bench: steps.Bench, path: Path, out: Path) -> dict[str, Any]:
+def replay(bench: Bench, path: Path, out: Path) -> dict[str, Any]:
     """`--plan F`: carry out what the file says, recover, save; costs are counted, not read."""
     start = time.monotonic()
     subject, read = bench.subject, PruningPlan.load(path)
@@ -85,7 +87,7 @@ def replay(bench: steps.Bench, path: Path, out: Path) -> dict[str, Any]:
     costs = {"macs": [before.macs, after.macs], "params": [before.params, after.params]}
     plan = with_facts(read, **costs)
     seconds = {"prune": time.monotonic() - start}
-    recovered = bench.recover(pruned, plan)
+    recovered = steps.recover(bench, pruned, plan)
     seconds["recover"] = time.monotonic() - start - seconds["prune"]
     first(lambda: saved.save(recovered.cpu(), out, subject.architecture.cut(plan)))
     console.tell(f"pruned network: {out}")
@@ -117,7 +119,7 @@ def told(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
+def tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
     """`seprune finetune`: train, save, score; nobody else works in the same folder meanwhile."""
     join(resolve_device(bench.recipe.device))
     with ExitStack() as stack:
@@ -125,7 +127,7 @@ def tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, An
         return _tune(bench, teacher, out)
 
 
-def _tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
+def _tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
     from seprune.finetuning import finetune
 
     subject = bench.subject
@@ -138,7 +140,7 @@ def _tune(bench: steps.Bench, teacher: Teacher | None, out: Path) -> dict[str, A
         track=console.track,
     )
     first(lambda: saved.save(tuned.model.cpu(), out, subject.architecture))
-    result, numbers = bench.measured(tuned.model), tuned.numbers()
+    result, numbers = steps.measured(bench, tuned.model), tuned.numbers()
     for line in words.tuning(numbers):
         console.tell(line)
     console.tell(f"top-1 {result['top1']:.4f} on {result['count']:,} images: {out}")

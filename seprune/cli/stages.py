@@ -83,13 +83,14 @@ def collect(
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening
-    from seprune.pipeline import steps
+    from seprune.pipeline.bench import Bench
+    from seprune.pipeline.collection import collect
     from seprune.processes import first
 
     both = opening.network_and_data(recipe, allow_code=network.allow_code)
-    bench = steps.Bench(recipe, *both, console.track)
+    bench = Bench(recipe, *both, console.track)
     folder = out.with_name(f".{out.name}.collecting")
-    statistics = bench.collect(folder, per_sample=per_sample)
+    statistics = collect(bench, folder, per_sample=per_sample)
     first(lambda: statistics.save(out))
     for warning in statistics.warnings:
         console.tell(f"note: {warning}")
@@ -117,9 +118,10 @@ def rank(
     recipe = options.recipe(network, work, importance={"criterion": importance})
     from seprune.cli import opening
     from seprune.pipeline import steps
+    from seprune.pipeline.bench import Bench
 
     subject = opening.network(recipe, allow_code=network.allow_code)
-    made = steps.Bench(recipe, subject, None).rank(opening.statistics(statistics, subject))
+    made = steps.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
     if out is not None:
         from seprune.files import write_text
 
@@ -175,13 +177,13 @@ def prune(
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening, pruning
-    from seprune.pipeline import steps
+    from seprune.pipeline.bench import Bench
 
     if data is None:
         subject, found = opening.network(recipe, allow_code=network.allow_code), None
     else:
         subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
-    bench = steps.Bench(recipe, subject, found, console.track)
+    bench = Bench(recipe, subject, found, console.track)
     if plan is not None:
         pruning.refuse_beside_plan({**budget, "dry-run": dry_run})
         result = pruning.replay(bench, plan, out)
@@ -220,7 +222,7 @@ def finetune(
     recipe = options.recipe(network, work, data, finetune=section)
     from seprune.cli import opening, pruning
     from seprune.finetuning import Teacher
-    from seprune.pipeline import steps
+    from seprune.pipeline.bench import Bench
 
     subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
     parent = None
@@ -229,7 +231,7 @@ def finetune(
         dense = opening.network(options.recipe(other), allow_code=network.allow_code, like=subject)
         plans = subject.architecture.plans[len(dense.architecture.plans) :]
         parent = Teacher(dense.model, plans)
-    result = pruning.tune(steps.Bench(recipe, subject, found, console.track), parent, out)
+    result = pruning.tune(Bench(recipe, subject, found, console.track), parent, out)
     if work.json:
         console.give(result)
 

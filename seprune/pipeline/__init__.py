@@ -3,8 +3,9 @@
 Under `torchrun` every process tells the whole story; what is decided or written is so by the first
 of them alone (`first`), and the others wait for what it says.
 
-`story` has the stages in order, `subject` opens the network and the data, `steps` does the work on
-plain objects, `reporting` puts the numbers together.
+`story` has the stages in order, `subject` opens the network and the data, `bench` is what lies
+ready for work on them, `collection` and `steps` do it on plain objects, `reporting` puts the
+numbers together.
 """
 
 from __future__ import annotations

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from seprune.data import in_turn
 from seprune.errors import InputError
-from seprune.groups import Structure, analyse
 from seprune.importance import PAIRED, collecting, criterion
+from seprune.pipeline.bench import Bench
 from seprune.pipeline.subject import data_digests
-from seprune.probing import PROBE, ProbeSettings, probed, train_probes
+from seprune.probing import PROBE, probed, train_probes
 from seprune.processes import first
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics, fingerprint
-
-if TYPE_CHECKING:
-    from seprune.pipeline.steps import Bench
 
 NO_GATES = "no channel gates in this network: unit gates stand in for them everywhere"
 
 
-def structure_of(bench: Bench) -> Structure:
-    """The network's own structure, or that with probes."""
-    if bench.recipe.importance.probe is None:
-        return bench.structure
-    twin = probed(bench.subject.model, bench.structure, _settings(bench))
-    return analyse(twin, bench.subject.example())
-
-
-def collect(bench: Bench, folder: Path | None, *, per_sample: Path | None) -> GateStatistics:
+def collect(
+    bench: Bench, folder: Path | None = None, *, per_sample: Path | None = None
+) -> GateStatistics:
     """Statistics for the recipe's criterion over the calibration set.
+
+    Args:
+        folder: where an interrupted collection keeps its state.
+        per_sample: .npy file for the gates of every image; such a collection starts anew.
 
     Raises:
         InputError: the criterion looks at gates and there are none.
@@ -70,26 +64,19 @@ def collect(bench: Bench, folder: Path | None, *, per_sample: Path | None) -> Ga
     return replace(found, meta={**found.meta, **own}, warnings=(*found.warnings, *said))
 
 
-def _settings(bench: Bench) -> ProbeSettings:
-    said = bench.recipe.importance.probe
-    assert said is not None  # who asks has looked
-    device, seed = bench.recipe.device, bench.recipe.seed
-    return ProbeSettings(said.epochs, said.lr, said.reduction, device, seed)
-
-
 def _probed(bench: Bench) -> nn.Module:
     """A copy of the network with trained probes, or the network where none are wanted."""
-    said = bench.recipe.importance.probe
-    if said is None:
+    said, probes = bench.recipe.importance.probe, bench.probes
+    if said is None or probes is None:
         return bench.subject.model
-    model = probed(bench.subject.model, bench.structure, _settings(bench))
+    model = probed(bench.subject.model, bench.structure, probes)
     loader = bench.images().training(seed=bench.recipe.seed)
     if said.images is not None:
         rows = in_turn(loader.store.labels, loader.rows, seed=bench.recipe.seed)
         loader.rows = rows[: said.images]
 
     def train() -> dict[str, Tensor]:
-        train_probes(model, loader, _settings(bench), track=bench.track)
+        train_probes(model, loader, probes, track=bench.track)
         return {n: t for n, t in model.state_dict().items() if f".{PROBE}." in f".{n}"}
 
     model.load_state_dict(first(train), strict=False)

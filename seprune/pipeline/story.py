@@ -16,6 +16,8 @@ from seprune.data import Data
 from seprune.files import SUMS, read_json, write_json
 from seprune.finetuning import METRICS, Teacher, finetune
 from seprune.pipeline import reporting, steps, timing
+from seprune.pipeline.bench import Bench
+from seprune.pipeline.collection import collect
 from seprune.pipeline.sharing import Sharing
 from seprune.pipeline.subject import Subject, data_digests, open_both
 from seprune.processes import first
@@ -72,8 +74,8 @@ class Story:
         return Subject(model, given.architecture, given.shape, None, key, given.notes)
 
     @cached_property
-    def bench(self) -> steps.Bench:
-        return steps.Bench(self.recipe, self.subject, self.data, self.track)
+    def bench(self) -> Bench:
+        return Bench(self.recipe, self.subject, self.data, self.track)
 
     @cached_property
     def statistics(self) -> GateStatistics | None:
@@ -96,8 +98,8 @@ class Story:
         statistics = self.statistics
 
         def work() -> _Done:
-            importance = first(lambda: self.bench.rank(statistics))
-            found = self.bench.sensitivity(importance)
+            importance = first(lambda: steps.rank(self.bench, statistics))
+            found = steps.sensitivity(self.bench, importance)
             first(lambda: write_json(path, found.plain()))
             return _Done([SENSITIVITY], {})
 
@@ -179,7 +181,7 @@ class Story:
         tuned = finetune(
             given.model,
             self.data,
-            steps.Bench(self.recipe, given, self.data).settings(self.recipe.train),
+            Bench(self.recipe, given, self.data).settings(self.recipe.train),
             folder=home,
             track=self.track,
         )
@@ -187,26 +189,26 @@ class Story:
         return _Done(self.files(home), {"best_epoch": tuned.best_epoch})
 
     def baseline(self) -> _Done:
-        found = self.bench.measured(self.subject.model)
+        found = steps.measured(self.bench, self.subject.model)
         return _Done([], found | {"bytes": reporting.size_of(self.subject.model)})
 
     def collect(self, path: Path) -> _Done:
-        statistics = self.bench.collect(self.folder.path / "collecting")
+        statistics = collect(self.bench, self.folder.path / "collecting")
         first(lambda: statistics.save(path))
         return _Done([STATISTICS], {"images": statistics.samples})
 
     def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
-        *early, last = self.bench.parts(budget)
+        *early, last = steps.parts(self.bench, budget)
         bench, statistics, known = self.bench, self.statistics, self.sensitivity
         for number, part in enumerate(early, 1):
             bench = self.step(bench, statistics, part, home / f"step-{number}")
             known = None
-            statistics = bench.collect() if bench.needs_statistics else None
-        cut = bench.cut(statistics, last, known)
+            statistics = collect(bench) if bench.needs_statistics else None
+        cut = steps.cut(bench, statistics, last, known)
         first(lambda: _write(cut, home))
-        pruned = self.bench.measured(cut.pruned)
+        pruned = steps.measured(self.bench, cut.pruned)
         same = cut.recovered is cut.pruned
-        after = pruned if same else self.bench.measured(cut.recovered)
+        after = pruned if same else steps.measured(self.bench, cut.recovered)
         size = {"bytes": (home / PRUNED / saved.WEIGHTS).stat().st_size}
         facts = {
             "pruned": pruned | size,
@@ -219,15 +221,15 @@ class Story:
 
     def step(
         self,
-        bench: steps.Bench,
+        bench: Bench,
         statistics: GateStatistics | None,
         part: Mapping[str, float | str],
         folder: Path,
-    ) -> steps.Bench:
+    ) -> Bench:
         """One of several small cuts, kept and in the journal; the bench for the next one."""
 
         def work() -> _Done:
-            cut = bench.cut(statistics, part)
+            cut = steps.cut(bench, statistics, part)
             first(lambda: saved.save(cut.recovered.cpu(), folder, cut.architecture))
             return _Done(self.files(folder), {"plan": dict(cut.plan.facts)})
 
@@ -251,12 +253,12 @@ class Story:
             track=self.track,
         )
         first(lambda: saved.save(tuned.model.cpu(), into, cut))
-        found = self.bench.measured(tuned.model)
+        found = steps.measured(self.bench, tuned.model)
         size = (into / saved.WEIGHTS).stat().st_size
         facts: dict[str, Any] = {"bytes": size, "tuning": tuned.numbers()}
         if self.recipe.report.last_epoch:
             same = tuned.last is tuned.model
-            last = found if same else self.bench.measured(tuned.last)
+            last = found if same else steps.measured(self.bench, tuned.last)
             facts["last"] = last | {"bytes": size}
         return _Done(self.files(into), found | facts)
 

@@ -17,7 +17,7 @@ from torch import nn
 from seprune.errors import SepruneError
 from seprune.export import export, open_onnx
 from seprune.latency import Latency, latency, layer_times, noise, speed_warning
-from seprune.pipeline.steps import Bench
+from seprune.pipeline.bench import Bench
 from seprune.processes import out_of_memory
 from seprune.report import Measurement
 
