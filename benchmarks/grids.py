@@ -122,6 +122,15 @@ GRIDS = {
         common=(*_SMALL, "finetune.channels_last=true"),
         dense={"mobilenet_v3_small": 15, "regnety": 10},
     ),
+    "budgets": replace(
+        _CPU,
+        name="budgets",
+        methods=(
+            "gate_logit", "l2", "gate_logit coupled trade, least 2", "hessian", "fpgm", "lamp",
+            "taylor", "l1", "bn_scale",
+        ),
+        budgets=(0.7, 0.15),
+    ),
     "iterative": replace(
         _CPU,
         name="iterative",

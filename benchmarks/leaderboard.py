@@ -3,7 +3,7 @@
     python benchmarks/leaderboard.py --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
     python benchmarks/leaderboard.py --full --data FOLDER --checkpoint se_resnet20=FILE --runs RUNS
     python benchmarks/leaderboard.py --study choice --data FOLDER ...
-    python benchmarks/leaderboard.py --study calibration --data FOLDER ...   # or iterative, inner
+    python benchmarks/leaderboard.py --study inner --data FOLDER ...  # budgets, iterative, ...
     python benchmarks/leaderboard.py --full --write CELLS ...    # the recipes alone, for any runner
 
 FOLDER holds train/ and val/. Without `--full`: SE-ResNet-20, small parts of the images, one short

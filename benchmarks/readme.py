@@ -167,14 +167,18 @@ def _outcome(name: str, found: dict[str, Any]) -> str:
     )
 
 
-# marker -> the document that holds it, the result file, and what makes the table
+WINNERS = "leaderboard-cpu.json leaderboard-budgets.json leaderboard-inner.json"
+# marker -> the document that holds it, the result files, and what makes the table
 TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     NAME: ("README.md", f"{NAME}.json", table),
     "faults": ("docs/reliability.md", "kills.json", faults),
     "recovery": ("docs/finetuning.md", "recovery-cpu.json", recovery),
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
-    "winners": ("README.md", "leaderboard-cpu.json", standings.short),
+    "winners": ("README.md", WINNERS, standings.short),
     "leaderboard": ("docs/importance.md", "leaderboard-cpu.json", standings.long),
+    "budgets": ("docs/importance.md", "leaderboard-budgets.json", standings.long),
+    "inner": ("docs/importance.md", "leaderboard-inner.json", standings.long),
+    "iterative": ("docs/importance.md", "leaderboard-iterative.json", standings.choice),
     "choice": ("docs/importance.md", "leaderboard-choice.json", standings.choice),
     "calibration": ("docs/importance.md", "leaderboard-calibration.json", standings.study),
 }
@@ -192,10 +196,19 @@ def drawn(figure: str) -> str:
     return standings.figure(rows, network=network, budget=budget)
 
 
+def results(files: str) -> dict[str, Any]:
+    """What is kept in a file; of several leaderboards all rows, under the facts of the first."""
+    first, *others = [json.loads((KEPT.parent / file).read_text()) for file in files.split()]
+    for other in others:
+        first["rows"] += other["rows"]
+        first["cells"] = [a + b for a, b in zip(first["cells"], other["cells"], strict=True)]
+    return dict(first)
+
+
 def rendered(text: str, marker: str) -> str:
     """A document with the table between its markers."""
-    _, file, make = TABLES[marker]
-    made = make(json.loads((KEPT.parent / file).read_text()))
+    _, files, make = TABLES[marker]
+    made = make(results(files))
     start, end = f"<!-- {marker}: made by benchmarks/readme.py -->", "<!-- end -->"
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
