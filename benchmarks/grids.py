@@ -113,15 +113,16 @@ _CPU = Grid(
     train=3000,
     val=3000,
 )  # fmt: skip
+_INNER = replace(
+    _CPU,
+    name="inner",
+    networks=("mobilenet_v3_small", "regnety"),
+    common=(*_SMALL, "finetune.channels_last=true"),
+    dense={"mobilenet_v3_small": 15, "regnety": 10},
+)
 GRIDS = {
     "cpu": _CPU,
-    "inner": replace(
-        _CPU,
-        name="inner",
-        networks=("mobilenet_v3_small", "regnety"),
-        common=(*_SMALL, "finetune.channels_last=true"),
-        dense={"mobilenet_v3_small": 15, "regnety": 10},
-    ),
+    "inner": _INNER,
     "budgets": replace(
         _CPU,
         name="budgets",
@@ -140,21 +141,29 @@ GRIDS = {
         ),
         paths=(("bn", "short", 0, None), ("refit", "none", 0, None)),
     ),
-    "choice": Grid(
+    "choice": replace(
+        _CPU,
         name="choice",
-        networks=("se_resnet20",),
         methods=(
             "gate_logit", "l2", "gate_logit coupled trade, least 4",
             "gate_logit coupled trade, least 2", "gate_logit joint trade, least 4",
             "l2, least 2", "gate_logit coupled trade", "gate_logit coupled",
             "gate_logit trade", "gate_logit joint trade",
         ),
-        budgets=(0.5, 0.3),
         paths=(("bn", "none", 0, None),),
-        epochs={"none": 0},
-        common=_SMALL,
-        calibration=(1000,),
-        train=3000,
+        val=2000,
+        skip=3000,
+    ),
+    "inner-choice": replace(
+        _INNER,
+        name="inner-choice",
+        networks=("mobilenet_v3_small",),
+        methods=(
+            "gate_logit coupled trade, least 2", "gate_logit coupled trade",
+            "gate_logit coupled trade, least 4", "hessian", "hessian trade, least 2",
+            "gate_logit joint trade, least 4", "gate_logit coupled",
+        ),
+        paths=(("bn", "short", 0, None),),
         val=2000,
         skip=3000,
     ),
