@@ -49,7 +49,7 @@ def collected(
     structure = analyse(model, images(2, 8).to(dtype))
     options = None
     if gradients not in ("none", "weights"):
-        options = collecting(structure, CollectOptions(device="cpu", pairs=2048))
+        options = collecting(structure, CollectOptions(device="cpu"))
     loader = batches(dtype=dtype)
     statistics = collect_statistics(
         model, loader, gradients=gradients, options=options or CollectOptions(device="cpu")
@@ -411,7 +411,8 @@ def test_gate_logit_is_the_squared_slope_of_a_mask_on_the_whole_group(kind):
     else:  # no gate of its own: put one beside
         model = Beside(model).double()
         structure, statistics = collected(model, "logits", torch.float64)
-    found = score(structure, statistics, scoring=Scoring("gate_logit")).scores
+    coupled = Scoring("gate_logit", combine="coupled")
+    found = score(structure, statistics, scoring=coupled).scores
     x = torch.cat([images for images, _ in batches(dtype=torch.float64)])
     v = normal(image_keys(x, 0), model(x).shape[1])
     checked = [g for g in structure.groups if g.prunable and g.role == "features"]
@@ -435,7 +436,7 @@ class Beside(nn.Module):
 def test_coupled_scores_are_not_sums_of_single_ones():
     """A channel whose parts cancel is worth nothing, however loud each of them is."""
     structure, statistics = collected(dependent("residual"), "logits")
-    coupled = score(structure, statistics).scores["stem"]
+    coupled = score(structure, statistics, scoring=Scoring(combine="coupled")).scores["stem"]
     summed = score(structure, statistics, scoring=Scoring(combine="sum")).scores["stem"]
     assert not torch.allclose(coupled, summed, rtol=1e-2)
     parts = [statistics.units["stem"], *(statistics.values[f"blocks.{i}.se"] for i in range(2))]
@@ -446,11 +447,9 @@ def test_coupled_scores_are_not_sums_of_single_ones():
 
 
 def test_joint_scores_add_up_to_what_all_units_lose_together():
-    """E[(sum of u)^2] over the units that went first, from single images' u."""
+    """E[(sum of u)^2] over the whole group, from single images' u."""
     structure, statistics = collected(dependent("residual"), "logits")
-    pairs = statistics.groups["stem"]["pairs"].double()
-    squares = statistics.groups["stem"]["sensitivity_square"]
-    torch.testing.assert_close(pairs.diagonal(), squares, rtol=1e-5, atol=1e-12)
+    own = statistics.groups["stem"]
     everything = {"all": [(n, torch.zeros(8).long()) for n in ("blocks.0.se", "blocks.1.se")]}
     everything["all"].append(("stem", torch.zeros(8).long()))
     options = CollectOptions(device="cpu", units=("stem",), couplings=everything)
@@ -458,42 +457,48 @@ def test_joint_scores_add_up_to_what_all_units_lose_together():
         dependent("residual"), batches(), gradients="logits", options=options
     )
     all_at_once = together.groups["all"]["sensitivity_square"]
-    torch.testing.assert_close(pairs.sum()[None], all_at_once, rtol=1e-5, atol=1e-12)
-    joint = score(structure, statistics, scoring=Scoring(combine="joint")).scores["stem"]
-    order = joint.argsort()
-    losses = [pairs[order[:k]][:, order[:k]].sum() for k in range(9)]
-    for k in range(8):  # greedy: nothing else would have added less
-        rest = [torch.cat([order[:k], unit[None]]) for unit in order[k:]]
-        assert losses[k + 1] <= min(pairs[r][:, r].sum() for r in rest) + 1e-12
-    added = torch.stack(losses).diff().cummax(0).values
-    torch.testing.assert_close(joint[order], added, rtol=1e-6, atol=1e-12)
-    assert len(set(joint.tolist())) == 8  # ties would lose the order
+    torch.testing.assert_close(own["sensitivity_whole"], all_at_once, rtol=1e-9, atol=1e-18)
+    joint = score(structure, statistics).scores["stem"]
+    coupled = score(structure, statistics, scoring=Scoring(combine="coupled")).scores["stem"]
+    assert torch.equal(joint.argsort(), coupled.argsort())
+    alone, root = coupled.sum(), coupled.sqrt().sum() ** 2
+    assert alone < all_at_once < root  # they do correlate, and not wholly
+    torch.testing.assert_close(joint.sum()[None], all_at_once, rtol=1e-9, atol=1e-18)
 
 
-def test_joint_scores_of_units_that_cancel():
-    """Two units that say the opposite of each other go together, though each one is loud."""
-    pairs = torch.tensor([[9.0, -9, 0], [-9, 9, 0], [0, 0, 10]])
-    scores = joint_scores(pairs)
-    assert scores.tolist() == [9, pytest.approx(9), 10]
-    assert scores[1] > scores[0]
+@pytest.mark.parametrize(
+    ("whole", "expected"),
+    [
+        # s = 9, 1, 4, 1, roots 3, 1, 2, 1; leaving in the order 3, 1, 2, 0; (3+1+2+1)^2 = 49
+        (15, [9, 1, 4, 1]),  # uncorrelated: the sum of the squares is 15
+        (49, [33, 3, 12, 1]),  # wholly: 1, 2^2 - 1, 4^2 - 2^2, 7^2 - 4^2
+        (32, [21, 2, 8, 1]),  # r = 17/34: half way
+        (0, [9, 1, 4, 1]),  # effects that cancel are not trusted
+        (90, [33, 3, 12, 1]),  # sums of rounded numbers may say more than there can be
+    ],
+)
+def test_joint_scores_are_what_each_unit_adds(whole, expected):
+    found = joint_scores(torch.tensor([9.0, 1, 4, 1]), torch.tensor([float(whole)]))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_joint_needs_pairs():
+def test_joint_scores_of_one_unit_and_of_silent_ones():
+    one = joint_scores(torch.tensor([3.0]), torch.tensor([3.0]))
+    assert one.tolist() == [3]
+    assert joint_scores(torch.zeros(4), torch.zeros(1)).tolist() == [0, 0, 0, 0]
+
+
+def test_joint_counts_as_coupled_where_nothing_is_squared():
     model = dependent("residual")
     structure = analyse(model, images())
-    options = collecting(structure, CollectOptions(device="cpu"))
-    statistics = collect_statistics(model, batches(), gradients="logits", options=options)
-    with pytest.raises(InputError) as caught:
-        score(structure, statistics, scoring=Scoring(combine="joint"))
-    assert caught.value.what == "criterion 'gate_logit' cannot be combined jointly"
-    assert caught.value.why == "the statistics hold no pairs of units"
-    assert "--set importance.combine=joint" in caught.value.fix
-    absolute = Scoring("gate_taylor", combine="joint")  # nothing is squared: as coupled
     labelled = collect_statistics(
         model, batches(), gradients="labels", options=collecting(structure)
     )
-    coupled = score(structure, labelled, scoring=Scoring("gate_taylor")).scores
-    assert torch.equal(score(structure, labelled, scoring=absolute).scores["stem"], coupled["stem"])
+    both = [
+        score(structure, labelled, scoring=Scoring("gate_taylor", combine=how)).scores["stem"]
+        for how in ("joint", "coupled")
+    ]
+    assert torch.equal(*both)
 
 
 def test_ungated_groups_can_be_left_out():

@@ -22,7 +22,6 @@ from seprune.importance.propagate import propagate
 from seprune.statistics import CollectOptions, GateStatistics
 
 Combine = Literal["mean", "max", "sum", "coupled", "joint"]
-PAIRED = 2048  # units of the widest group that is scored jointly
 Ungated = Literal["unit", "propagate", "none"]
 Normalize = Literal["none", "mean", "max", "sum", "standard", "rank"]
 
@@ -46,9 +45,8 @@ class Scoring:
     Attributes:
         criterion: a key of `CRITERIA`.
         combine: of several gates and units in a group; `coupled` adds their derivatives before
-            squaring, `joint` those of the units that have gone before, too; both count as `mean`
-            where there are no derivatives, `joint` as `coupled` where nothing is squared and for
-            groups of more than `PAIRED` units.
+            squaring, `joint` looks at how units of a group correlate, too; both count as `mean`
+            where there are no derivatives, `joint` as `coupled` where nothing is squared.
         ungated: groups without a gate: `unit` gates (sensitivities), `propagate` through the
             weights to the next gates, or `none`: leave them whole.
         normalize: within a group; None is the criterion's own.
@@ -56,7 +54,7 @@ class Scoring:
     """
 
     criterion: str = "gate_logit"
-    combine: Combine = "coupled"
+    combine: Combine = "joint"
     ungated: Ungated = "unit"
     normalize: Normalize | None = None
     seed: int = 0
@@ -273,16 +271,7 @@ def _sensitivities(
 
 def _coupled(own: Mapping[str, Tensor], rule: Criterion, scoring: Scoring) -> Tensor:
     if scoring.combine == "joint" and rule.of is _SQUARE:
-        if "pairs" in own:
-            return joint_scores(own["pairs"])
-        if len(own["sensitivity_square"]) <= PAIRED:
-            raise InputError(
-                f"criterion '{scoring.criterion}' cannot be combined jointly",
-                why="the statistics hold no pairs of units",
-                fix="collect again: seprune collect ... --set importance.combine=joint, or "
-                f"CollectOptions(pairs={PAIRED})",
-                code="statistics",
-            )
+        return joint_scores(own["sensitivity_square"], own["sensitivity_whole"])
     values: Tensor = rule.of(own)
     return values
 

@@ -5,27 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_STEP = 1e-9  # a unit that goes later is worth this much more, relatively: the order survives
 
+def joint_scores(squares: Tensor, whole: Tensor) -> Tensor:
+    """Scores (units,): what each unit adds when units leave in ascending order of `squares`.
 
-def joint_scores(pairs: Tensor) -> Tensor:
-    """Scores (units,) whose ascending order is the order of elimination.
-
-    Units leave one by one, each time the one that adds least to the loss of all that are gone;
-    its score is what it adds, or what one before it added if that was more.
+    Every two units are taken to correlate alike, E[u u'] = r sqrt(E[u^2] E[u'^2]), with the r in
+    [0, 1] by which all of them together lose `whole`. Of equal units the last one leaves first.
 
     Args:
-        pairs: (units, units), E[u u'].
+        squares: (units,), E[u^2].
+        whole: (1,), E[(sum of u)^2] over all units of the group.
     """
-    pairs = pairs.double()
-    own, crossed = pairs.diagonal().clone(), torch.zeros(len(pairs), dtype=torch.float64)
-    scores, here = torch.zeros_like(own), torch.ones(len(pairs), dtype=torch.bool)
-    highest = 0.0
-    for _ in range(len(pairs)):
-        adds = torch.where(here, own + 2 * crossed, torch.inf)
-        unit = int(adds.argmin())
-        highest = max(highest * (1 + _STEP), float(adds[unit]))
-        scores[unit] = highest
-        crossed += pairs[:, unit]
-        here[unit] = False
-    return scores
+    squares, root = squares.double(), squares.double().sqrt()
+    between = root.sum() ** 2 - squares.sum()
+    alike = ((whole.double() - squares.sum()) / between.clamp_min(1e-300)).clamp(0, 1)
+    order = len(root) - 1 - squares.flip(0).argsort(stable=True)
+    before = torch.empty_like(root)
+    before[order] = root[order].cumsum(0) - root[order]
+    return squares + 2 * alike * root * before

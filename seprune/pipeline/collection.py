@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seprune.data import in_turn
 from seprune.errors import InputError
-from seprune.importance import PAIRED, collecting, criterion
+from seprune.importance import collecting, criterion
 from seprune.pipeline.bench import Bench
 from seprune.pipeline.subject import data_digests
 from seprune.probing import PROBE, probed, train_probes
@@ -48,7 +48,6 @@ def collect(
         folder=None if per_sample else folder,
         per_sample=per_sample,
         meta=data_digests(data),
-        pairs=PAIRED if recipe.importance.combine == "joint" else 0,
     )
     senses = bench.gradients not in ("none", "weights")
     found = collect_statistics(

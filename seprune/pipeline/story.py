@@ -82,8 +82,7 @@ class Story:
         if not self.bench.needs_statistics:
             return None
         said = self.recipe
-        more = ["pairs"] if said.importance.combine == "joint" else []
-        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe, *more)
+        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe)
         path = self.folder.path / STATISTICS
         self.stage("collect", key, lambda: self.collect(path))
         return GateStatistics.load(path)

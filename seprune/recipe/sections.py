@@ -225,7 +225,7 @@ class Importance(Section):
         default="gate_logit", pattern=r"^[a-z0-9_]+$", description="see importance.md"
     )
     combine: Literal["mean", "max", "sum", "coupled", "joint"] = Field(
-        default="coupled", description="gates of one dependency group"
+        default="joint", description="gates of one dependency group"
     )
     ungated: Literal["unit", "propagate", "none"] = Field(
         default="unit", description="channels without a gate; none: left whole"

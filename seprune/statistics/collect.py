@@ -57,7 +57,6 @@ class CollectOptions:
         couplings: dependency groups whose members' u are added before squaring: group ->
             (gate or unit, index); index[i] is the group's unit that channel i belongs to, -1 for
             none, None where channel i is unit i.
-        pairs: of couplings that are no wider, keep E[u u'] for every two units, float32.
         per_class: keep class means (classes x channels numbers per gate).
         seed: of `sampled` labels and `logits` directions.
         per_sample: .npy file for the gates of every image, float32 (images, channels of all
@@ -72,7 +71,6 @@ class CollectOptions:
     channels_last: bool | None = None
     units: Sequence[str] = ()
     couplings: Couplings = field(default_factory=dict)
-    pairs: int = 0
     per_class: bool = True
     seed: int = 0
     per_sample: Path | None = None
@@ -210,7 +208,6 @@ def _scene(
         precision=options.precision or ("bf16" if gpu else "no"),
         channels_last=gpu if options.channels_last is None else options.channels_last,
         seed=options.seed,
-        pairs=options.pairs,
     )
 
 
@@ -232,7 +229,6 @@ def _unfinished(
         "precision": scene.precision,
         "classes": str(scene.layout.classes),
         "seed": str(scene.seed),
-        "pairs": str(scene.pairs),
     }
     name = f"collecting-{rank}of{world}.safetensors"
     return Unfinished(options.folder / name, options.every, facts)

@@ -40,6 +40,7 @@ from seprune.statistics.sensitivity import (
 )
 from seprune.watch import flat, watch
 
+WHOLE = "whole"  # in place of a room: the sum over a group
 _ROWS = 256  # samples that wait to be added at once: an update costs much the same for any number
 
 
@@ -57,13 +58,6 @@ class Scene:
     precision: str = "no"
     channels_last: bool = False
     seed: int = 0
-    pairs: int = 0  # widest group of which E[u u'] is kept
-
-    @property
-    def paired(self) -> dict[str, int]:
-        """Width of every dependency group of which E[u u'] is kept."""
-        widths = self.widths.items()
-        return {n: w for (room, n), w in widths if room == "groups" and w <= self.pairs}
 
     @property
     def senses(self) -> bool:
@@ -78,7 +72,7 @@ class Scene:
         gates = {("values", g.name): g.channels for g in self.gates}
         units = {("units", name): size for name, size in (self.units or {}).items()}
         groups = {("groups", name): c.width for name, c in (self.couplings or {}).items()}
-        return gates | units | groups
+        return gates | units | groups | {(WHOLE, name): 1 for _, name in groups}
 
 
 class Observer:
@@ -90,9 +84,6 @@ class Observer:
         self._gates: State = new_state(scene.layout)
         self._waiting: list[Observed] = []  # small batches are added together
         self.u: State = new_sensitivity(sum(scene.widths.values()), device)
-        for name, width in scene.paired.items():
-            empty = torch.zeros(width, width, dtype=torch.float64, device=device)
-            self.u[f"pairs/{name}"] = empty
         self.w: State = new_moments(scene.model, device) if scene.gradients == "weights" else {}
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
@@ -171,7 +162,6 @@ class Observer:
         self._record(labels)
         if u_BC is not None:
             update_sensitivity(self.u, u_BC)
-            self._add_pairs(u_BC)
         for key, value in w.items():
             self.w[key] += value
         self.samples += len(images)
@@ -205,25 +195,25 @@ class Observer:
         return add_moments(self.scene.model, forward, images, labels)
 
     def _u_table(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
-        """u (B, all columns): gates, units, groups; zero where z does not depend on a channel."""
+        """u (B, all columns): gates, units, groups, the sum over each group.
+
+        Zero where z does not depend on a channel.
+        """
         total: dict[str, Tensor] = {}
+        groups: dict[str, Tensor] = {}
         table = []
         for (room, name), width in self.scene.widths.items():
             if room == "groups":
-                table.append((self.scene.couplings or {})[name].combine(total))
+                groups[name] = (self.scene.couplings or {})[name].combine(total)
+                table.append(groups[name])
+                continue
+            if room == WHOLE:
+                table.append(groups[name].sum(1, keepdim=True))
                 continue
             zero = torch.zeros(size, width, dtype=torch.float64, device=self.scene.layout.device)
             total[name] = sum((u.double() for u in found.get(name, [])), start=zero)
             table.append(total[name])
         return torch.cat(table, 1)
-
-    def _add_pairs(self, u_BC: Tensor) -> None:
-        start = 0
-        for (room, name), width in self.scene.widths.items():
-            own = u_BC[:, start : start + width].double()
-            start += width
-            if room == "groups" and f"pairs/{name}" in self.u:
-                self.u[f"pairs/{name}"] += own.T @ own
 
     def _see(self, gate: Gate, gate_BC: Tensor, features: Tensor | None) -> None:
         value = gate_BC.detach().clone()  # the model may reuse its memory
@@ -283,11 +273,11 @@ class Observer:
         moments, start = summarise_sensitivity(self.u), 0
         for (room, name), width in self.scene.widths.items():
             own = {key: value[start : start + width].clone() for key, value in moments.items()}
-            rooms[room].setdefault(name, {}).update(own)
             start += width
-        for name in self.scene.paired:
-            pairs = self.u[f"pairs/{name}"] / self.u["count"].amax().clamp(min=1)
-            rooms["groups"][name]["pairs"] = pairs.float().cpu()
+            if room == WHOLE:
+                rooms["groups"][name]["sensitivity_whole"] = own["sensitivity_square"]
+            else:
+                rooms[room].setdefault(name, {}).update(own)
         rooms["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
         return rooms
 

@@ -41,7 +41,8 @@ class GateStatistics:
         values: gate name -> statistic -> float64 tensor of shape (C,); `class_mean` is
             (classes, C), `class_count` (classes,), `rank_agreement` a scalar.
         units: module name -> moments of u of its unit gates, where `units` were asked for.
-        groups: coupling name -> moments of the coupled u.
+        groups: coupling name -> moments of the coupled u, and `sensitivity_whole` (1,), the mean
+            square of its sum over the group.
         weights: weight -> `taylor`, `hessian` (outputs, inputs), where gradients are `weights`.
         samples: images seen.
         classes: outputs of the model, 0 where the images had no labels.
