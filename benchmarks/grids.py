@@ -59,8 +59,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "gate_logit uniform": way("gate_logit", "mean", "uniform"),
     "gate_logit isomorphic": way("gate_logit", "mean", "isomorphic"),
     "gate_logit 4 cuts": way("gate_logit", steps=4),
-    "gate_logit coupled trade, least 2, 4 cuts": way(
-        "gate_logit", "coupled", "trade", least=2, steps=4
+    "gate_logit joint trade, least 2, 4 cuts": way(
+        "gate_logit", "joint", "trade", least=2, steps=4
     ),
     "l2 4 cuts": way("l2", steps=4),
 }
@@ -90,7 +90,7 @@ class Grid:
 
 
 # `uniform` is the width-scaled dense sibling; the first three are trained from scratch, too
-_FIRST = ("gate_logit coupled trade, least 2", "l2", "uniform", "gate_logit", "hessian")
+_FIRST = ("gate_logit joint trade, least 2", "l2", "uniform", "gate_logit", "hessian")
 _SCRATCH = ("finetune.lr=0.1", "finetune.warmup_epochs=5")
 QUIET = ("report.latency=false", "report.html=false", "plan.round_to=1")
 _SMALL = (
@@ -101,34 +101,34 @@ _CPU = Grid(
     name="cpu",
     networks=("se_resnet20",),
     methods=(
-        "gate_logit", "l2", "gate_logit coupled trade, least 2", "lamp", "taylor",
-        "gate_fisher", "gate_mean", "l1", "hessian", "bn_scale", "fpgm", "gate_logit coupled",
-        "random", "gate_energy", "uniform",
+        "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2", "gate_logit", "l2",
+        "hessian", "lamp", "taylor", "gate_fisher", "gate_mean", "l1", "bn_scale", "fpgm",
+        "gate_logit coupled", "random", "gate_energy", "uniform",
     ),
     budgets=(0.5, 0.3),
-    paths=(("bn", "short", 0, None), ("refit", "none", 0, 3)),
+    paths=(("bn", "short", 0, None), ("refit", "none", 0, 5)),
     epochs={"none": 0, "short": 1},
     common=_SMALL,
     calibration=(1000,),
     train=3000,
     val=3000,
 )  # fmt: skip
-_INNER = replace(
-    _CPU,
-    name="inner",
-    networks=("mobilenet_v3_small", "regnety"),
-    common=(*_SMALL, "finetune.channels_last=true"),
-    dense={"mobilenet_v3_small": 15, "regnety": 10},
-)
+_DENSE = {"mobilenet_v3_small": 15, "regnety": 10}
 GRIDS = {
     "cpu": _CPU,
-    "inner": _INNER,
+    "inner": replace(
+        _CPU,
+        name="inner",
+        networks=("mobilenet_v3_small", "regnety"),
+        common=(*_SMALL, "finetune.channels_last=true"),
+        dense=_DENSE,
+    ),
     "budgets": replace(
         _CPU,
         name="budgets",
         methods=(
-            "gate_logit", "l2", "gate_logit coupled trade, least 2", "hessian", "fpgm", "lamp",
-            "taylor", "l1", "bn_scale",
+            "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2", "gate_logit",
+            "l2", "hessian", "lamp", "taylor", "l1", "bn_scale", "fpgm",
         ),
         budgets=(0.7, 0.15),
     ),
@@ -136,7 +136,7 @@ GRIDS = {
         _CPU,
         name="iterative",
         methods=(
-            "gate_logit coupled trade, least 2", "gate_logit coupled trade, least 2, 4 cuts",
+            "gate_logit joint trade, least 2", "gate_logit joint trade, least 2, 4 cuts",
             "l2", "l2 4 cuts",
         ),
         paths=(("bn", "short", 0, None), ("refit", "none", 0, None)),
@@ -144,28 +144,17 @@ GRIDS = {
     "choice": replace(
         _CPU,
         name="choice",
+        networks=("se_resnet20", "mobilenet_v3_small"),
         methods=(
-            "gate_logit", "l2", "gate_logit coupled trade, least 4",
-            "gate_logit coupled trade, least 2", "gate_logit joint trade, least 4",
-            "l2, least 2", "gate_logit coupled trade", "gate_logit coupled",
-            "gate_logit trade", "gate_logit joint trade",
-        ),
-        paths=(("bn", "none", 0, None),),
-        val=2000,
-        skip=3000,
-    ),
-    "inner-choice": replace(
-        _INNER,
-        name="inner-choice",
-        networks=("mobilenet_v3_small",),
-        methods=(
-            "gate_logit coupled trade, least 2", "gate_logit coupled trade",
-            "gate_logit coupled trade, least 4", "hessian", "hessian trade, least 2",
-            "gate_logit joint trade, least 4", "gate_logit coupled",
+            "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2",
+            "gate_logit joint trade, least 4", "gate_logit joint trade", "gate_logit joint",
+            "gate_logit coupled", "gate_logit", "l2", "hessian",
         ),
         paths=(("bn", "short", 0, None),),
+        seeds=(0,),
         val=2000,
         skip=3000,
+        dense=_DENSE,
     ),
     "calibration": Grid(
         name="calibration",
