@@ -65,7 +65,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SOME = {  # budgets, where not all of them are worth the time
     "l2, global": (0.5, 0.3), "gate_logit coupled, global": (0.3,),
-    "gate_logit joint, trade": (0.5, 0.3),
     "gate_logit coupled, trade, ReLU not in the target": (0.5,),
     "gate_logit coupled, trade, plain target": (0.5,),
     "gate_logit coupled, sensitivity": (0.3,), "gate_mean, propagated": (0.5,),

@@ -114,29 +114,29 @@ def against(rows: Sequence[Row], champion: str, *, network: str, budget: float) 
 
 
 def duels(rows: Sequence[Row], champion: str, rivals: Sequence[str]) -> str:
-    """A row for each network, budget and recovery: the champion and the best rival there."""
+    """A row for each network and budget: the champion, and what it is ahead of the best rival."""
+    shown = [c for c in columns(rows) if c != "cut"]
     lines = [
-        f"| network, MACs, recovery | {_name(champion)} | best rival | | difference |",
-        "|---|---|---|---|---|",
+        "| network, MACs | " + " | ".join(COLUMNS[c] for c in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
     ]
-    for network, budget in sorted({(r["network"], r["budget"]) for r in rows}, reverse=True):
-        mine = [r for r in rows if (r["network"], r["budget"]) == (network, budget)]
-        for column in columns(mine):
-            ours = standing(mine, champion, column=column)
-            theirs = {m: standing(mine, m, column=column) for m in rivals}
-            present = {m: s for m, s in theirs.items() if s is not None}
-            if ours is None or not present or column == "cut":
-                continue
-            best = max(present, key=lambda m: present[m].mean)
-            cells = (
-                f"{network} at {budget}, {COLUMNS[column]}",
-                _cell(ours),
-                _name(best),
-                _cell(present[best]),
-                _difference(paired(mine, champion, best, column=column)),
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+    for network in dict.fromkeys(row["network"] for row in rows):
+        budgets = {row["budget"] for row in rows if row["network"] == network} - {None}
+        for budget in sorted(budgets, reverse=True):
+            mine = [r for r in rows if (r["network"], r["budget"]) == (network, budget)]
+            cells = [_duel(mine, champion, rivals, column) for column in shown]
+            lines.append(f"| {network} at {budget} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _duel(rows: Sequence[Row], champion: str, rivals: Sequence[str], column: str) -> str:
+    ours = standing(rows, champion, column=column)
+    theirs = {m: s for m in rivals if (s := standing(rows, m, column=column)) is not None}
+    if ours is None or not theirs:
+        return ""
+    best = max(theirs, key=lambda m: theirs[m].mean)
+    ahead = _difference(paired(rows, champion, best, column=column))
+    return f"{100 * ours.mean:.1f}: {ahead} over {_name(best)}"
 
 
 def _order(rows: Sequence[Row], method: str, shown: Sequence[str]) -> float:

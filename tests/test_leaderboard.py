@@ -111,9 +111,14 @@ def test_the_criterion_of_a_method_is_set_apart():
 
 def test_duels_are_with_the_best_rival():
     mine = rows(a=[0.70, 0.72, 0.71], b=[0.60, 0.62, 0.61], c=[0.72, 0.74, 0.73], d=[1, 1, 1])
+    mine += [row("a", s, 0.5, network="other", budget=0.3) for s in range(2)]  # no rival there
     lines = standings.duels(mine, "a", ("b", "c")).splitlines()
-    said = "| net at 0.5, BN recalibrated | 71.0 ± 1.0 | `c` | 73.0 ± 1.0 | -2.0 ± 0.0 (loses) |"
-    assert lines[2:] == [said]
+    assert lines == [
+        "| network, MACs | BN recalibrated |",
+        "|---|---|",
+        "| net at 0.5 | 71.0: -2.0 ± 0.0 (loses) over `c` |",
+        "| other at 0.3 |  |",
+    ]
 
 
 def test_the_figure_holds_every_method_and_every_mean():
