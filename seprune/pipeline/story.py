@@ -28,6 +28,7 @@ from seprune.report.measurement import read as read_report
 from seprune.runs import Record, RunFolder, stage_key
 from seprune.sensitivity import Sensitivity
 from seprune.statistics import GateStatistics
+from seprune.statistics.result import FORMAT
 
 SENSITIVITY = "sensitivity.json"
 STATISTICS, TRAINED, PRUNED, FINETUNED = "statistics.safetensors", "trained", "pruned", "finetuned"
@@ -82,7 +83,7 @@ class Story:
         if not self.bench.needs_statistics:
             return None
         said = self.recipe
-        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe)
+        key = self.key("collect", said.collect, self.bench.gradients, said.importance.probe, FORMAT)
         path = self.folder.path / STATISTICS
         self.stage("collect", key, lambda: self.collect(path))
         return GateStatistics.load(path)

@@ -17,7 +17,7 @@ from seprune.statistics.stored import read_tensors, write_tensors
 
 Table = dict[str, dict[str, Tensor]]
 
-FORMAT = 1
+FORMAT = 2
 _WHAT = "gate statistics"
 _GATE_FACTS = (
     "name",
