@@ -43,11 +43,13 @@ _LOGIT = {"importance.criterion": "gate_logit", "importance.combine": "coupled"}
 _TRADE = {**_LOGIT, "plan.allocation": "trade"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "gate_logit coupled, trade": _TRADE,
-    "gate_logit mean, global": {**_LOGIT, "importance.combine": "mean"},
+    "gate_logit mean, global": {
+        **_LOGIT, "importance.combine": "mean", "plan.allocation": "global"
+    },
     "gate_logit coupled, trade, ReLU not in the target": {**_TRADE, "refit": "linear"},
     "gate_logit coupled, trade, plain target": {**_TRADE, "refit": "plain"},
     "l2, global": {"importance.criterion": "l2"},
-    "gate_logit coupled, global": _LOGIT,
+    "gate_logit coupled, global": {**_LOGIT, "plan.allocation": "global"},
     "gate_logit joint, trade": {**_TRADE, "importance.combine": "joint"},
     "gate_logit coupled, trade, at least 8": {**_TRADE, "plan.min_channels": 8},
     "gate_logit coupled, trade, 3 steps": {**_TRADE, "plan.steps": 3},
@@ -68,7 +70,7 @@ SOME = {  # budgets, where not all of them are worth the time
     "gate_logit coupled, trade, ReLU not in the target": (0.5,),
     "gate_logit coupled, trade, plain target": (0.5,),
     "gate_logit coupled, sensitivity": (0.3,), "gate_mean, propagated": (0.5,),
-    "gate_mean, probes": (0.5,), "gate_logit mean, trade": (0.3,),
+    "gate_mean, probes": (0.5,), "gate_logit mean, global": (0.5, 0.3),
     "gate_logit coupled, trade, at least 8": (0.3,), "gate_logit coupled, trade, 3 steps": (0.3,),
     "l2, trade": (0.3,), "uniform": (0.3,), "gate_logit coupled, trade, 6,144 images": (0.7,),
 }  # fmt: skip
