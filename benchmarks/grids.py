@@ -120,6 +120,11 @@ GRIDS = {
         _CPU,
         name="inner",
         networks=("mobilenet_v3_small", "regnety"),
+        methods=(
+            "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2", "gate_logit",
+            "l2", "hessian", "lamp", "taylor", "gate_mean", "l1", "bn_scale", "fpgm", "random",
+            "uniform",
+        ),
         common=(*_SMALL, "finetune.channels_last=true"),
         dense=_DENSE,
     ),
