@@ -220,8 +220,14 @@ def test_safetensors_with_a_header_longer_than_the_file(tmp_path, refuse):
 
 
 @pytest.mark.fault(10)
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"epoch": 3, "model": m, "ema": None}])
-@pytest.mark.parametrize("layout", ["zip", "legacy", "plain"])
+@pytest.mark.parametrize(
+    ("layout", "wrap"),
+    [
+        ("zip", lambda m: {"epoch": 3, "model": m, "ema": None}),
+        ("legacy", lambda m: m),
+        ("plain", lambda m: {"epoch": 3, "model": m, "ema": None}),
+    ],
+)
 def test_a_whole_model_is_converted_in_a_child(tmp_path, refuse, wrap, layout):
     path, out = tmp_path / "w.pth", tmp_path / "w.safetensors"
     model = evil.net()
