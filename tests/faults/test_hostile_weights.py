@@ -226,6 +226,11 @@ def test_safetensors_with_a_header_longer_than_the_file(tmp_path, refuse):
         ("zip", lambda m: {"epoch": 3, "model": m, "ema": None}),
         ("legacy", lambda m: m),
         ("plain", lambda m: {"epoch": 3, "model": m, "ema": None}),
+        pytest.param("zip", lambda m: m, marks=pytest.mark.slow),
+        pytest.param(
+            "legacy", lambda m: {"epoch": 3, "model": m, "ema": None}, marks=pytest.mark.slow
+        ),
+        pytest.param("plain", lambda m: m, marks=pytest.mark.slow),
     ],
 )
 def test_a_whole_model_is_converted_in_a_child(tmp_path, refuse, wrap, layout):
