@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune.evaluation import autocast
-from seprune.groups import analyse
+from seprune.graph.groups import analyse
 from seprune.importance import collecting
 from seprune.models import build
-from seprune.processes import resolve_device
+from seprune.runtime.distributed import resolve_device
+from seprune.runtime.inference import autocast
 from seprune.statistics import CollectOptions
 from seprune.statistics.columns import Layout
+from seprune.statistics.gate_gradients import inspect_units, resolve_couplings
 from seprune.statistics.observe import Observer, Scene
-from seprune.statistics.sensitivity import inspect_units, resolve_couplings
 
 MODELS = ("timm/seresnet50", "torchvision/mobilenet_v3_large", "timm/legacy_senet154")
 RESULTS = Path(__file__).parent / "results"

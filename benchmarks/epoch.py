@@ -22,12 +22,12 @@ import torch
 from collect import hardware, seconds
 from torch.nn import functional as F
 
-from seprune.files import write_json
-from seprune.pipeline.bench import Bench
 from seprune.pipeline.collection import collect
-from seprune.pipeline.subject import open_both
-from seprune.processes import resolve_device
+from seprune.pipeline.context import Bench
+from seprune.pipeline.inputs import open_both
 from seprune.recipe import Recipe, recipe_of
+from seprune.runtime.distributed import resolve_device
+from seprune.runtime.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 CRITERIA = ("gate_mean", "gate_logit", "gate_fisher", "taylor")

@@ -34,8 +34,8 @@ from child import Child  # noqa: E402
 from damage import Damaged, random_steps  # noqa: E402
 from warm import Warm  # noqa: E402
 
-from seprune.files import write_json  # noqa: E402
-from seprune.runs import RunFolder  # noqa: E402
+from seprune.pipeline.run_folder import RunFolder  # noqa: E402
+from seprune.runtime.files import write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")

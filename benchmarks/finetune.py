@@ -37,12 +37,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from seprune.data import DataSettings, Loader, open_data
-from seprune.evaluation import autocast
-from seprune.files import write_json
-from seprune.finetuning import FineTuneSettings, finetune
-from seprune.finetuning.objective import decay_groups
 from seprune.models import build
-from seprune.processes import resolve_device
+from seprune.recovery.finetune import FineTuneSettings, finetune
+from seprune.recovery.finetune.loss import decay_groups
+from seprune.runtime.distributed import resolve_device
+from seprune.runtime.files import write_json
+from seprune.runtime.inference import autocast
 
 RESULTS = Path(__file__).parent / "results"
 

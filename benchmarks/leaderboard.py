@@ -32,16 +32,16 @@ from grids import GRIDS, METHODS, NETWORKS, QUIET, Cell, Grid, cells
 from standings import rank_correlation
 
 from seprune.errors import SepruneError
-from seprune.files import read_json, write_json, write_text
 from seprune.recipe import dump_recipe, load_recipe
+from seprune.runtime.files import read_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
     """The rows of one cell; its run goes on, or is read again, if its folder is there."""
-    from seprune.pipeline import run
-    from seprune.pipeline.sharing import Sharing
+    from seprune.pipeline.run import run
+    from seprune.pipeline.stage_cache import Sharing
 
     folder = home(cell, runs)
     if (folder / "rows.json").is_file():
@@ -127,7 +127,7 @@ def with_stability(
 
 def trained(network: str, grid: Grid, runs: Path, data: Path) -> Path:
     """The dense network, trained once on all of `data` by its recipe for all its cells."""
-    from seprune.pipeline import run
+    from seprune.pipeline.run import run
 
     shorter = (
         f"train.epochs={grid.dense[network]}", "train.warmup_epochs=1", "train.channels_last=true",

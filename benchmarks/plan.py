@@ -27,13 +27,13 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from seprune.budget import make_plan
-from seprune.files import write_json
 from seprune.importance import Scoring, score
-from seprune.latency import device_name
+from seprune.measure.latency import device_name
 from seprune.models import build, input_size
-from seprune.pruning import cuttable, prune
-from seprune.runs import environment
+from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.search import make_plan
+from seprune.runtime.environment import environment
+from seprune.runtime.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 NETWORKS = ("seprune/se_resnet50", "timm/legacy_senet154", "timm/efficientnet_b7")

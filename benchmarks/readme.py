@@ -18,7 +18,7 @@ from typing import Any
 
 import standings
 
-from seprune.files import write_json, write_text
+from seprune.runtime.files import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 NAME = "cifar10-seresnet20"

@@ -28,18 +28,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from seprune.budget import make_plan
 from seprune.data import Data, DataSettings, open_data
-from seprune.evaluation import evaluate
-from seprune.files import write_json
-from seprune.finetuning import FineTuneSettings, finetune
 from seprune.importance import collecting, score
-from seprune.pipeline.subject import Subject, open_subject
-from seprune.plan import PruningPlan
-from seprune.processes import resolve_device
-from seprune.pruning import cuttable, prune
+from seprune.measure.metrics import evaluate
+from seprune.pipeline.inputs import Subject, open_subject
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.search import make_plan
 from seprune.recipe.sections import Model
-from seprune.refitting import RefitOptions, refit
+from seprune.recovery.finetune import FineTuneSettings, finetune
+from seprune.recovery.refit import RefitOptions, refit
+from seprune.runtime.distributed import resolve_device
+from seprune.runtime.files import write_json
 from seprune.statistics import CollectOptions, collect_statistics
 
 RESULTS = Path(__file__).parent / "results"

@@ -26,16 +26,17 @@ import torch
 from collect import hardware
 from torch import nn
 
-from seprune import refitting
 from seprune.data import in_turn
-from seprune.evaluation import evaluate, recalibrate
-from seprune.files import read_json, write_json, write_text
-from seprune.pipeline import steps
-from seprune.pipeline.bench import Bench
+from seprune.measure.metrics import evaluate
+from seprune.pipeline import stages
 from seprune.pipeline.collection import collect
-from seprune.pipeline.subject import open_both
-from seprune.processes import resolve_device
+from seprune.pipeline.context import Bench
+from seprune.pipeline.inputs import open_both
 from seprune.recipe import recipe_of
+from seprune.recovery import refit
+from seprune.recovery.recalibrate import recalibrate
+from seprune.runtime.distributed import resolve_device
+from seprune.runtime.files import read_json, write_json, write_text
 from seprune.statistics import GateStatistics
 
 RESULTS = Path(__file__).parent / "results"
@@ -185,7 +186,7 @@ def best(rows: list[dict[str, Any]], budgets: list[float]) -> str:
 @contextmanager
 def aiming(parts: str) -> Iterator[None]:
     """Refit with less in the targets: no ReLU (`linear`), nor what residual sums need (`plain`)."""
-    whole = refitting.find_targets
+    whole = refit.find_targets
     less = {"whole": {}, "linear": {"rectified": False},
             "plain": {"rectified": False, "branch": None, "other": None}}[parts]  # fmt: skip
 
@@ -193,11 +194,11 @@ def aiming(parts: str) -> Iterator[None]:
         targets, skipped = whole(*given)
         return [replace(target, **less) for target in targets], skipped
 
-    refitting.find_targets = find
+    refit.find_targets = find
     try:
         yield
     finally:
-        refitting.find_targets = whole
+        refit.find_targets = whole
 
 
 class Work:
@@ -233,7 +234,7 @@ class Work:
             self.held[key] = collect(bench) if bench.needs_statistics else None
         began = time.perf_counter()
         with aiming(parts):
-            cut = steps.cut_in_steps(bench, self.held[key], {"macs": macs})
+            cut = stages.cut_in_steps(bench, self.held[key], {"macs": macs})
         row = {
             "variant": name,
             "macs": macs,

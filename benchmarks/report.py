@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seprune.files import write_json
-from seprune.latency import device_name
+from seprune.measure.latency import device_name
 from seprune.pipeline import reporting
-from seprune.pipeline.story import Story
-from seprune.progress import silent
+from seprune.pipeline.run_folder import open_run
+from seprune.pipeline.runner import Story
 from seprune.recipe import dump_recipe, recipe_of
-from seprune.runs import environment, open_run
+from seprune.runtime.environment import environment
+from seprune.runtime.files import write_json
+from seprune.runtime.progress import silent
 
 RESULTS = Path(__file__).parent / "results" / "report.json"
 NETWORKS = ("timm/seresnet50", "timm/legacy_senet154")

@@ -27,10 +27,10 @@ from typing import Any
 
 from support_row import CLOSE, LIMIT_SECONDS
 
-from seprune.files import read_json, write_json, write_text
-from seprune.latency import device_name
+from seprune.measure.latency import device_name
 from seprune.models import NETWORKS
-from seprune.runs import environment
+from seprune.runtime.environment import environment
+from seprune.runtime.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "support.json"

@@ -27,15 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from seprune.budget import make_plan
-from seprune.cost import count, quietly
 from seprune.errors import InputError, SepruneError
-from seprune.groups import Structure
+from seprune.export.pruned_model import Architecture, load, save
+from seprune.graph.groups import Structure
 from seprune.importance import Importance, Scoring, score
+from seprune.measure.flops import count, quietly
 from seprune.models import build, input_size
-from seprune.plan import PruningPlan
-from seprune.pruning import cuttable, prune
-from seprune.saved import Architecture, load, save
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.search import make_plan
 
 SIDE = 128  # of the images, where the network takes them
 BUDGETS = (0.75, 0.5, 0.25)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 
-class _Told(BaseException):
-    """What is said in three parts. `code` names it in docs/errors.md."""
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message; the name of its type if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+class _ThreePartError(BaseException):
+    """What is wrong and where, why, and what to type next. `code` names it in docs/errors.md."""
 
     code = "bug"
     exit_status = 1  # of the operating system's process
@@ -25,7 +30,7 @@ class _Told(BaseException):
         return "\n".join(lines)
 
 
-class SepruneError(_Told, Exception):
+class SepruneError(_ThreePartError, Exception):
     """A foreseeable fault."""
 
 
@@ -57,7 +62,7 @@ class LockedError(SepruneError):
     exit_status = 6
 
 
-class StoppedError(_Told):
+class StoppedError(_ThreePartError):
     """A signal ended the run; its state is saved.
 
     Like KeyboardInterrupt it is no Exception: no `except Exception` around a stranger's forward
@@ -71,7 +76,7 @@ class StoppedError(_Told):
         self.exit_status = 128 + signum
 
 
-class FellowError(SepruneError):
+class PeerError(SepruneError):
     """What ended another process of the same run, and so this one too."""
 
     def __init__(self, what: str, *, why: str, fix: str, code: str, exit_status: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from seprune.groups import Structure
-from seprune.plan import PruningPlan, plan_of
+from seprune.graph.groups import Structure
+from seprune.pruning.plan import PruningPlan, plan_of
 
 
 def random_plan(structure: Structure, seed: int = 0, share: float = 2 / 3) -> PruningPlan:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from seprune.data import open_data
-from seprune.finetuning import FineTuneSettings, evaluate, finetune
+from seprune.measure.metrics import evaluate
+from seprune.recovery.finetune import FineTuneSettings, finetune
 
 
 def tiny(dropout: float = 0.0) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seprune.latency import Latency
+from seprune.measure.latency import Latency
 from seprune.report import Budget, GateSummary, GroupCut, Measurement, Report
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -47,7 +47,13 @@ WRITING = {
     *("torch.save", "torch.jit.save", "np.save", "json.dump", "pickle.dump", "onnx.save"),
     *("shutil.copy", "os.open", "os.replace", "os.write", "Image.save"),
 }
-TORCH_FREE = ("seprune", "seprune.errors", "seprune.files", "seprune.recipe", "seprune.runs")
+TORCH_FREE = (
+    "seprune",
+    "seprune.errors",
+    "seprune.runtime.files",
+    "seprune.recipe",
+    "seprune.pipeline.run_folder",
+)
 LONGEST = 350
 
 

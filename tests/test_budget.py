@@ -13,14 +13,14 @@ from cutting import counted, kept
 from nets import SE, Block, Chain, Inner, Residual, dependent, images
 from torch import nn
 
-from seprune.allocation import Allocation
-from seprune.budget import make_plan
 from seprune.errors import InputError, UsageError
-from seprune.groups import Structure, analyse
+from seprune.graph.groups import Structure, analyse
 from seprune.importance import Importance
-from seprune.plan import PruningPlan
-from seprune.pruning import prune
-from seprune.targets import resolve
+from seprune.pruning.budget import resolve
+from seprune.pruning.constraints import Allocation
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import prune
+from seprune.pruning.search import make_plan
 
 
 def structure_of(width: int = 32) -> Structure:
@@ -343,7 +343,7 @@ def test_a_latency_budget_beside_another_one(latency, tightest):
 
 
 def make_whole(structure: Structure) -> PruningPlan:
-    from seprune.plan import plan_of
+    from seprune.pruning.plan import plan_of
 
     return plan_of(structure.groups, {}, {})
 

@@ -16,9 +16,9 @@ import torch
 
 from seprune import cli
 from seprune.cli import recipes
-from seprune.cost import count
+from seprune.export.pruned_model import load
+from seprune.measure.flops import count
 from seprune.models import build
-from seprune.saved import load
 
 NET = "seprune/se_resnet8"
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from seprune import latency as latency_module
-from seprune.cost import Cost, count, not_counted
 from seprune.errors import EnvironmentFault, InputError
-from seprune.latency import Latency, LayerTime, latency, layer_times, speed_warning
+from seprune.measure import latency as latency_module
+from seprune.measure.flops import Cost, count, not_counted
+from seprune.measure.latency import Latency, LayerTime, latency, layer_times, speed_warning
 
 
 def small_net() -> nn.Sequential:

@@ -10,8 +10,9 @@ import torch_pruning as tp
 from nets import Residual, dependent, images
 from torch import Tensor, nn
 
-from seprune.cut import GateImportance, cut_layer
 from seprune.errors import InputError
+from seprune.integrations.torch_pruning import GateImportance
+from seprune.pruning.surgery import cut_layer
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 
 

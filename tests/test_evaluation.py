@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from seprune.data import open_data
 from seprune.errors import EnvironmentFault, InputError
-from seprune.evaluation import evaluate, recalibrate
-from seprune.processes import resolve_device
+from seprune.measure.metrics import evaluate
+from seprune.recovery.recalibrate import recalibrate
+from seprune.runtime.distributed import resolve_device
 
 
 class Table(nn.Module):

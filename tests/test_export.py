@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seprune import export as exporting
-from seprune.budget import make_plan
 from seprune.data import open_data
 from seprune.errors import EnvironmentFault, InputError, UsageError
-from seprune.export import export, side_by_side
+from seprune.export import onnx as exporting
+from seprune.export.onnx import export, side_by_side
+from seprune.export.pruned_model import Architecture, load, save
 from seprune.importance import Scoring, score
 from seprune.models import build
-from seprune.pruning import cuttable, prune
-from seprune.saved import Architecture, load, save
+from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.search import make_plan
 
 SHAPE = (1, 8, 8)
 NAME = "seprune/se_resnet8"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from seprune import files
 from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime import files
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 def test_kill_9_while_writing_never_leaves_half_a_file(tmp_path):
     """The file is always one of those written whole, whenever the writer dies."""
     script = (
-        "import sys; from pathlib import Path; from seprune.files import write_text\n"
+        "import sys; from pathlib import Path; from seprune.runtime.files import write_text\n"
         "for i in range(10**6):\n"
         "    write_text(Path(sys.argv[1]), str(i % 10) * 100_000); print(i, flush=True)\n"
     )
@@ -262,7 +262,7 @@ def test_equal_tensors_make_equal_files(tmp_path):
 def test_tensors_that_the_kernel_refuses_are_told_like_any_file(tmp_path):
     """The library that writes them has errors of its own; a file-size limit brings them out."""
     script = (
-        "import resource, sys, torch; from pathlib import Path; from seprune import files\n"
+        "import resource, sys, torch; from pathlib import Path; from seprune.runtime import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "fill = files.tensors_of({'a': torch.zeros(5000)}, {})\n"
         "try: files.write_with(Path(sys.argv[1]), fill)\n"

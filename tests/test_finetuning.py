@@ -23,15 +23,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from seprune.data import DataSettings, open_data
 from seprune.errors import EnvironmentFault, InputError, StoppedError, UsageError
-from seprune.finetuning import FineTuneSettings, Teacher, evaluate, finetune
-from seprune.finetuning.features import Features, shared_features
-from seprune.finetuning.generations import Generation, load_generation, save_generation
-from seprune.finetuning.learner import Learner
-from seprune.finetuning.objective import decay_groups, loss_of, mix, rate
-from seprune.finetuning.telling import Now
-from seprune.groups import Member
-from seprune.plan import PlannedGroup, PruningPlan
-from seprune.runs import interrupts
+from seprune.graph.groups import Member
+from seprune.measure.metrics import evaluate
+from seprune.pruning.plan import PlannedGroup, PruningPlan
+from seprune.recovery.finetune import FineTuneSettings, Teacher, finetune
+from seprune.recovery.finetune.checkpoints import Generation, load_generation, save_generation
+from seprune.recovery.finetune.features import Features, shared_features
+from seprune.recovery.finetune.loss import decay_groups, loss_of, mix, rate
+from seprune.recovery.finetune.metrics_log import Now
+from seprune.recovery.finetune.step import Learner
+from seprune.runtime.interrupts import interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -351,7 +352,7 @@ def test_matching_features_pulls_them_together():
 
 
 def test_batches_smaller_than_the_processes_are_refused(monkeypatch):
-    monkeypatch.setattr("seprune.finetuning.job.join", lambda device: (0, 3))
+    monkeypatch.setattr("seprune.recovery.finetune.trainer.join", lambda device: (0, 3))
     with pytest.raises(UsageError, match="batches of 2 images for 3 processes") as caught:
         finetune(tiny(), open_data("digits"), FineTuneSettings(batch_size=2, recalibrate=0))
     assert caught.value.fix == "finetune.batch_size=3, or fewer processes"

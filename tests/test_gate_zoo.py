@@ -9,7 +9,7 @@ import torch
 from nets import images
 from torchvision.models import get_model
 
-from seprune.gates import Gate, find_gates
+from seprune.graph.gates import Gate, find_gates
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,8 +12,8 @@ from spellings import NEGATIVES, SPELLINGS, C, Eca, Film, Frame, Lone, OneLayer,
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.gates import Gate, find_gates
-from seprune.watch import watch
+from seprune.graph.gates import Gate, find_gates
+from seprune.graph.hooks import watch
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,10 +12,10 @@ from nets import DEPENDENT, SE, Chain, Gated, Residual, dependent, images
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.groups import ChannelGroup, analyse, find_groups
-from seprune.labels import joined
-from seprune.pruning import cuttable, prune
-from seprune.rules.evens import partners
+from seprune.graph.channel_ids import joined
+from seprune.graph.groups import ChannelGroup, analyse, find_groups
+from seprune.graph.op_rules.evens import partners
+from seprune.pruning.prune import cuttable, prune
 
 Sides = dict[tuple[str, str], list[list[int]]]
 
@@ -271,13 +271,13 @@ def test_conv_groups_keep_as_many_channels_whatever_is_tied(data):
 
 
 def test_a_rule_that_gives_up_takes_back_what_it_had_done(monkeypatch):
-    from seprune import rules
+    from seprune.graph import op_rules
 
     def clumsy(walker, node):
-        rules.layers.convolution(walker, node)
+        op_rules.layers.convolution(walker, node)
         raise IndexError("list index out of range\nand more")
 
-    monkeypatch.setitem(rules.RULES, "convolution", clumsy)
+    monkeypatch.setitem(op_rules.registry.RULES, "convolution", clumsy)
     structure = analyse(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), images())
     assert {g.reason for g in structure.groups} == {
         "convolution in 0 is used in an unknown way (IndexError: list index out of range)",

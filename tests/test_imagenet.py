@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seprune.pipeline import run
-from seprune.plan import PruningPlan
+from seprune.pipeline.run import run
+from seprune.pruning.plan import PruningPlan
 from seprune.recipe import load_recipe, recipe_folder
 
 NAMES = sorted(p.stem for p in recipe_folder().glob("imagenet-*.yaml"))

@@ -11,15 +11,15 @@ import torch
 from nets import Chain, Inner, LayerScale, Residual, dependent, images
 from torch import Tensor, nn
 
-from seprune.allocation import Allocation
-from seprune.budget import make_plan
 from seprune.errors import InputError, SepruneError, UsageError
-from seprune.groups import ChannelGroup, Structure, analyse
+from seprune.graph.groups import ChannelGroup, Structure, analyse
 from seprune.importance import CRITERIA, Scoring, collecting, criterion, score
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
+from seprune.pruning.constraints import Allocation
+from seprune.pruning.search import make_plan
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
-from seprune.statistics.sensitivity import image_keys, normal
+from seprune.statistics.gate_gradients import image_keys, normal
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -261,7 +261,7 @@ def test_a_bare_scale_alone_says_nothing():
      ("standard", [-(2**0.5), 2**0.5, 0.0, 0.0]), ("rank", [0.0, 0.75, 0.25, 0.5])],
 )  # fmt: skip
 def test_scores_are_normalised_within_their_group(how, expected):
-    from seprune.importance import _normalized
+    from seprune.importance.criteria import _normalized
 
     made = _normalized(torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64), how)
     torch.testing.assert_close(made, torch.tensor(expected, dtype=torch.float64))

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from seprune.cost import count
 from seprune.errors import InputError, UsageError
-from seprune.pipeline import run, steps
-from seprune.pipeline.bench import Bench
+from seprune.export.pruned_model import load
+from seprune.measure.flops import count
+from seprune.pipeline import stages
 from seprune.pipeline.collection import NO_GATES
-from seprune.pipeline.subject import open_both
-from seprune.pruning import prune
+from seprune.pipeline.context import Bench
+from seprune.pipeline.inputs import open_both
+from seprune.pipeline.run import run
+from seprune.pipeline.run_folder import verify
+from seprune.pruning.prune import prune
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read
-from seprune.runs import verify
-from seprune.saved import load
 
 SMALL = (
     "model.name=seprune/se_resnet8",
@@ -177,7 +178,7 @@ def test_a_small_cut_that_an_earlier_one_has_made_already_takes_nothing():
     made = recipe(*words)
     subject, data = open_both(made)
     bench = Bench(made, subject, data)
-    cut = steps.cut_in_steps(bench, None, {"macs": 0.8})
+    cut = stages.cut_in_steps(bench, None, {"macs": 0.8})
     costs = [plan.facts["macs"] for plan in cut.architecture.plans]
     assert len(costs) == 12
     assert any(before == after for before, after in costs)
@@ -197,7 +198,7 @@ def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
         return count(small, self.subject.example(1)).macs / whole
 
     monkeypatch.setattr(Bench, "milliseconds", milliseconds)
-    cut = steps.cut_in_steps(bench, None, {"latency": 0.5, **more})
+    cut = stages.cut_in_steps(bench, None, {"latency": 0.5, **more})
     assert len(cut.architecture.plans) == 3
     assert 0.4 <= count(cut.pruned, subject.example(1)).macs / whole <= 0.5
 

@@ -13,9 +13,9 @@ from cutting import random_plan
 from nets import DEPENDENT, Residual, dependent, images
 
 from seprune.errors import InputError
-from seprune.groups import analyse
-from seprune.plan import PruningPlan, plan_of, with_facts
-from seprune.pruning import cuttable, prune
+from seprune.graph.groups import analyse
+from seprune.pruning.plan import PruningPlan, plan_of, with_facts
+from seprune.pruning.prune import cuttable, prune
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from torch import nn
 from seprune import cli
 from seprune.data import DataSettings, open_data
 from seprune.errors import InputError
-from seprune.groups import Structure, analyse
-from seprune.pipeline import run
+from seprune.graph.groups import Structure, analyse
+from seprune.importance.probes import Probe, ProbeSettings, places, probed, train_probes
 from seprune.pipeline.collection import NO_GATES
-from seprune.probing import Probe, ProbeSettings, places, probed, train_probes
-from seprune.pruning import cuttable
+from seprune.pipeline.run import run
+from seprune.pruning.prune import cuttable
 from seprune.recipe import recipe_of
 
 
@@ -139,7 +139,7 @@ def test_a_network_without_gates_is_pruned_by_its_probes_from_the_command_line(
     found = json.loads(capsys.readouterr().out)
     assert stop.value.code == 0
     assert found["macs_after"] <= 0.5 * found["macs_before"]
-    from seprune.saved import load
+    from seprune.export.pruned_model import load
     from seprune.statistics import GateStatistics
 
     small = load(tmp_path / "small", allow_code=True)

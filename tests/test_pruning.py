@@ -14,9 +14,9 @@ from nets import DEPENDENT, SE, Chain, Gated, Head, Residual, dependent, images
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.groups import analyse
-from seprune.plan import PruningPlan, plan_of
-from seprune.pruning import apply, cuttable, prune
+from seprune.graph.groups import analyse
+from seprune.pruning.plan import PruningPlan, plan_of
+from seprune.pruning.prune import apply, cuttable, prune
 
 INEXACT = {"group norm": "its mean and variance are over a norm group's channels, cut ones too"}
 
@@ -244,9 +244,9 @@ def test_a_search_for_what_can_be_cut_ends_in_time(monkeypatch):
     """After the limit everything that is left stays whole, with the reason."""
     clock = iter([0.0, *[100.0] * 99])
     structure = analyse(model := dependent("hard view"), images())
-    monkeypatch.setattr("seprune.pruning.analyse", lambda *_, **__: structure)
+    monkeypatch.setattr("seprune.pruning.prune.analyse", lambda *_, **__: structure)
     monkeypatch.setattr(
-        "seprune.pruning.time", type("Clock", (), {"monotonic": lambda: next(clock)})
+        "seprune.pruning.prune.time", type("Clock", (), {"monotonic": lambda: next(clock)})
     )
     found = cuttable(model, images(), limit_seconds=60)
     assert not any(g.prunable for g in found.groups)

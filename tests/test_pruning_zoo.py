@@ -15,8 +15,8 @@ from nets import images
 from torch import nn
 from torchvision.models import get_model
 
-from seprune.plan import PruningPlan
-from seprune.pruning import cuttable, prune
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import cuttable, prune
 
 _STANDARD = "its convolutions standardise their weights over the input channels that are left"
 _POSITION = "its gates look at neighbouring channels: cut ones had been neighbours"

@@ -9,10 +9,10 @@ from nets import Inner, Residual, images
 from torch import nn
 
 from seprune.errors import InputError
-from seprune.groups import analyse
-from seprune.plan import plan_of
-from seprune.pruning import prune
-from seprune.refitting import RefitOptions, refit
+from seprune.graph.groups import analyse
+from seprune.pruning.plan import plan_of
+from seprune.pruning.prune import prune
+from seprune.recovery.refit import RefitOptions, refit
 
 EXACT = RefitOptions(ridge=1e-12, device="cpu")
 CPU = RefitOptions(device="cpu")

@@ -14,21 +14,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from seprune import runs
 from seprune.data.loaders import PART, in_threads
 from seprune.errors import EnvironmentFault, InputError, StoppedError, UsageError
-from seprune.files import write_sums, write_text
-from seprune.progress import silent
-from seprune.runs import interrupts, open_run, safe_point, stage_key, unbroken, verify
-from seprune.trace import record
+from seprune.graph.trace import record
+from seprune.pipeline.journal import stage_key
+from seprune.pipeline.run_folder import RunFolder, open_run, verify
+from seprune.runtime.environment import environment
+from seprune.runtime.files import write_sums, write_text
+from seprune.runtime.interrupts import interrupts, safe_point, unbroken
+from seprune.runtime.progress import silent
 
 RECIPE = "name: a\nplan:\n  macs: [0.5]\n  floor: 0.1\ndata:\n  workers: 2\n"
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
 from seprune.errors import SepruneError, StoppedError
-from seprune.files import write_text
-from seprune.runs import interrupts, open_run, safe_point, unbroken
+from seprune.runtime.files import write_text
+from seprune.pipeline.run_folder import open_run
+from seprune.runtime.interrupts import interrupts, safe_point, unbroken
 out = Path(sys.argv[1])
 RECIPE = sys.argv[2]
 def main():
@@ -58,7 +61,7 @@ def finish(process: subprocess.Popen, stdin: str = "") -> str:
     return output
 
 
-def write_stage(run: runs.RunFolder, stage: str, key: str = "k") -> None:
+def write_stage(run: RunFolder, stage: str, key: str = "k") -> None:
     write_text(run.path / f"{stage}.txt", f"content of {stage}\n")
     run.commit(stage, key, files=[f"{stage}.txt"], facts={"top1": 0.5})
 
@@ -115,7 +118,7 @@ def test_a_torn_last_line_is_dropped_and_does_not_swallow_the_next(tmp_path):
         assert run.committed("prune", "k") is None
         write_stage(run, "prune")
         assert run.committed("prune", "k")
-    assert [r.stage for r in runs.RunFolder(tmp_path).records()] == ["start", "plan", "prune"]
+    assert [r.stage for r in RunFolder(tmp_path).records()] == ["start", "plan", "prune"]
 
 
 def test_every_flipped_byte_of_a_journal_line_is_noticed(tmp_path):
@@ -127,7 +130,7 @@ def test_every_flipped_byte_of_a_journal_line_is_noticed(tmp_path):
     begin = whole.index(b"\n") + 1  # after the line that says whose folder it is
     for position in range(begin, whole.index(b"\n", begin), 3):
         journal.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        reread = runs.RunFolder(tmp_path)
+        reread = RunFolder(tmp_path)
         assert reread.committed("plan", "k") is None
         assert reread.committed("prune", "k") is not None
         assert verify(tmp_path) == ["journal.jsonl: line 2 is damaged"]
@@ -135,7 +138,7 @@ def test_every_flipped_byte_of_a_journal_line_is_noticed(tmp_path):
 
 def test_a_folder_of_a_newer_version_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("seprune.runs.journal.FORMAT", 7)
+        patch.setattr("seprune.pipeline.journal.FORMAT", 7)
         with open_run(tmp_path, RECIPE) as run:
             write_stage(run, "plan")
     with pytest.raises(InputError) as caught, open_run(tmp_path, RECIPE):
@@ -262,7 +265,7 @@ def test_of_eight_processes_one_works_and_seven_exit_6(tmp_path):
     finish(winner)
     assert winner.returncode == 0
     assert verify(tmp_path) == []
-    assert runs.RunFolder(tmp_path).committed("a", "k")
+    assert RunFolder(tmp_path).committed("a", "k")
 
 
 def test_a_killed_holder_leaves_no_lock_even_if_its_worker_lives_on(tmp_path):
@@ -433,7 +436,7 @@ def test_nothing_is_committed_after_a_stop_that_a_library_swallowed(tmp_path):
 
     with pytest.raises(StoppedError):
         stage()
-    assert [record.stage for record in runs.RunFolder(tmp_path).records()] == ["start"]
+    assert [record.stage for record in RunFolder(tmp_path).records()] == ["start"]
 
 
 @pytest.mark.fault(29)
@@ -505,14 +508,15 @@ def test_forked_workers_do_not_inherit_the_handling(tmp_path):
 
 def test_environment_without_devices_does_not_import_torch():
     script = (
-        "import sys, seprune.runs as r; r.environment(devices=False); print('torch' in sys.modules)"
+        "import sys, seprune.runtime.environment as r; r.environment(devices=False); "
+        "print('torch' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert output.stdout == "False\n"
 
 
 def test_environment_names_versions_extras_devices_and_the_pair(tmp_path):
-    facts = runs.environment(tmp_path)
+    facts = environment(tmp_path)
     assert facts["packages"]["torch"].startswith("2.")
     assert facts["pair"]["fits"] is True
     assert facts["devices"][0]["device"] == "cpu"
@@ -527,7 +531,9 @@ def test_environment_says_what_to_type_for_a_pair_that_does_not_fit(tmp_path, mo
     (tmp_path / "torchvision").mkdir()
     reason = "operator torchvision::nms does not exist"
     (tmp_path / "torchvision" / "__init__.py").write_text(f"raise RuntimeError({reason!r})\n")
-    script = "import json, seprune.runs as r; print(json.dumps(r.environment()['pair']))"
+    script = (
+        "import json, seprune.runtime.environment as r; print(json.dumps(r.environment()['pair']))"
+    )
     output = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from seprune.checkpoint import load_weights
 from seprune.errors import InputError, UsageError
-from seprune.files import SUMS, check_sums, write_sums
-from seprune.groups import analyse
+from seprune.export.pruned_model import Architecture, load, read_architecture, rebuilt, save
+from seprune.graph.groups import analyse
 from seprune.models import build
-from seprune.plan import PruningPlan
-from seprune.pruning import cuttable, prune
-from seprune.saved import Architecture, load, read_architecture, rebuilt, save
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import cuttable, prune
+from seprune.runtime.files import SUMS, check_sums, write_sums
 
 ROOT = Path(__file__).parents[1]
 NAME = "seprune/se_resnet20"

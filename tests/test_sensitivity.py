@@ -15,17 +15,9 @@ from torch import Tensor, nn
 from seprune import cli
 from seprune.cli.masking import shares_of
 from seprune.errors import InputError, UsageError
-from seprune.evaluation import evaluate
-from seprune.groups import analyse
+from seprune.graph.groups import analyse
 from seprune.importance import Importance, Scoring, score
-from seprune.pipeline import run
-from seprune.plan import plan_of
-from seprune.pruning import cuttable, prune
-from seprune.recipe import recipe_of
-from seprune.report import sensitivity as table
-from seprune.report import terminal
-from seprune.report.measurement import read
-from seprune.sensitivity import (
+from seprune.importance.ablation import (
     SHARES,
     GroupSensitivity,
     Loss,
@@ -36,6 +28,14 @@ from seprune.sensitivity import (
     measure_sensitivity,
     weighed,
 )
+from seprune.measure.metrics import evaluate
+from seprune.pipeline.run import run
+from seprune.pruning.plan import plan_of
+from seprune.pruning.prune import cuttable, prune
+from seprune.recipe import recipe_of
+from seprune.report import sensitivity as table
+from seprune.report import terminal
+from seprune.report.measurement import read
 
 LOOKS_AT_ALL_CHANNELS = {"group norm"}
 

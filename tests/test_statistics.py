@@ -18,17 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from seprune.errors import EnvironmentFault, InputError
-from seprune.gates import find_gates
+from seprune.graph.gates import find_gates
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
-from seprune.statistics.accumulate import (
-    Observed,
-    merge,
-    new_state,
-    summarise,
-    update,
-)
+from seprune.statistics.accumulate import Observed, merge, new_state, summarise, update
 from seprune.statistics.columns import BINS, Layout, midranks
-from seprune.statistics.sensitivity import image_keys, normal, uniform
+from seprune.statistics.gate_gradients import image_keys, normal, uniform
 
 CLASSES = 5
 

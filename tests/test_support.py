@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from seprune.importance import Scoring, score
-from seprune.plan import plan_of
-from seprune.pruning import cuttable
+from seprune.pruning.plan import plan_of
+from seprune.pruning.prune import cuttable
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from seprune import cli, sweep
+from seprune import cli
 from seprune.errors import InputError, UsageError
-from seprune.pipeline import run, story
-from seprune.pipeline.sharing import Sharing
+from seprune.pipeline import runner, sweep
+from seprune.pipeline.run import run
+from seprune.pipeline.run_folder import verify
+from seprune.pipeline.stage_cache import Sharing
 from seprune.report.measurement import read
-from seprune.runs import verify
 
 SMALL = (
     "model.name=seprune/se_resnet8",
@@ -156,8 +157,8 @@ def test_a_crew_that_is_left_takes_its_processes_with_it(tmp_path):
 
 def test_cells_share_training_baseline_and_statistics(tmp_path, monkeypatch):
     collected = []
-    collect = story.collect
-    monkeypatch.setattr(story, "collect", lambda *a, **k: collected.append(1) or collect(*a, **k))
+    collect = runner.collect
+    monkeypatch.setattr(runner, "collect", lambda *a, **k: collected.append(1) or collect(*a, **k))
     trained = [*SMALL[:1], *SMALL[2:], "train.epochs=1", "train.warmup_epochs=0"]
     cells = sweep.cells("quickstart", [*trained, "plan.macs=0.7,0.5"])
     reports = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seprune.latency import Latency
+from seprune.measure.latency import Latency
 from seprune.pipeline import timing
-from seprune.pipeline.bench import Bench
-from seprune.pipeline.subject import open_subject
+from seprune.pipeline.context import Bench
+from seprune.pipeline.inputs import open_subject
 from seprune.recipe import recipe_of
 from seprune.report import Measurement
 
@@ -63,7 +63,7 @@ def test_without_onnx_runtime_only_those_who_ask_hear_of_it(monkeypatch):
     def missing() -> None:
         raise timing.SepruneError("ONNX export needs packages", why="No module named 'onnx'")
 
-    monkeypatch.setattr("seprune.export._extra", missing)
+    monkeypatch.setattr("seprune.export.onnx._extra", missing)
     asked = measured(bench(["onnx"]))[BASE]
     assert {x.note for x in asked} == {"ONNX export needs packages: No module named 'onnx'"}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seprune.errors import InputError
-from seprune.trace import Node, Trace, record
+from seprune.graph.trace import Node, Trace, record
 
 
 def hooks(model: nn.Module) -> int:

@@ -10,8 +10,8 @@ from spellings import SPELLINGS, C, Functional, Lone, Shared
 from test_trace import hooks
 from torch import Tensor, nn
 
-from seprune.gates import Gate, find_gates
-from seprune.watch import flat, tapped, watch
+from seprune.graph.gates import Gate, find_gates
+from seprune.graph.hooks import flat, tapped, watch
 
 Seen = list[tuple[str, Tensor, Tensor | None]]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune import files
 from seprune.checkpoint.read import read_pickled, read_safetensors
 from seprune.checkpoint.sniff import locate
 from seprune.checkpoint.weights import Choice, Weights, load_weights, select
 from seprune.errors import InputError, SepruneError, UsageError
+from seprune.runtime import files
 
 # `-c` puts the user's folder first on the path, where the pickled classes usually live
 _UNWRITTEN = "not written, errno "

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from seprune import files
 from seprune.checkpoint.read import read, read_metadata
 from seprune.checkpoint.sniff import damaged, locate, sniff, unreadable
 from seprune.errors import InputError
+from seprune.runtime import files
 
 Choice = Literal["auto", "raw", "ema"]
 

@@ -36,14 +36,14 @@ def _united() -> AbstractContextManager[None]:
     """Under `torchrun`: the processes end together."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return nullcontext()
-    from seprune.processes import united
+    from seprune.runtime.distributed import united
 
     return united()
 
 
 def main() -> None:
     """Run the command line; the one border where errors become exit statuses."""
-    from seprune.runs import interrupts
+    from seprune.runtime.interrupts import interrupts
 
     try:
         with interrupts(), _united():

@@ -9,7 +9,7 @@ import typer
 
 from seprune.cli import console, options, recipes
 from seprune.errors import InputError, UsageError
-from seprune.runs.journal import JOURNAL
+from seprune.pipeline.journal import JOURNAL
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +36,8 @@ def inspect(
     """
     recipe = options.recipe(network, work, data, collect={"gradients": "none"})
     from seprune.cli import inspecting, opening
-    from seprune.pipeline.bench import Bench
     from seprune.pipeline.collection import collect
+    from seprune.pipeline.context import Bench
 
     if data is None:
         quiet = statistics is None
@@ -228,7 +228,7 @@ def env(json: options.Json = False) -> None:
     Example:
       seprune env --json
     """
-    from seprune.runs import environment
+    from seprune.runtime.environment import environment
 
     facts = environment()
     if json:
@@ -260,7 +260,7 @@ def verify(
     Example:
       seprune verify runs/quickstart
     """
-    from seprune.runs import verify as check
+    from seprune.pipeline.run_folder import verify as check
 
     problems = check(folder)
     for problem in problems:

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from seprune.errors import EnvironmentFault, SepruneError, StoppedError, UsageError
-from seprune.runs import safe_point
+from seprune.runtime.interrupts import safe_point
 
 T = TypeVar("T")
 QUIET_SECONDS = 10.0
@@ -150,7 +150,7 @@ def fault_behind(error: Exception) -> SepruneError | None:
     if complaint is not None or type(error).__name__ == "Abort":
         said = str(complaint()) if complaint is not None else "stopped at a question"
         return UsageError(said, why="the command line is wrong", fix=help_line())
-    from seprune.runs import environment
+    from seprune.runtime.environment import environment
 
     pair = environment()["pair"]
     if pair["fits"]:

@@ -9,8 +9,8 @@ from seprune.pipeline.reporting import gate_summaries
 from seprune.report import measurement, terminal, words
 
 if TYPE_CHECKING:
-    from seprune.groups import Structure
-    from seprune.pipeline.bench import Bench
+    from seprune.graph.groups import Structure
+    from seprune.pipeline.context import Bench
     from seprune.statistics import GateStatistics
 
 

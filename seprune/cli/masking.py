@@ -40,16 +40,16 @@ def sensitivity(
         network, work, data, importance={"criterion": importance}, sensitivity=section
     )
     from seprune.cli import opening, tables
-    from seprune.pipeline import steps
-    from seprune.pipeline.bench import Bench
+    from seprune.pipeline import stages
     from seprune.pipeline.collection import collect
+    from seprune.pipeline.context import Bench
 
     subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
     bench = Bench(recipe, subject, found, console.track)
     held = opening.statistics(statistics, subject)
     if held is None and bench.needs_statistics:
         held = collect(bench)
-    measured = steps.sensitivity(bench, steps.rank(bench, held)).plain()
+    measured = stages.sensitivity(bench, stages.rank(bench, held)).plain()
     if work.json:
         console.give(measured)
     else:

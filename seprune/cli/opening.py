@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seprune.cli import console
-from seprune.pipeline import subject as subjects
-from seprune.pipeline.subject import Subject
-from seprune.processes import join, resolve_device
+from seprune.pipeline import inputs as subjects
+from seprune.pipeline.inputs import Subject
+from seprune.runtime.distributed import join, resolve_device
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:

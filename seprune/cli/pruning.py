@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seprune import saved
 from seprune.cli import console
 from seprune.cli.tables import widths
-from seprune.cost import count
 from seprune.errors import UsageError
-from seprune.pipeline import steps
-from seprune.pipeline.bench import Bench
+from seprune.export import pruned_model
+from seprune.measure.flops import count
+from seprune.pipeline import stages
 from seprune.pipeline.collection import collect
-from seprune.plan import PruningPlan, with_facts
-from seprune.processes import first, join, resolve_device
-from seprune.pruning import prune
+from seprune.pipeline.context import Bench
+from seprune.pruning.plan import PruningPlan, with_facts
+from seprune.pruning.prune import prune
 from seprune.report import words
-from seprune.runs import hold
+from seprune.runtime.distributed import first, join, resolve_device
+from seprune.runtime.lock import hold
 
 if TYPE_CHECKING:
-    from seprune.finetuning import Teacher
+    from seprune.recovery.finetune import Teacher
     from seprune.statistics import GateStatistics
 
 
@@ -54,17 +54,19 @@ class Job:
     def plan_only(self) -> dict[str, Any]:
         """`--dry-run`: the plan and what it would give."""
         seconds = self.prepare()
-        plan = steps.plan(self.bench, steps.rank(self.bench, self.statistics), self.budget())
-        first(lambda: plan.save(self.out / saved.PLANS))
-        console.tell(f"plan: {self.out / saved.PLANS} (nothing else was written)")
+        plan = stages.plan(self.bench, stages.rank(self.bench, self.statistics), self.budget())
+        first(lambda: plan.save(self.out / pruned_model.PLANS))
+        console.tell(f"plan: {self.out / pruned_model.PLANS} (nothing else was written)")
         return told(plan, seconds)
 
     def prune(self) -> dict[str, Any]:
         """Cut, recover, save."""
         seconds = self.prepare()
-        cut = steps.cut_in_steps(self.bench, self.statistics, self.budget())
+        cut = stages.cut_in_steps(self.bench, self.statistics, self.budget())
         kept = {} if self.statistics is None else {"statistics.safetensors": self.statistics.save}
-        first(lambda: saved.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept))
+        first(
+            lambda: pruned_model.save(cut.recovered.cpu(), self.out, cut.architecture, beside=kept)
+        )
         console.tell(f"pruned network: {self.out}")
         return told(cut.plan, {**seconds, **cut.seconds})
 
@@ -87,9 +89,9 @@ def replay(bench: Bench, path: Path, out: Path) -> dict[str, Any]:
     costs = {"macs": [before.macs, after.macs], "params": [before.params, after.params]}
     plan = with_facts(read, **costs)
     seconds = {"prune": time.monotonic() - start}
-    recovered = steps.recover(bench, pruned, plan)
+    recovered = stages.recover(bench, pruned, plan)
     seconds["recover"] = time.monotonic() - start - seconds["prune"]
-    first(lambda: saved.save(recovered.cpu(), out, subject.architecture.cut(plan)))
+    first(lambda: pruned_model.save(recovered.cpu(), out, subject.architecture.cut(plan)))
     console.tell(f"pruned network: {out}")
     return told(plan, seconds)
 
@@ -128,7 +130,7 @@ def tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
 
 
 def _tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
-    from seprune.finetuning import finetune
+    from seprune.recovery.finetune import finetune
 
     subject = bench.subject
     tuned = finetune(
@@ -139,8 +141,8 @@ def _tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
         folder=out,
         track=console.track,
     )
-    first(lambda: saved.save(tuned.model.cpu(), out, subject.architecture))
-    result, numbers = steps.measured(bench, tuned.model), tuned.numbers()
+    first(lambda: pruned_model.save(tuned.model.cpu(), out, subject.architecture))
+    result, numbers = stages.measured(bench, tuned.model), tuned.numbers()
     for line in words.tuning(numbers):
         console.tell(line)
     console.tell(f"top-1 {result['top1']:.4f} on {result['count']:,} images: {out}")

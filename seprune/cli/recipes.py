@@ -63,7 +63,7 @@ def recipes_cp(name: Name, target: Target) -> None:
     Example:
       seprune recipes cp quickstart mine.yaml
     """
-    from seprune.files import write_text
+    from seprune.runtime.files import write_text
 
     if target.exists():
         raise UsageError(f"{target}: exists already", why="nothing is overwritten",

@@ -38,7 +38,7 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
     from seprune.cli import opening
-    from seprune.pipeline import run as carry_out
+    from seprune.pipeline.run import run as carry_out
     from seprune.report import measurement, terminal
 
     opening.tell_device(loaded)
@@ -83,9 +83,9 @@ def collect(
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening
-    from seprune.pipeline.bench import Bench
     from seprune.pipeline.collection import collect
-    from seprune.processes import first
+    from seprune.pipeline.context import Bench
+    from seprune.runtime.distributed import first
 
     both = opening.network_and_data(recipe, allow_code=network.allow_code)
     bench = Bench(recipe, *both, console.track)
@@ -117,13 +117,13 @@ def rank(
     """
     recipe = options.recipe(network, work, importance={"criterion": importance})
     from seprune.cli import opening
-    from seprune.pipeline import steps
-    from seprune.pipeline.bench import Bench
+    from seprune.pipeline import stages
+    from seprune.pipeline.context import Bench
 
     subject = opening.network(recipe, allow_code=network.allow_code)
-    made = steps.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
+    made = stages.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
     if out is not None:
-        from seprune.files import write_text
+        from seprune.runtime.files import write_text
 
         lines = [f"{name},{unit},{float(s)!r}" for name, scores in made.scores.items()
                  for unit, s in enumerate(scores)]  # fmt: skip
@@ -177,7 +177,7 @@ def prune(
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening, pruning
-    from seprune.pipeline.bench import Bench
+    from seprune.pipeline.context import Bench
 
     if data is None:
         subject, found = opening.network(recipe, allow_code=network.allow_code), None
@@ -221,8 +221,8 @@ def finetune(
         section["distill"] = None
     recipe = options.recipe(network, work, data, finetune=section)
     from seprune.cli import opening, pruning
-    from seprune.finetuning import Teacher
-    from seprune.pipeline.bench import Bench
+    from seprune.pipeline.context import Bench
+    from seprune.recovery.finetune import Teacher
 
     subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
     parent = None
@@ -246,7 +246,7 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
     from dataclasses import asdict
 
     from seprune.cli import opening
-    from seprune.evaluation import evaluate as score
+    from seprune.measure.metrics import evaluate as score
 
     subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
     images = found.reporting()

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from seprune import sweep as sweeps
 from seprune.cli import console, options
 from seprune.errors import UsageError
-from seprune.sweep import Cell
+from seprune.pipeline import sweep as sweeps
+from seprune.pipeline.sweep import Cell
 
 
 def register(app: typer.Typer) -> None:
@@ -85,8 +85,8 @@ def _one(
         )
     if workers:
         _end_with_parent()
-    from seprune.pipeline import run
-    from seprune.pipeline.sharing import Sharing
+    from seprune.pipeline.run import run
+    from seprune.pipeline.stage_cache import Sharing
 
     cell = cells[index]
     folder = out / cell.name

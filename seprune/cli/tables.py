@@ -11,9 +11,9 @@ from seprune.report import sensitivity as sensitivities
 from seprune.report import words
 
 if TYPE_CHECKING:
-    from seprune.groups import Structure
+    from seprune.graph.groups import Structure
     from seprune.importance import Importance
-    from seprune.plan import PruningPlan
+    from seprune.pruning.plan import PruningPlan
 
 
 def gates(structure: Structure) -> Table:

@@ -20,9 +20,9 @@ from torchvision.transforms import v2
 
 from seprune.data.augment import Augment, crop_and_flip, cutout, draw, generator, seed_of
 from seprune.data.decode import fit, to_pixels
-from seprune.errors import EnvironmentFault
-from seprune.progress import Track, silent
-from seprune.runs import unbroken
+from seprune.errors import EnvironmentFault, first_line
+from seprune.runtime.interrupts import unbroken
+from seprune.runtime.progress import Track, silent
 
 PART = 1024  # images between two chances to stop
 
@@ -186,7 +186,7 @@ class Decoded:
                 raise
             raise EnvironmentFault(
                 "a data loading worker process died",
-                why=f"{str(error).splitlines()[0]}; most often the machine ran out of memory or of "
+                why=f"{first_line(error)}; most often the machine ran out of memory or of "
                 "shared memory (/dev/shm)",
                 fix="set data.workers=0 or a smaller batch size and run the same command again",
             ) from error

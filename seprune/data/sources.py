@@ -18,7 +18,7 @@ from seprune.data.augment import generator
 from seprune.data.decode import as_mode
 from seprune.data.folders import find_images
 from seprune.data.loaders import Images
-from seprune.errors import InputError
+from seprune.errors import InputError, first_line
 
 # name: the argument that chooses the part, its value for training, its value for reporting
 TORCHVISION: dict[str, tuple[str, Any, Any]] = {
@@ -168,7 +168,7 @@ def _torchvision(source: str, mode: str | None) -> Source:
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         raise InputError(
             f"{source}: torchvision cannot open it",
-            why=str(error).splitlines()[0],
+            why=first_line(error),
             fix=f"download it once: torchvision.datasets.{name}({folder!r}, download=True)",
         ) from error
     mode = mode or ("L" if train[0][0].mode in ("L", "1") else "RGB")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seprune.groups import ChannelGroup, Structure
+from seprune.graph.groups import ChannelGroup, Structure
 
 
 def propagate(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune.groups import ChannelGroup, Member
+from seprune.graph.groups import ChannelGroup, Member
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 WeightScore = Callable[[nn.Module, ChannelGroup, int], Tensor | None]

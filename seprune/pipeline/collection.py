@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from seprune.data import in_turn
 from seprune.errors import InputError
 from seprune.importance import collecting, criterion
-from seprune.pipeline.bench import Bench
-from seprune.pipeline.subject import data_digests
-from seprune.probing import PROBE, probed, train_probes
-from seprune.processes import first
+from seprune.importance.probes import PROBE, probed, train_probes
+from seprune.pipeline.context import Bench
+from seprune.pipeline.inputs import data_digests
+from seprune.runtime.distributed import first
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics, fingerprint
 
 NO_GATES = "no channel gates in this network: unit gates stand in for them everywhere"

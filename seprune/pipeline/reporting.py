@@ -13,18 +13,18 @@ from typing import Any
 from torch import nn
 
 from seprune import report as reports
-from seprune.cost import not_counted
 from seprune.data import Data
-from seprune.files import CARD, read_json, write_text
-from seprune.groups import Structure
+from seprune.graph.groups import Structure
 from seprune.importance import Importance
-from seprune.pipeline.steps import Cut
-from seprune.pipeline.subject import Subject, data_digests
-from seprune.plan import PruningPlan
+from seprune.importance.ablation import Sensitivity
+from seprune.measure.flops import not_counted
+from seprune.pipeline.inputs import Subject, data_digests
+from seprune.pipeline.stages import Cut
+from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import GateSummary, GroupCut, Measurement, Report
-from seprune.runs import environment
-from seprune.sensitivity import Sensitivity
+from seprune.runtime.environment import environment
+from seprune.runtime.files import CARD, read_json, write_text
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10

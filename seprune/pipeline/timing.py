@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from seprune.errors import SepruneError
-from seprune.export import export, open_onnx
-from seprune.latency import Latency, latency, layer_times, noise, speed_warning
-from seprune.pipeline.bench import Bench
-from seprune.processes import out_of_memory
+from seprune.errors import SepruneError, first_line
+from seprune.export.onnx import export, open_onnx
+from seprune.measure.latency import Latency, latency, layer_times, noise, speed_warning
+from seprune.pipeline.context import Bench
 from seprune.report import Measurement
+from seprune.runtime.distributed import out_of_memory
 
 Key = tuple[str, str | None]
 """Stage and budget of a measurement."""
@@ -103,7 +103,7 @@ def _ready(
     except SepruneError as error:
         return ": ".join(filter(None, (error.what, error.why)))
     except Exception as error:  # a compiler and its backends raise whatever they like
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _compiled(

@@ -20,6 +20,8 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from seprune.errors import first_line
+
 LARGEST = 16 * 1024
 """Bytes. The parser is pure Python: this bounds the time that a hostile file takes."""
 DEEPEST = 12
@@ -103,7 +105,7 @@ def read_yaml(path: Path, name: str) -> Document:
         place = document.place(mark.line, mark.column) if mark else place
         message = _explain(str(error.problem))
     except (YAMLError, ValueError) as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
     except OSError as error:
         message = f"cannot be read ({error.strerror})"
     if message:

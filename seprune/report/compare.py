@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from seprune import files
 from seprune.report import words
 from seprune.report.measurement import STAGES, Measurement, Report
+from seprune.runtime import files
 
 
 @dataclass(frozen=True)

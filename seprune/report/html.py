@@ -14,12 +14,12 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from seprune import files
-from seprune.latency import Latency
+from seprune.measure.latency import Latency
 from seprune.report import figures, gate_figures, sensitivity, words
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
 from seprune.report.measurement import Budget, GateSummary, Measurement, Report
+from seprune.runtime import files
 
 SECTIONS = (
     ("summary", "Summary"),

@@ -13,9 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from seprune import files
 from seprune.errors import InputError
-from seprune.latency import Latency
+from seprune.measure.latency import Latency
+from seprune.runtime import files
 
 FORMAT = 1
 _GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")

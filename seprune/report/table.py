@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seprune import files
 from seprune.report.measurement import Budget, GateSummary, GroupCut, Report
+from seprune.runtime import files
 
 Value = float | int | str | bool | None
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seprune.errors import UsageError
-from seprune.latency import Latency
+from seprune.measure.latency import Latency
 from seprune.report import sensitivity, words
 from seprune.report.measurement import Budget, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from seprune.latency import Latency
+from seprune.measure.latency import Latency
 from seprune.report.measurement import Budget, GateSummary, Measurement, Report
 
 DASH = "–"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from seprune.gates import Gate
+from seprune.graph.gates import Gate
 
 _SATURATED = 0.95  # share of a gate's values below 0.05 or above 0.95
 

@@ -15,31 +15,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.evaluation import evaluating
-from seprune.gates import Gate, find_gates
-from seprune.processes import join, resolve_device, united
-from seprune.progress import Track, silent
+from seprune.graph.gates import Gate, find_gates
+from seprune.runtime.distributed import join, resolve_device, united
+from seprune.runtime.inference import evaluating
+from seprune.runtime.progress import Track, silent
 from seprune.statistics.accumulate import all_reduce
-from seprune.statistics.batches import (
-    Pair,
-    count_images,
-    open_batches,
-)
+from seprune.statistics.batches import Pair, count_images, open_batches
 from seprune.statistics.caveats import caveats
 from seprune.statistics.columns import Layout
+from seprune.statistics.gate_gradients import Couplings, Gradients, inspect_units, resolve_couplings
 from seprune.statistics.observe import Observer, Scene
-from seprune.statistics.result import (
-    GateStatistics,
-    described,
-    fingerprint,
-)
+from seprune.statistics.result import GateStatistics, described, fingerprint
 from seprune.statistics.rows import open_rows
-from seprune.statistics.sensitivity import (
-    Couplings,
-    Gradients,
-    inspect_units,
-    resolve_couplings,
-)
 from seprune.statistics.unfinished import Unfinished
 
 _CHECK = 50  # batches between two looks at the device

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import EnvironmentFault, InputError
-from seprune.evaluation import autocast, logits_of
-from seprune.gates import Gate
-from seprune.processes import out_of_memory
+from seprune.graph.gates import Gate
+from seprune.graph.hooks import flat, watch
+from seprune.measure.metrics import logits_of
+from seprune.runtime.distributed import out_of_memory
+from seprune.runtime.inference import autocast
 from seprune.statistics.accumulate import (
     NEVER,
     Observed,
@@ -28,9 +30,7 @@ from seprune.statistics.accumulate import (
     update_sensitivity,
 )
 from seprune.statistics.columns import Layout
-from seprune.statistics.parameters import add_moments, new_moments, summarise_moments
-from seprune.statistics.rows import Rows
-from seprune.statistics.sensitivity import (
+from seprune.statistics.gate_gradients import (
     Coupling,
     Gradients,
     Sensor,
@@ -38,7 +38,8 @@ from seprune.statistics.sensitivity import (
     objective,
     units_of,
 )
-from seprune.watch import flat, watch
+from seprune.statistics.parameters import add_moments, new_moments, summarise_moments
+from seprune.statistics.rows import Rows
 
 WHOLE = "whole"  # in place of a room: the sum over a group
 _ROWS = 256  # samples that wait to be added at once: an update costs much the same for any number

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.gates import Gate
+from seprune.graph.gates import Gate
 from seprune.statistics.stored import read_tensors, write_tensors
 
 Table = dict[str, dict[str, Tensor]]

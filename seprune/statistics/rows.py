@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 from torch import Tensor
 
-from seprune.files import write_with
+from seprune.runtime.files import write_with
 
 
 class Rows:

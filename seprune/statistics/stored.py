@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from seprune.errors import InputError
-from seprune.files import tensors_of, write_with
+from seprune.errors import InputError, first_line
+from seprune.runtime.files import tensors_of, write_with
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ def read_tensors(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str,
     except KeyError as error:
         raise InputError(f"{path}: not {what}", why=f"it has no {error}", fix=fix) from error
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{path}: unreadable {what}", why=reason, fix=fix) from error
 
 

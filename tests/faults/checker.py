@@ -15,11 +15,11 @@ from typing import Any
 
 from reader import tensors, told
 
-from seprune import saved
-from seprune.finetuning.generations import load_generation
-from seprune.plan import PruningPlan
+from seprune.export import pruned_model
+from seprune.pipeline.run_folder import RunFolder, verify
+from seprune.pruning.plan import PruningPlan
+from seprune.recovery.finetune.checkpoints import load_generation
 from seprune.report import measurement
-from seprune.runs import RunFolder, verify
 from seprune.statistics import GateStatistics
 
 
@@ -29,8 +29,8 @@ def look(run: Path, part: str = "") -> dict[str, Any]:
         "statistics.safetensors": lambda: tensors(
             _flat(GateStatistics.load(run / "statistics.safetensors"))
         ),
-        "pruned": lambda: tensors(saved.load(run / "pruned").state_dict()),
-        "finetuned": lambda: tensors(saved.load(run / "finetuned").state_dict()),
+        "pruned": lambda: tensors(pruned_model.load(run / "pruned").state_dict()),
+        "finetuned": lambda: tensors(pruned_model.load(run / "finetuned").state_dict()),
         "finetuned/state": lambda: "read" if load_generation(run / "finetuned/state") else "none",
     }
     # these have no hash of their own, so that people can edit them: they may say something else

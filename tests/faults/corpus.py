@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from seprune.files import write_sums
 from seprune.models import build
+from seprune.runtime.files import write_sums
 
 NET = "seprune/se_resnet8"
 

@@ -14,10 +14,10 @@ import torch
 from child import Child
 from PIL import Image
 
-from seprune.files import write_sums
+from seprune.export.pruned_model import Architecture, save
 from seprune.models import build
 from seprune.recipe import recipe_folder
-from seprune.saved import Architecture, save
+from seprune.runtime.files import write_sums
 
 Step = tuple[str, float, int, bytes]  # kind, where (0 to 1), bit, bytes
 HOW = ("flip", "cut", "extend", "zero", "delete", "copy")

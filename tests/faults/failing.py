@@ -153,8 +153,8 @@ def write_everything(folder: str, content: str) -> None:
     """Each way that seprune has to write, once."""
     import torch
 
-    from seprune import files
     from seprune.errors import SepruneError
+    from seprune.runtime import files
 
     out = Path(folder)
     parts = {

@@ -37,7 +37,7 @@ def import_everything() -> None:
     import torchvision  # noqa: F401
 
     import seprune.report.html
-    from seprune.pipeline.subject import open_both
+    from seprune.pipeline.inputs import open_both
     from seprune.recipe import load_recipe
 
     for module in pkgutil.iter_modules(seprune.cli.__path__, "seprune.cli."):

@@ -19,8 +19,8 @@ import torch
 from seprune.checkpoint import load_weights
 from seprune.data.decode import read_image
 from seprune.errors import SepruneError
+from seprune.export.pruned_model import load
 from seprune.recipe import dump_recipe, load_recipe
-from seprune.saved import load
 
 
 def tensors(held: Mapping[str, torch.Tensor]) -> str:

@@ -22,7 +22,7 @@ from corpus import NET
 from terminal import Ended, Terminal
 from test_strange_networks import NETS, SOON
 
-from seprune.files import write_sums
+from seprune.runtime.files import write_sums
 
 QUICK = (
     f"model.name={NET}", "importance.criterion=l2", "train=null", "prune.recover=none",
@@ -154,8 +154,8 @@ def _unfinished(scene: Scene) -> Ended:
 
 
 def _locked(scene: Scene) -> Ended:
+    from seprune.pipeline.run_folder import open_run
     from seprune.recipe import dump_recipe, load_recipe
-    from seprune.runs import open_run
 
     with open_run(scene.folder / "run", dump_recipe(load_recipe("quickstart", QUICK))):
         return scene("run", "quickstart", *QUICK, "--out", "run")

@@ -9,7 +9,7 @@ from corpus import NET, edited
 from folders import untouched
 from safetensors.torch import load_file, save_file
 
-from seprune.files import write_sums
+from seprune.runtime.files import write_sums
 
 GOOD = f"name: a\ndevice: cpu\nmodel:\n  name: {NET}\ndata:\n  source: digits\n"
 ALIASES = "a0: &a0 [x, x]\n" + "".join(

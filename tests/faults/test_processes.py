@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seprune.pipeline import run
+from seprune.pipeline.run import run
+from seprune.pipeline.run_folder import RunFolder, open_run
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read
-from seprune.runs import RunFolder, open_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

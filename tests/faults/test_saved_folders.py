@@ -10,8 +10,8 @@ import torch
 from folders import untouched
 
 import seprune
-from seprune.files import write_sums
-from seprune.pruning import cuttable
+from seprune.pruning.prune import cuttable
+from seprune.runtime.files import write_sums
 
 pytestmark = pytest.mark.fault(34)
 NET = "seprune/se_resnet8"

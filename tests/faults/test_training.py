@@ -16,9 +16,9 @@ from terminal import Ended, Terminal
 from torch import nn
 
 from seprune.errors import InputError, StoppedError
-from seprune.evaluation import recalibrate
-from seprune.finetuning.generations import load_generation
-from seprune.runs import interrupts
+from seprune.recovery.finetune.checkpoints import load_generation
+from seprune.recovery.recalibrate import recalibrate
+from seprune.runtime.interrupts import interrupts
 
 SMALL = (
     *("--set", "finetune.batch_size=100", "--set", "finetune.recalibrate=64"),
@@ -184,7 +184,7 @@ def test_out_of_memory_while_collecting_halves_the_batch(terminal, tmp_path):
 
 PRESS = """
 import os, signal
-from seprune.finetuning import learner
+from seprune.recovery.finetune import learner
 whole, seen = learner.Learner.step, []
 def step(self, *args, **kwargs):
     seen.append(1)
@@ -196,7 +196,7 @@ learner.Learner.step = step
 """
 WHILE_SAVING = """
 import os, signal
-from seprune.finetuning import generations
+from seprune.recovery.finetune import generations
 whole, seen = generations.sha256, []
 def sha256(path):  # the state is written, the hash that commits it is not
     seen.append(1)

@@ -1,0 +1,1 @@
+"""Networks written to files that others read."""

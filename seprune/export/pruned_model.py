@@ -1,0 +1,258 @@
+"""Pruned models on disk: config.json + model.safetensors + plan.json + SHA256SUMS, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from seprune.checkpoint import check_values
+from seprune.errors import InputError
+from seprune.models import build
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import apply, tied
+from seprune.runtime.files import (
+    Fill,
+    bytes_of,
+    check_sums,
+    json_text,
+    read_json,
+    tensors_of,
+    write_folder,
+)
+
+FORMAT = 1
+CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built again: a name for `models.build`, and the cuts made since.
+
+    `plans` are replayed in order; a pruned network that is pruned again has two.
+    """
+
+    name: str
+    classes: int | None = None
+    input: tuple[int, int, int] | None = None
+    args: Mapping[str, Any] | None = None
+    plans: tuple[PruningPlan, ...] = ()
+
+    def cut(self, plan: PruningPlan) -> Architecture:
+        """The same network after one more cut."""
+        return Architecture(self.name, self.classes, self.input, self.args, (*self.plans, plan))
+
+
+def save(
+    model: nn.Module,
+    folder: Path,
+    architecture: Architecture,
+    *,
+    about: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Fill] | None = None,
+) -> None:
+    """Write `model` to `folder`: all of it, or what was there before.
+
+    Args:
+        about: what else `config.json` should say (classes, preprocessing, scores); JSON types.
+        beside: other files that belong to it.
+
+    Raises:
+        EnvironmentFault: no space or no permission.
+        InputError: weights that are not finite.
+    """
+    folder = Path(folder)
+    tensors = _tensors(model)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    config = json_text(_config(architecture, about or {}))
+    plans = {_plan_name(n): bytes_of(p.dumps().encode()) for n, p in enumerate(architecture.plans)}
+    parts = {WEIGHTS: tensors_of(tensors, {"format": "pt"}), **plans, **(beside or {})}
+    write_folder(folder, {**parts, CONFIG: bytes_of(config.encode())}, need=size + 100_000)
+
+
+def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -> nn.Module:
+    """The network in `folder`: built on the meta device, cut by its plans, loaded strictly.
+
+    Raises:
+        InputError: not such a folder, a file that is damaged, or written by a newer version.
+    """
+    folder = Path(folder)
+    architecture = read_architecture(folder)
+    try:
+        # copies: the file's own memory is not aligned, and kernels then round differently
+        tensors = {n: t.clone() for n, t in load_file(folder / WEIGHTS, device=device).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder / WEIGHTS}: cannot be read",
+            why=str(error),
+            fix="save the model again, or copy the folder again",
+            code="damaged",
+        ) from error
+    try:
+        model = rebuilt(architecture, allow_code=allow_code)
+    except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
+        model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)
+    _fill(model, tensors, folder)
+    if _unfilled(model):  # tensors that only a real build computes (anchors, index tables)
+        model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)
+        _fill(model, tensors, folder)
+    return model.eval()
+
+
+def rebuilt(
+    architecture: Architecture, *, allow_code: bool = False, device: str = "meta"
+) -> nn.Module:
+    """The network of an architecture, cuts included, without its weights."""
+    with torch.device(device):
+        model = build(
+            architecture.name,
+            classes=architecture.classes,
+            input=architecture.input,
+            allow_code=allow_code,
+            **(architecture.args or {}),
+        )
+    for plan in architecture.plans:
+        apply(model, plan)
+    return model
+
+
+def read_architecture(folder: Path | str) -> Architecture:
+    """What `config.json` and the plans of a folder say, once its hashes are found right."""
+    folder = Path(folder)
+    config = read_config(folder)
+    said = {"classes": None, "input": None, "args": {}, "plans": 0} | config["seprune"]
+    _check_entries(folder / CONFIG, said)
+    names = [_plan_name(number) for number in range(said["plans"])]
+    wrong = check_sums(folder, need=[CONFIG, WEIGHTS, *names])
+    if wrong:
+        raise InputError(
+            f"{folder}: {', '.join(wrong)} changed or missing since seprune wrote it",
+            why="the hashes in SHA256SUMS do not match",
+            fix="copy the folder again, or run the stage that wrote it again",
+            code="damaged",
+        )
+    plans = tuple(PruningPlan.load(folder / name) for name in names)
+    shape = tuple(said["input"]) if said["input"] else None
+    return Architecture(said["model"], said["classes"], shape, dict(said["args"]), plans)
+
+
+def _check_entries(path: Path, said: Mapping[str, Any]) -> None:
+    """Whoever wrote `config.json` may have meant harm: nothing but the types that we write."""
+
+    def count(value: Any, least: int, most: int) -> bool:
+        return type(value) is int and least <= value <= most
+
+    shape = said["input"]
+    right = {
+        "model": isinstance(said.get("model"), str),
+        "classes": said["classes"] is None or count(said["classes"], 1, 10**6),
+        "input": shape is None
+        or (isinstance(shape, list) and len(shape) == 3 and all(count(n, 1, 10**5) for n in shape)),
+        "args": isinstance(said["args"], dict)
+        and not {"name", "classes", "input", "allow_code"} & set(said["args"]),
+        "plans": count(said["plans"], 0, 1000),
+    }
+    wrong = [key for key in right if not right[key]]
+    if wrong:
+        raise InputError(
+            f"{path}: seprune.{wrong[0]} is nothing that seprune wrote",
+            why=f"it is {str(said.get(wrong[0]))[:60]!r}",
+            fix="copy the folder again, or run the stage that wrote it again",
+            code="damaged",
+        )
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """`config.json` of a folder that seprune wrote."""
+    path = Path(folder) / CONFIG
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("seprune"), dict):
+        raise InputError(
+            f"{path}: not written by seprune",
+            why="it has no 'seprune' entry",
+            fix="give a folder that `seprune prune --out` wrote",
+            code="not-ours",
+        )
+    if config["seprune"].get("format") != FORMAT:
+        raise InputError(
+            f"{path}: folder format {config['seprune'].get('format')}, this seprune reads {FORMAT}",
+            why="a newer version of seprune wrote it",
+            fix="upgrade seprune: pip install -U seprune",
+            code="newer",
+        )
+    return config
+
+
+def _config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architecture": architecture.name,
+        "num_classes": architecture.classes,
+        "library_name": "seprune",
+        "seprune": {
+            "format": FORMAT,
+            "model": architecture.name,
+            "classes": architecture.classes,
+            "input": list(architecture.input) if architecture.input else None,
+            "args": dict(architecture.args or {}),
+            "plans": len(architecture.plans),
+        },
+        **about,
+    }
+
+
+def _plan_name(number: int) -> str:
+    return PLANS if number == 0 else f"plan-{number + 1}.json"
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and all buffers as safetensors takes them: contiguous, and tied ones apart."""
+    named = {**dict(model.named_buffers()), **model.state_dict()}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in named.items()}
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise InputError(
+            f"the model is not saved: {len(bad)} tensors hold NaN or infinities",
+            why=f"the first is {bad[0]}",
+            fix="go back to the last good weights",
+            code="nonfinite",
+        )
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    named = {**dict(model.named_buffers()), **model.state_dict()}
+    wrong = [n for n in named if n not in tensors or tensors[n].shape != named[n].shape]
+    extra = sorted(set(tensors) - set(named))
+    if wrong or extra:
+        raise InputError(
+            f"{folder}: the weights do not fit the network that its plan makes",
+            why=f"{len(wrong)} tensors missing or of another shape, {len(extra)} not known; "
+            f"first: {(wrong or extra)[0]}",
+            fix="copy the folder again, or install the versions named in its config.json",
+            code="mismatch",
+        )
+    check_values(model, tensors, path=folder / WEIGHTS)
+    state = model.state_dict()
+    with tied(model):
+        model.load_state_dict({n: tensors[n] for n in state}, assign=True)
+    for name in set(named) - set(state):  # buffers that a state dict leaves out
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._buffers[leaf] = tensors[name]
+
+
+def _unfilled(model: nn.Module) -> bool:
+    """Whether a module keeps a tensor outside of parameters and buffers."""
+    held = (v for m in model.modules() for v in vars(m).values())
+    flat = (t for v in held for t in (v if isinstance(v, (list, tuple)) else [v]))
+    return any(isinstance(t, torch.Tensor) and t.is_meta for t in flat)

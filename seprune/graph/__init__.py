@@ -1,0 +1,1 @@
+"""One recorded forward pass of a network, and what follows from it."""

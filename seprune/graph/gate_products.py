@@ -1,0 +1,166 @@
+"""Multiplications of a feature map by a squeezed tensor, and which number meets which channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seprune.graph.channel_ids import Labelling, compact, varying
+from seprune.graph.dataflow import COPIES, PRODUCTS, Flow, base
+from seprune.graph.trace import Node, Ref
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A tensor's elements by number: `samples` says whose they are, `elements` which of its own."""
+
+    batch_dim: int
+    samples: Tensor
+    elements: Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """A gate times a feature map.
+
+    Attributes:
+        gate: the squeezed operand; `root` is the same tensor before it was reshaped.
+        features: the other operand, before it was reshaped.
+        elements: element of one sample of `root` at every position of one sample of `features`.
+        dims: dimensions of `features` along which the gate varies.
+        batch_dim: of `root`.
+    """
+
+    node: Node
+    gate: int
+    root: int
+    features: int
+    elements: Tensor
+    labels: Tensor
+    dims: tuple[int, ...]
+    batch_dim: int
+
+
+def find_products(flow: Flow, labelling: Labelling) -> list[Product]:
+    """Every product of a map with a tensor that holds one value per sample and channel."""
+    return [p for node in flow.trace.nodes for p in _products(flow, labelling, node)]
+
+
+def _products(flow: Flow, labelling: Labelling, node: Node) -> list[Product]:
+    if base(node) not in PRODUCTS:
+        return []
+    pair = [a.value for a in node.args if isinstance(a, Ref)][-2:]
+    for gate, features in (pair, pair[::-1]) if len(pair) == 2 else ():
+        live = gate in flow.depends and features in flow.depends
+        if live and gate in flow.squeezed and features not in flow.squeezed:
+            found = next(_placed(flow, labelling, (node, gate, features)), None)
+            return [found] if found else []
+    return []
+
+
+def _placed(flow: Flow, labelling: Labelling, product: tuple[Node, int, int]) -> Iterator[Product]:
+    """The product for every way to tell samples from channels that fits; the usual one first."""
+    node, gate, features = product
+    chain = flow.strip(gate)
+    origin, moved = _origin(flow, features)
+    shape = flow.trace.shape(origin)
+    wide = flow.trace.shape(features if base(node) == "bmm" else node.outputs[0])
+    if wide != flow.trace.shape(features):  # the features are broadcast: no way back
+        origin, moved, shape = features, None, wide
+    labels = labelling.values[origin].expand(shape)
+    if base(node) == "bmm" and not _branchwise(flow, labelling, gate, features):
+        return
+    for numbers in sampled(flow, chain[0]):
+        samples, elements = (
+            _pulled_back(_aligned(node, gate, flow.positions(chain, ids), wide), moved, shape)
+            for ids in (numbers.samples, numbers.elements)
+        )
+        batch_dim = _batch_dim(flow, origin, samples)
+        if batch_dim < 0:
+            continue
+        one, own = (t.narrow(batch_dim, 0, 1) for t in (elements, labels))
+        dims = tuple(varying(one))
+        if _channelwise(dims, own, batch_dim):
+            root, batch = chain[0], numbers.batch_dim
+            yield Product(node, gate, root, origin, one, own, dims, batch)
+
+
+def sampled(flow: Flow, value: int) -> Iterator[Sampled]:
+    """The readings of a tensor as one row per sample, the usual one (dimension 0) first."""
+    shape, batch = flow.trace.shape(value), flow.trace.batch
+    for d, length in enumerate(shape):
+        if length == batch or (d == 0 and length and length % batch == 0):
+            rows = torch.arange(length) // (length // batch)
+            samples = rows.reshape([-1 if i == d else 1 for i in range(len(shape))])
+            own = [length // batch if i == d else n for i, n in enumerate(shape)]
+            elements = torch.arange(torch.Size(own).numel()).reshape(own)
+            yield Sampled(d, samples.expand(shape), torch.cat([elements] * batch, d))
+
+
+def _origin(flow: Flow, features: int) -> tuple[int, Tensor | None]:
+    """The map before it was reshaped, and where its elements went; None where nothing moved."""
+    chain = flow.strip(features)
+    size = torch.Size(flow.trace.shape(features)).numel()
+    start = len(chain) - 1
+    while start and torch.Size(flow.trace.shape(chain[start - 1])).numel() == size:
+        start -= 1
+    makers = [flow.producer(value) for value in chain[start + 1 :]]
+    if all(node is not None and base(node) in COPIES for node in makers):
+        return chain[start], None
+    shape = flow.trace.shape(chain[start])
+    return chain[start], flow.positions(chain[start:], torch.arange(size).reshape(shape))
+
+
+def _aligned(node: Node, gate: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A gate's numbers in the layout of the features; a matrix product meets them crosswise."""
+    return ids.transpose(1, 2).expand(shape) if base(node) == "bmm" else ids.expand(shape)
+
+
+def _pulled_back(ids: Tensor, moved: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    if moved is None:
+        return ids.expand(shape)
+    made = torch.empty(moved.numel(), dtype=ids.dtype)
+    made[moved.reshape(-1)] = ids.reshape(-1)
+    return _distinct(made.reshape(shape)).expand(shape)
+
+
+def _distinct(ids: Tensor) -> Tensor:
+    """The same numbers with every dimension that repeats them at length 1."""
+    differ = varying(ids)
+    for d in range(ids.dim()):
+        if d not in differ:
+            ids = ids.narrow(d, 0, 1)
+    return ids
+
+
+def _branchwise(flow: Flow, labelling: Labelling, gate: int, features: int) -> bool:
+    """Whether a batched matrix product keeps channels apart: it adds up branches, not channels."""
+    rows, columns = flow.trace.shape(gate)[1:]
+    labels = labelling.values[features].expand(flow.trace.shape(features))
+    return 1 in (rows, columns) and 0 in varying(labels)
+
+
+def _batch_dim(flow: Flow, features: int, samples: Tensor) -> int:
+    """The dimension of the features that counts samples, if the gate's samples go along it."""
+    made = flow.producer(features)
+    stacked = made.args[1] if made and base(made) == "stack" and len(made.args) > 1 else 0
+    stacked = stacked if made and base(made) == "stack" else -1
+    for numbers in sampled(flow, features):
+        d = numbers.batch_dim
+        rows = samples.shape == numbers.samples.shape and samples.shape[d] == flow.trace.batch
+        if d != stacked and rows and torch.equal(_distinct(samples), _distinct(numbers.samples)):
+            return d
+    return -1
+
+
+def _channelwise(dims: tuple[int, ...], labels: Tensor, batch_dim: int) -> bool:
+    """Whether a gate that varies along `dims` varies with the channels of the features."""
+    if not dims:
+        return False
+    differ = varying(labels)
+    if int(compact(labels).max()) <= 0:  # features of unknown origin: go by the usual layout
+        return dims == (1,) and batch_dim == 0 and labels.dim() > 2
+    return bool(differ) and set(differ) <= set(dims) and dims[-1] in differ

@@ -1,0 +1,295 @@
+"""Dependency groups: which channels of which layers must be removed together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from seprune.graph.channel_ids import Labelling, solve
+from seprune.graph.gates import Gate, gates_of
+from seprune.graph.op_rules import label
+from seprune.graph.score_sites import Site, sites
+from seprune.graph.trace import record
+
+Positions: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of one layer: unit u of the group stands at the positions `index[u]`."""
+
+    layer: str
+    side: str  # "out" | "in" | "dimN" of a bare parameter | ".attribute"
+    index: Positions  # (units, positions per unit)
+    total: int  # positions of that side before the cut
+
+
+@dataclass(frozen=True)
+class GateLink:
+    """A gate that scales the group: unit u is scaled by the gate's channels `index[u]`."""
+
+    gate: str
+    index: Positions
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a number per sample stands for the group's channels.
+
+    `kind` is `gate`, or `unit` for a virtual gate of 1 on the output of the module `name`; unit u
+    of the group is its channels `index[u]`. A group made in several layers has one at each.
+    """
+
+    kind: str
+    name: str
+    index: Positions
+    total: int
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are removed together, in `units` (one channel, or one conv group).
+
+    Attributes:
+        name: the first layer that makes these channels.
+        channels: its width.
+        role: `bottleneck` inside an excitation, else `features`.
+        prunable: False with a `reason` if the group is left whole.
+    """
+
+    name: str
+    channels: int
+    units: int
+    members: tuple[Member, ...]
+    gates: tuple[GateLink, ...] = ()
+    sources: tuple[Source, ...] = ()
+    role: str = "features"
+    prunable: bool = True
+    reason: str | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose outputs are these channels."""
+        return tuple(dict.fromkeys(m.layer for m in self.members if m.side != "in"))
+
+
+@dataclass(frozen=True)
+class Term:
+    """A cost that is proportional to the width of every factor.
+
+    A factor is (fixed positions, {group: positions per unit}, all positions).
+    """
+
+    cost: int
+    factors: tuple[tuple[int, Mapping[str, int], int], ...]
+
+    def at(self, kept: Mapping[str, int]) -> int:
+        """The cost with `kept` units in each group."""
+        top, bottom = self.cost, 1
+        for fixed, groups, total in self.factors:
+            top *= fixed + sum(each * kept[name] for name, each in groups.items())
+            bottom *= total
+        return top // bottom
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Everything that a plan needs to know about a network."""
+
+    gates: tuple[Gate, ...]
+    groups: tuple[ChannelGroup, ...]
+    macs: tuple[Term, ...]
+    params: tuple[Term, ...]
+
+    def whole(self) -> dict[str, int]:
+        """Units of every group before the cut."""
+        return {g.name: g.units for g in self.groups}
+
+    def costs(self) -> dict[str, int]:
+        """MACs of one sample and parameters, before the cut."""
+        whole = self.whole()
+        return {"macs": self.macs_at(whole), "params": self.params_at(whole)}
+
+    def macs_at(self, kept: Mapping[str, int]) -> int:
+        """MACs of one sample with `kept` units in each group."""
+        return sum(t.at(kept) for t in self.macs)
+
+    def params_at(self, kept: Mapping[str, int]) -> int:
+        """Parameters with `kept` units in each group."""
+        return sum(t.at(kept) for t in self.params)
+
+
+def find_groups(model: nn.Module, inputs: Any) -> tuple[ChannelGroup, ...]:
+    """The dependency groups of `model`, in the order of the forward pass."""
+    return analyse(model, inputs).groups
+
+
+def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Structure:
+    """Gates, groups and cost terms of `model`, from one recorded forward pass.
+
+    Args:
+        inputs: one batch (two samples are enough), or a tuple of positional arguments.
+
+    Raises:
+        InputError: the forward fails or does not end; names the layer.
+    """
+    trace = record(model, inputs, limit_seconds=limit_seconds)
+    labelling = label(trace, model)
+    gates = gates_of(trace, labelling, model)
+    builder = _Builder(labelling, gates, sites(trace, labelling, gates))
+    groups = builder.groups()
+    return Structure(gates, groups, builder.macs(), builder.params(model))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """Classes of one signature, in the order in which their channels stand in `first`."""
+
+    first: int  # slot
+    slots: tuple[int, ...]
+    classes: tuple[int, ...]
+    reason: str | None
+
+
+class _Builder:
+    def __init__(
+        self, labelling: Labelling, gates: Sequence[Gate], sites: Mapping[int, Site]
+    ) -> None:
+        self.labelling, self.gates, self.sites = labelling, gates, sites
+        self.classes = solve(labelling).numpy()
+        self.held = [self.of(slot.labels) for slot in labelling.slots]
+        self.owner: dict[int, str] = {}  # class -> group
+        self.units: dict[str, int] = {}
+
+    def of(self, labels: Tensor) -> Positions:
+        return np.asarray(self.classes[labels.clamp_min(0).numpy()])
+
+    # -- groups -------------------------------------------------------------------------------
+
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        seen: dict[str, int] = {}
+        made = []
+        for draft in self.drafts():
+            layer = self.labelling.slots[draft.first].layer
+            seen[layer] = seen.get(layer, 0) + 1
+            name = layer if seen[layer] == 1 else f"{layer}#{seen[layer]}"
+            self.owner.update(dict.fromkeys(draft.classes, name))
+            self.units[name] = len(draft.classes)
+            made.append(self.group(name, draft))
+        return tuple(made)
+
+    def drafts(self) -> list[_Draft]:
+        """Channels with the same layers, sides and multiplicities belong to one group."""
+        frozen = self.frozen()
+        signatures: dict[int, list[tuple[int, int]]] = {}
+        for number, held in enumerate(self.held):
+            for name, count in zip(*np.unique(held[held > 0], return_counts=True)):
+                signatures.setdefault(int(name), []).append((number, int(count)))
+        alike: dict[tuple[Any, ...], set[int]] = {}
+        for name, signature in signatures.items():
+            alike.setdefault((frozen.get(name), *signature), set()).add(name)
+        drafts = []
+        for (reason, *signature), names in alike.items():
+            slots = tuple(n for n, _ in signature)
+            makers = [n for n in slots if self.labelling.slots[n].produces]
+            if makers:
+                order = dict.fromkeys(int(c) for c in self.held[makers[0]] if int(c) in names)
+                drafts.append(_Draft(makers[0], slots, tuple(order), reason))
+        return sorted(drafts, key=lambda d: d.first)
+
+    def frozen(self) -> dict[int, str]:
+        reasons: dict[int, str] = {}
+        for labels, reason in self.labelling.frozen:
+            for number in np.unique(self.of(labels)):
+                reasons.setdefault(int(number), reason)
+        return reasons
+
+    def group(self, name: str, draft: _Draft) -> ChannelGroup:
+        members = tuple(self.member(n, draft.classes) for n in draft.slots)
+        slots = [self.labelling.slots[n] for n in draft.slots]
+        channels = members[draft.slots.index(draft.first)].index.size
+        reason = draft.reason or (_one_unit(channels) if len(draft.classes) == 1 else None)
+        inside = {layer for gate in self.gates for layer in gate.excitation}
+        return ChannelGroup(
+            name=name,
+            channels=channels,
+            units=len(draft.classes),
+            members=members,
+            gates=self.links(draft.classes),
+            sources=self.sources(draft),
+            role="bottleneck" if {s.layer for s in slots if s.produces} <= inside else "features",
+            prunable=reason is None,
+            reason=reason,
+        )
+
+    def member(self, number: int, classes: tuple[int, ...]) -> Member:
+        slot, held = self.labelling.slots[number], self.held[number]
+        return Member(slot.layer, slot.side, _positions(held, classes), len(held))
+
+    def links(self, classes: tuple[int, ...]) -> tuple[GateLink, ...]:
+        found = []
+        for gate in self.gates:
+            held = self.of(gate.labels) if gate.labels is not None else np.zeros(0, np.int64)
+            if set(classes) <= set(held.tolist()):
+                found.append(GateLink(gate.name, _positions(held, classes)))
+        return tuple(found)
+
+    def sources(self, draft: _Draft) -> tuple[Source, ...]:
+        found: dict[tuple[str, str], Source] = {}
+        own = [self.sites[n] for n in draft.slots if n in self.sites]
+        outside = [s for s in own if not s.squeezed]  # a gate's own excitation says nothing new
+        for site in outside or own:
+            held = self.of(site.labels)
+            if set(draft.classes) <= set(held.tolist()):
+                index = _positions(held, draft.classes)
+                found.setdefault(
+                    (site.kind, site.name), Source(site.kind, site.name, index, len(held))
+                )
+        return tuple(found.values())
+
+    # -- costs --------------------------------------------------------------------------------
+
+    def macs(self) -> tuple[Term, ...]:
+        return tuple(
+            Term(cost.macs, tuple(self.factor(self.of(f)) for f in cost.factors))
+            for cost in self.labelling.costs
+        )
+
+    def params(self, model: nn.Module) -> tuple[Term, ...]:
+        sides = {(s.layer, s.side): h for s, h in zip(self.labelling.slots, self.held)}
+        terms = []
+        for path, parameter in model.named_parameters():
+            owner, _, leaf = path.rpartition(".")
+            factors = [h for d in range(parameter.dim()) if (path, f"dim{d}") in sides
+                       for h in [sides[path, f"dim{d}"]]]  # fmt: skip
+            out, into = sides.get((owner, "out")), sides.get((owner, "in"))
+            if out is not None and len(out) in parameter.shape[:2]:
+                factors.append(out)
+                if leaf == "weight" and into is not None and owner not in self.labelling.whole:
+                    factors.append(into)
+            terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
+        return tuple(terms)
+
+    def factor(self, held: Positions) -> tuple[int, Mapping[str, int], int]:
+        counts: dict[str, int] = {}
+        for number, count in zip(*np.unique(held, return_counts=True)):
+            name = self.owner.get(int(number), "")
+            counts[name] = counts.get(name, 0) + int(count)
+        fixed = counts.pop("", 0)
+        return fixed, {n: c // self.units[n] for n, c in counts.items()}, len(held)
+
+
+def _one_unit(channels: int) -> str:
+    return "it is a single channel" if channels == 1 else "its channels go together or not at all"
+
+
+def _positions(held: Positions, classes: tuple[int, ...]) -> Positions:
+    """For every class the positions in `held`, ascending: (classes, positions per class)."""
+    by_class = np.argsort(held, kind="stable")
+    starts = np.searchsorted(held[by_class], classes)
+    count = int((held == classes[0]).sum())
+    return np.stack([by_class[s : s + count] for s in starts])

@@ -1,0 +1,203 @@
+"""Read every gate, and the feature map it scales, while a model runs.
+
+Forward hooks on the modules found once by `gates.find_gates`; only a gate that no module returns
+(functional code) needs a look at the functions of its own block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from seprune.graph.gates import Gate
+from seprune.graph.tap_points import Tap
+from seprune.graph.trace import function_name
+
+GateCallback = Callable[[Gate, Tensor, Tensor | None], None]
+TensorCallback = Callable[[Tensor], Tensor | None]
+
+
+@contextmanager
+def watch(model: nn.Module, gates: Sequence[Gate], callback: GateCallback) -> Iterator[None]:
+    """Call `callback(gate, gate_BC, features)` for every gate in every forward.
+
+    `gate_BC` has shape (B, C) and is what the network goes on with: `gate_BC.register_hook` sees
+    the derivative of the loss. `features` is the (B, C, *) map
+    before the gate is applied, or None where no module and no function shows it. All hooks are
+    removed at the end, whatever happens inside.
+    """
+    pending: dict[str, dict[str, Tensor]] = {}
+    taps: list[tuple[Tap, TensorCallback]] = []
+    for gate in gates:
+        if gate.tap is None:
+            continue
+        taps.append((gate.tap, _receiver(gate, "gate", pending, callback)))
+        if gate.features is not None:
+            taps.append((gate.features, _receiver(gate, "features", pending, callback)))
+    fresh = model.register_forward_pre_hook(lambda *_: pending.clear(), prepend=True)
+    try:  # a forward that raised has left half a pair behind
+        with tapped(model, taps):
+            yield
+    finally:
+        fresh.remove()
+
+
+@contextmanager
+def tapped(model: nn.Module, taps: Sequence[tuple[Tap, TensorCallback]]) -> Iterator[None]:
+    """Hand the tensor at every tap to its callback in every forward of `model`.
+
+    The network goes on with the tensor that the callback returns, unless that is None.
+    """
+    by_module: dict[str, list[tuple[Tap, TensorCallback]]] = {}
+    for tap, give in taps:
+        by_module.setdefault(tap.module, []).append((tap, give))
+    calls: dict[str, int] = {}
+    handles = [model.register_forward_pre_hook(lambda *_: calls.clear(), prepend=True)]
+    try:
+        for name, wanted in by_module.items():
+            module = model.get_submodule(name)
+            handles += _hook(module, name, calls, wanted)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(
+    module: nn.Module, name: str, calls: dict[str, int], wanted: list[tuple[Tap, TensorCallback]]
+) -> list[Any]:
+    modes: list[_Functions] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = calls.get(name, 0)
+        calls[name] = call + 1
+        given = _give(wanted, call, "input", (args, kwargs))
+        functions = _functions(wanted, call)
+        if functions:
+            modes.append(_Functions(functions))
+            modes[-1].__enter__()  # type: ignore[no-untyped-call]
+        return given
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        if modes:
+            modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return _give(wanted, calls[name] - 1, "output", output)
+
+    # always_call: a forward that raises must not leave its function mode behind
+    return [
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+
+
+def _give(wanted: list[tuple[Tap, TensorCallback]], call: int, kind: str, tree: Any) -> Any:
+    """Show the wanted tensors of a tree; returns the tree with the new ones, None without any."""
+    here = [(tap, give) for tap, give in wanted if tap.call == call and tap.kind == kind]
+    if not here or tree is None:
+        return None
+    leaves, spec = tree_flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    changed = False
+    for tap, give in here:
+        place = places[tap.index]
+        with torch._C.DisableTorchFunction():
+            new = give(leaves[place])
+        if new is not None:
+            leaves[place], changed = new, True
+    return tree_unflatten(leaves, spec) if changed else None
+
+
+Wanted = dict[tuple[str, int], list[TensorCallback]]
+
+
+def _functions(wanted: list[tuple[Tap, TensorCallback]], call: int) -> Wanted:
+    found: Wanted = {}
+    for tap, give in wanted:
+        if tap.kind == "function" and tap.call == call:
+            found.setdefault((tap.function, tap.index), []).append(give)
+    return found
+
+
+class _Functions(TorchFunctionMode):
+    """Counts the torch functions of one module call as `trace` did, and hands some results on."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            name = function_name(func)
+            self.counts[name] += 1
+            for give in self.wanted.get((name, self.counts[name]), ()):
+                with torch._C.DisableTorchFunction():
+                    new = give(result)
+                result = result if new is None else new
+        return result
+
+
+def _receiver(
+    gate: Gate, part: str, pending: dict[str, dict[str, Tensor]], callback: GateCallback
+) -> TensorCallback:
+    """Collect a gate and its features, whichever comes first, and report them together."""
+
+    def receive(tensor: Tensor) -> Tensor | None:
+        held = pending.setdefault(gate.name, {})
+        held[part], new = (tensor, None) if part == "features" else _through(gate, tensor)
+        if len(held) == (2 if gate.features is not None else 1):
+            del pending[gate.name]
+            callback(gate, held["gate"], held.get("features"))
+        return new
+
+    return receive
+
+
+def flat(gate: Gate, tensor: Tensor) -> Tensor:
+    """A tapped gate tensor as (B, C), in the order of the channels that it scales."""
+    rows = _rows(gate, tensor)
+    if not gate.order:
+        return rows
+    start = _start(gate)
+    return rows[:, list(gate.order)] if start < 0 else rows[:, start : start + gate.channels]
+
+
+def _through(gate: Gate, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gate as (B, C) and, where there is a graph, the tapped tensor made from that."""
+    gate_BC = flat(gate, tensor)
+    if not gate_BC.requires_grad or gate_BC is tensor:
+        return gate_BC, None
+    rows = _rows(gate, tensor)
+    if not gate.order:
+        new = gate_BC
+    elif (start := _start(gate)) >= 0:
+        end = start + gate.channels
+        new = torch.cat([rows[:, :start], gate_BC, rows[:, end:]], 1)
+    else:
+        new = rows.index_copy(1, torch.tensor(gate.order, device=rows.device), gate_BC)
+    dim = gate.tap.batch_dim if gate.tap else 0
+    shape = tensor.movedim(dim, 0).shape
+    return gate_BC, new.reshape(shape).movedim(0, dim)
+
+
+def _rows(gate: Gate, tensor: Tensor) -> Tensor:
+    dim = gate.tap.batch_dim if gate.tap else 0
+    if dim:
+        tensor = tensor.movedim(dim, 0)
+    if not gate.order:
+        return tensor if tensor.dim() == 2 else tensor.reshape(-1, gate.channels)
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def _start(gate: Gate) -> int:
+    """Where a gate lies in one piece in the tapped tensor; -1 if it does not."""
+    first = gate.order[0]
+    return first if gate.order == tuple(range(first, first + gate.channels)) else -1

@@ -1,0 +1,181 @@
+"""Convolutions, linear layers and matrix products: what reads channels and makes new ones."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from seprune.graph.channel_ids import FIXED, NEUTRAL, Slot, Unforeseen, Walker, along, varying
+from seprune.graph.op_rules.elementwise import tie_all
+from seprune.graph.op_rules.views import attribute
+from seprune.graph.trace import Node
+
+
+def convolution(walker: Walker, node: Node) -> None:
+    x, weight = node.args[0].value, node.args[1].value
+    transposed, groups = bool(walker.arg(node, 6)), int(walker.arg(node, 8))
+    shape, kernel = walker.trace.shape(x), walker.trace.shape(weight)
+    outs = kernel[1] * groups if transposed else kernel[0]
+    read = walker.labels(x)
+    channels = along(read, 1)
+    if channels is None:
+        _positional(walker, node, outs)
+        return
+    layer = _layer(walker, node, weight)
+    owned = layer in walker.modules
+    into, out = ("in", "out") if owned else ("dim0", "dim1") if transposed else ("dim1", "dim0")
+    depthwise = groups == shape[1] > 1
+    if transposed and groups > 1 and not (depthwise and outs == groups):
+        raise Unforeseen("conv groups of a transposed convolution")
+    if not owned and groups > 1:
+        if not depthwise or transposed:
+            raise Unforeseen("conv groups of a bare parameter")
+        attribute(walker, node, [groups], [channels])
+    if depthwise:
+        made = channels.repeat_interleave(outs // groups)
+    else:
+        made = walker.fresh(outs)
+        walker.slot(Slot(layer, into, channels, node.id))
+        _conv_groups(walker, layer, groups, channels, made)
+    walker.slot(Slot(layer, out, made, node.id, produces=not depthwise))
+    _cost_of_layer(walker, node, channels, made, groups)
+    walker.set(node, made.view(1, -1, *[1] * (len(shape) - 2)))
+
+
+def _cost_of_layer(walker: Walker, node: Node, channels: Tensor, made: Tensor, groups: int) -> None:
+    whole = groups > 1 and (groups == len(channels) or _whole_blocks(groups, channels, made))
+    walker.cost(node, (made,) if whole else (channels, made))
+
+
+def _whole_blocks(groups: int, channels: Tensor, made: Tensor) -> bool:
+    """Whether a grouped convolution gives up whole conv groups or channels within each."""
+    return groups >= min(len(channels), len(made)) // groups
+
+
+def _conv_groups(walker: Walker, layer: str, groups: int, channels: Tensor, made: Tensor) -> None:
+    """Keep a grouped convolution valid: whole conv groups go, or as many channels of each."""
+    if groups == 1:
+        return
+    ins, outs = channels.reshape(groups, -1), made.reshape(groups, -1)
+    where = f"the conv groups of {layer}"
+    if _whole_blocks(groups, channels, made):
+        walker.result.whole.add(layer)
+        walker.tie(ins, ins[:, :1].expand_as(ins), where)
+        walker.tie(outs, ins[:, :1].expand_as(outs), where)
+    else:
+        walker.result.even += [(ins, where), (outs, where)]
+
+
+def _positional(walker: Walker, node: Node, outs: int) -> None:
+    """A convolution over channel positions (ECA): the order of channels stays, none is mixed."""
+    x, out = node.args[0].value, node.outputs[0]
+    read = walker.labels(x)
+    if outs == walker.trace.shape(x)[1] == 1 and walker.trace.shape(x) == walker.trace.shape(out):
+        walker.set(node, read)
+        walker.cost(node, tuple(v for d in varying(read) if (v := along(read, d)) is not None))
+    else:
+        walker.opaque(node, f"{walker.place(node)} mixes channels and positions")
+
+
+def addmm(walker: Walker, node: Node) -> None:
+    bias, x, weight = (a.value for a in node.args[:3])
+    if not _matmul_parameter(walker, node, x, weight):
+        bmm(walker, node, (x, weight))
+        tie_all(walker, node, [walker.labels(bias), walker.result.values[node.outputs[0]]])
+        return
+    name, _ = walker.parameter_name(bias)
+    if name and walker.modules.get(node.module) is None:
+        made = walker.result.values[node.outputs[0]]
+        walker.tie(walker.labels(bias), along(made, -1), walker.place(node))  # type: ignore[arg-type]
+
+
+def mm(walker: Walker, node: Node) -> None:
+    x, weight = node.args[0].value, node.args[1].value
+    if not _matmul_parameter(walker, node, x, weight):
+        bmm(walker, node, (x, weight))
+
+
+def linear(walker: Walker, node: Node) -> None:
+    x, weight = node.args[0].value, node.args[1].value
+    name, _ = walker.parameter_name(weight)
+    channels = along(walker.labels(x), -1)
+    if not name or channels is None:
+        walker.opaque(node, f"no rule for {walker.place(node)}")
+        return
+    layer = _layer(walker, node, weight)
+    made = walker.fresh(walker.trace.shape(weight)[0])
+    walker.slot(Slot(layer, "in", channels, node.id))
+    walker.slot(Slot(layer, "out", made, node.id, produces=True))
+    walker.cost(node, (channels, made))
+    walker.set(node, made)
+
+
+def _matmul_parameter(walker: Walker, node: Node, x: int, weight: int) -> bool:
+    """`x @ weight`: a linear layer, if the weight is a parameter or comes from one."""
+    name, turned = walker.parameter_name(weight)
+    if weight in walker.result.depends or not name or len(walker.trace.shape(weight)) != 2:
+        return False
+    read = walker.labels(x)
+    outs = walker.trace.shape(node.outputs[0])[-1]
+    channels = along(read, -1)
+    if channels is None:
+        rows = along(read, 0)
+        if rows is None:
+            return False
+        walker.cost(node, (rows,))
+        walker.set(node, rows.view(-1, *[1] * (read.dim() - 1)))  # a layer over positions
+        return True
+    layer = _layer(walker, node, weight, turned)
+    made = walker.fresh(outs)
+    sides = (
+        ("in", "out")
+        if layer in walker.modules
+        else (("dim1", "dim0") if turned else ("dim0", "dim1"))
+    )
+    walker.slot(Slot(layer, sides[0], channels, node.id))
+    walker.slot(Slot(layer, sides[1], made, node.id, produces=True))
+    walker.cost(node, (channels, made))
+    walker.set(node, made)
+    return True
+
+
+def _layer(walker: Walker, node: Node, weight: int, turned: bool = False) -> str:
+    """The name to cut: the module that owns the weight, else the bare parameter's."""
+    module = walker.modules.get(node.module)
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+        return node.module
+    name, _ = walker.parameter_name(weight)
+    owner, _, leaf = name.rpartition(".")
+    if leaf == "weight" and isinstance(
+        walker.modules.get(owner), (nn.modules.conv._ConvNd, nn.Linear)
+    ):
+        return owner
+    if not name:
+        raise Unforeseen("the weight is computed")
+    return name
+
+
+def bmm(walker: Walker, node: Node, pair: tuple[int, int] | None = None) -> None:
+    """A product of two activations: contracted channels are tied, rows and columns go on."""
+    first, second = pair or (node.args[-2].value, node.args[-1].value)
+    a, b = walker.labels(first), walker.labels(second)
+    rows, columns = -2 in _from_end(a), -1 in _from_end(b)
+    inner_a, inner_b = -1 in _from_end(a), -2 in _from_end(b)
+    if (rows and inner_a) or (columns and inner_b) or (rows and columns):
+        raise Unforeseen("a matrix product of channels with channels")
+    left, right = a.narrow(-2, 0, 1).squeeze(-2), b.narrow(-1, 0, 1).squeeze(-1)
+    if inner_a or inner_b:
+        fixed = walker.uniform(FIXED, tuple(left.shape))
+        walker.tie(left if inner_a else fixed, right if inner_b else fixed, walker.place(node))
+    made = walker.uniform(NEUTRAL, walker.trace.shape(node.outputs[0]))
+    if rows:
+        made = a.narrow(-1, 0, 1)
+    elif columns:
+        made = b.narrow(-2, 0, 1)
+    factors = [along(a, -2) if rows else None, along(a, -1) if inner_a else None]
+    factors.append(along(b, -1) if columns else None)
+    walker.cost(node, tuple(f for f in factors if f is not None))
+    walker.set(node, made)
+
+
+def _from_end(labels: Tensor) -> list[int]:
+    return [d - labels.dim() for d in varying(labels)]

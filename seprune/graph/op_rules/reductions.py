@@ -1,0 +1,56 @@
+"""Pooling, padding, resizing, sums and means: positions change or vanish."""
+
+from __future__ import annotations
+
+import torch
+
+from seprune.graph.channel_ids import FIXED, NEUTRAL, Unforeseen, Walker, varying
+from seprune.graph.trace import Node
+
+
+def spatial(walker: Walker, node: Node) -> None:
+    """Pooling, padding, resizing: channels stay, positions change."""
+    read = walker.labels(node.args[0].value)
+    for index, value in enumerate(node.outputs):
+        shape = walker.trace.shape(value)
+        kept = [d for d in varying(read) if shape[d] != read.shape[d]]
+        if len(shape) != read.dim() or kept:
+            raise Unforeseen("channels are resized")
+        narrow = read
+        for d in range(read.dim()):
+            if shape[d] != read.shape[d]:
+                narrow = narrow.narrow(d, 0, 1)
+        walker.set(node, narrow, index)
+
+
+def pad(walker: Walker, node: Node) -> None:
+    read = walker.labels(node.args[0].value)
+    widths = list(node.args[1])
+    moved = {read.dim() - 1 - i // 2 for i, w in enumerate(widths) if w}
+    if moved & set(varying(read)):
+        walker.set(node, torch.constant_pad_nd(read, widths, FIXED))  # their number stays
+    else:
+        spatial(walker, node)
+
+
+def reduce(walker: Walker, node: Node) -> None:
+    """Sums and means: a reduced dimension of one channel disappears, several are mixed."""
+    read = walker.labels(node.args[0].value)
+    named = "norm" in node.op  # the order of the norm stands before the dimensions
+    dims = walker.arg(node, 2 if named else 1, "dim")
+    dims = list(range(read.dim())) if dims is None or dims == [] else dims
+    dims = [d % read.dim() for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    differ = varying(read)
+    for d in dims:
+        if d in differ and set(differ) - set(dims):  # branches are added up: they are coupled
+            walker.tie(read, read.narrow(d, 0, 1).expand_as(read), walker.place(node))
+    narrow = read
+    for d in dims:
+        narrow = narrow.narrow(d, 0, 1)
+    if set(differ) & set(dims) and not set(differ) - set(dims):
+        narrow = walker.uniform(NEUTRAL, tuple(narrow.shape))
+    for index, value in enumerate(node.outputs):
+        shape = walker.trace.shape(value)
+        gone = len(shape) != narrow.dim()
+        made = narrow.squeeze(tuple(dims)) if gone and dims else narrow
+        walker.set(node, made.reshape(shape) if made.numel() == 1 else made, index)

@@ -1,0 +1,121 @@
+"""How every operator carries channel labels: one small function per kind of operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from seprune.errors import first_line
+from seprune.graph.channel_ids import NEUTRAL, Labelling, Unforeseen, Walker
+from seprune.graph.op_rules import elementwise, layers, norms, reductions, views
+from seprune.graph.op_rules.evens import even_out
+from seprune.graph.trace import Node, Trace
+
+Rule = Callable[[Walker, Node], None]
+
+
+def label(trace: Trace, model: nn.Module) -> Labelling:
+    """Send labels through a recorded pass of `model`."""
+    walker = Walker(trace, model)
+    for node in trace.nodes:
+        _step(walker, node)
+    even_out(walker)
+    for value in trace.outputs:
+        walker.freeze(walker.labels(value), "it is an output of the model")
+    return walker.result
+
+
+def _step(walker: Walker, node: Node) -> None:
+    live = walker.depends(node)
+    module = walker.modules.get(node.module)
+    if not live and isinstance(module, nn.modules.conv._ConvNd):
+        for value in node.outputs:  # weight standardisation is the layer's own business
+            walker.result.values[value] = walker.uniform(NEUTRAL, walker.trace.shape(value))
+        return
+    name = node.op.split(".")[1]
+    rule = RULES.get(name) or RULES.get(name.rstrip("_"))
+    if rule is None:
+        walker.opaque(node, f"no rule for {walker.place(node)}")
+        return
+    labels, costs = walker.result.count, len(walker.result.costs)
+    try:
+        rule(walker, node)
+        return
+    except Unforeseen as refusal:
+        why = f"{walker.place(node)}: {refusal}"
+    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+        # shapes and arguments that nobody thought of: the same as an unknown operator
+        first = first_line(error)
+        why = f"{walker.place(node)} is used in an unknown way ({type(error).__name__}: {first})"
+    # what the rule had done before it gave up: nothing of it may be cut or counted
+    walker.freeze(torch.arange(labels + 1, walker.result.count + 1), why)
+    del walker.result.costs[costs:]
+    walker.opaque(node, why)
+
+
+_ELEMENTWISE = (
+    "add sub rsub mul div addcmul addcdiv maximum minimum where pow lerp atan2 remainder "
+    "eq ne lt le gt ge logical_and logical_or masked_fill copy _prelu_kernel prelu bitwise_and"
+)
+_UNARY = (
+    "relu relu6 sigmoid hardsigmoid tanh hardtanh hardswish silu mish gelu elu selu celu "
+    "leaky_relu softplus softsign exp log log1p expm1 sqrt rsqrt reciprocal neg abs square sin cos "
+    "erf sign clamp clamp_min clamp_max threshold softmax _softmax _log_softmax clone detach alias "
+    "_to_copy contiguous dropout native_dropout bernoulli lift_fresh logsigmoid "
+    "log_sigmoid_forward hardshrink softshrink cumsum round floor ceil trunc isnan isfinite "
+    "nan_to_num fill rand_like randn_like zeros_like ones_like empty_like full_like"
+)
+_VIEWS = "permute transpose t unsqueeze squeeze expand cat stack repeat expand_as numpy_T"
+_SPATIAL = (
+    "max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool1d avg_pool3d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d upsample_bilinear2d upsample_nearest2d upsample_bicubic2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest1d upsample_linear1d "
+    "upsample_nearest3d upsample_trilinear3d reflection_pad2d replication_pad2d "
+    "reflection_pad1d replication_pad1d grid_sampler_2d im2col max_pool1d"
+)
+_REDUCTIONS = (
+    "mean sum amax amin max min prod var std logsumexp linalg_vector_norm norm any all median"
+)
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), elementwise.elementwise),
+    **dict.fromkeys(_UNARY.split(), elementwise.unary),
+    **dict.fromkeys(_VIEWS.split(), views.replay),
+    **dict.fromkeys(_SPATIAL.split(), reductions.spatial),
+    **dict.fromkeys(_REDUCTIONS.split(), reductions.reduce),
+    "convolution": layers.convolution,
+    "addmm": layers.addmm,
+    "mm": layers.mm,
+    "linear": layers.linear,
+    "bmm": layers.bmm,
+    "baddbmm": layers.bmm,
+    "native_batch_norm": norms.batch_norm,
+    "_native_batch_norm_legit_no_training": norms.batch_norm,
+    "cudnn_batch_norm": norms.batch_norm,
+    "native_group_norm": norms.group_norm,
+    "native_layer_norm": norms.layer_norm,
+    "view": views.reshape,
+    "_unsafe_view": views.reshape,
+    "reshape": views.reshape,
+    "_reshape_alias": views.reshape,
+    "constant_pad_nd": reductions.pad,
+    "split": views.split,
+    "split_with_sizes": views.split,
+    "slice": views.slice_,
+    "select": views.select,
+    "unbind": views.unbind,
+    "roll": views.still,
+    "flip": views.still,
+    "empty": elementwise.fill,
+    "zeros": elementwise.fill,
+    "ones": elementwise.fill,
+    "full": elementwise.fill,
+    "arange": elementwise.fill,
+    "write_into_view": elementwise.unary,
+    "scalar_tensor": elementwise.fill,
+    "new_zeros": elementwise.fill,
+    "new_empty": elementwise.fill,
+    "new_ones": elementwise.fill,
+}

@@ -1,0 +1,153 @@
+"""Views, splits and joins: labels are rearranged as the tensor was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from seprune.graph.channel_ids import Slot, Unforeseen, Walker, along, varying
+from seprune.graph.trace import Node, Ref
+
+
+def replay(walker: Walker, node: Node) -> None:
+    """A view: do to the labels what was done to the tensor."""
+    overload = _overload(node.op)
+    arguments = tree_map(lambda a: walker.labels(a.value) if isinstance(a, Ref) else a, node.args)
+    keywords = {k: v for k, v in node.kwargs.items() if k in ("dim", "dims", "start", "end")}
+    made = overload(*arguments, **keywords)
+    for index, part in enumerate(made if isinstance(made, (tuple, list)) else [made]):
+        walker.set(node, part, index)
+
+
+def reshape(walker: Walker, node: Node) -> None:
+    read = walker.labels(node.args[0].value)
+    made = read.reshape(walker.trace.shape(node.outputs[0]))
+    for old, new in _regrouped(tuple(read.shape), tuple(made.shape)):
+        wide = [d for d in new if made.shape[d] > 1]
+        if len(wide) < 2 or not set(varying(read)) & set(old):
+            continue
+        if len([d for d in old if read.shape[d] > 1]) > 1:
+            raise Unforeseen("a reshape takes channels and positions apart")
+        last = wide[-1]
+        first = made
+        for d in wide:
+            if d != last:
+                first = first.narrow(d, 0, 1)
+        walker.tie(made, first.expand_as(made), walker.place(node))
+    walker.set(node, made)
+
+
+def _regrouped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Pairs of dimension lists with equal products: how a reshape regroups dimensions."""
+    pairs, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        a = b = 1
+        while True:
+            if a <= b and i < len(old):
+                a *= old[i]
+                left.append(i)
+                i += 1
+            elif j < len(new):
+                b *= new[j]
+                right.append(j)
+                j += 1
+            else:
+                a *= old[i] if i < len(old) else 1
+                i += 1
+            if a == b and left and right:
+                break
+            if i >= len(old) and j >= len(new):
+                break
+        pairs.append((left, right))
+    return pairs
+
+
+def still(walker: Walker, node: Node) -> None:
+    """Order of positions changes (roll, flip): fine unless channels are what moves."""
+    read = walker.labels(node.args[0].value)
+    dims = walker.arg(node, len(node.args) - 1, "dims", [])
+    if {d % read.dim() for d in dims} & set(varying(read)):
+        raise Unforeseen("channels change their order")
+    walker.set(node, read)
+
+
+def _overload(op: str) -> Any:
+    space, name, overload = op.split(".")
+    return getattr(getattr(getattr(torch.ops, space), name), overload)
+
+
+def split(walker: Walker, node: Node) -> None:
+    read = walker.labels(node.args[0].value)
+    dim = walker.arg(node, 2, "dim", 0) % read.dim()
+    replay(walker, node)
+    if varying(read) != [dim]:
+        return
+    parts = [walker.result.values[v] for v in node.outputs]
+    sizes = [p.shape[dim] for p in parts]
+    vectors = [v for p in parts if (v := along(p, dim)) is not None]
+    whole = along(read, dim)
+    named = attribute(walker, node, sizes, vectors)
+    if not named and whole is not None and len(set(sizes)) == 1:  # a part of an attribute
+        attribute(walker, node, [read.shape[dim]], [whole])
+    if len(set(sizes)) == 1:
+        for part in parts[1:]:
+            walker.tie(parts[0], part, walker.place(node))
+    elif not named:
+        walker.freeze(read, f"it is split at fixed positions by {walker.place(node)}")
+
+
+def slice_(walker: Walker, node: Node) -> None:
+    read = walker.labels(node.args[0].value)
+    dim = walker.arg(node, 1, "dim", 0) % read.dim()
+    replay(walker, node)
+    made = walker.result.values[node.outputs[0]]
+    if made.shape[dim] == read.shape[dim] or dim not in varying(read):
+        return
+    vector = along(read, dim)
+    start, end = walker.arg(node, 2, "start") or 0, walker.arg(node, 3, "end")
+    end = read.shape[dim] if end is None else end
+    step = walker.arg(node, 4, "step", 1)
+    cuts = [c for c in (start, end) if 0 < c < read.shape[dim]]
+    named = (
+        vector is not None
+        and step == 1
+        and all(attribute(walker, node, [c], [vector[:c]]) for c in cuts)
+    )
+    if not named:
+        walker.freeze(read, f"it is sliced at fixed positions by {walker.place(node)}")
+
+
+def select(walker: Walker, node: Node) -> None:
+    read = walker.labels(node.args[0].value)
+    dim = walker.arg(node, 1, "dim", 0) % read.dim()
+    if varying(read) == [dim]:
+        walker.freeze(read, f"one channel is picked by {walker.place(node)}")
+    replay(walker, node)
+
+
+def unbind(walker: Walker, node: Node) -> None:
+    """Branches may be taken apart; channels one by one may not."""
+    read = walker.labels(node.args[0].value)
+    if varying(read) == [walker.arg(node, 1, "dim", 0) % read.dim()]:
+        walker.freeze(read, f"channels are taken apart one by one by {walker.place(node)}")
+    replay(walker, node)
+
+
+def attribute(walker: Walker, node: Node, sizes: list[int], parts: list[Tensor]) -> bool:
+    """Find the module attribute that told forward where to split, so that the cut can set it."""
+    module = walker.modules.get(node.module)
+    for name, held in sorted(vars(module).items()) if module is not None else []:
+        if name.startswith("_") or isinstance(held, bool):
+            continue
+        same_list = isinstance(held, (list, tuple)) and list(held) == sizes and len(sizes) > 1
+        same_number = isinstance(held, int) and held == sizes[0] and len(set(sizes)) == 1
+        if same_list or same_number:
+            sides = [f".{name}[{i}]" for i in range(len(parts))] if same_list else [f".{name}"]
+            for side, part in zip(sides, parts):
+                walker.slot(Slot(node.module, side, part, node.id))
+            return True
+    return False

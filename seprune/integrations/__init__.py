@@ -1,0 +1,1 @@
+"""seprune's scores inside other libraries."""

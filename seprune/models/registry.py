@@ -1,0 +1,145 @@
+"""Networks by name: torchvision/NAME, timm/NAME, seprune/NAME, FILE.py:FUNCTION.
+
+A `seprune/` network is one row of a `NETWORKS` table in the file of its family.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from seprune.errors import SepruneError, UsageError
+from seprune.models import inception, plain, residual, usercode, zoos
+
+NETWORKS = residual.NETWORKS | inception.NETWORKS | plain.NETWORKS
+Size = tuple[int, int, int]
+_NOT_HERE = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path"}
+_NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir"}
+
+
+def build(
+    name: str,
+    *,
+    classes: int | None = None,
+    input: Size | None = None,
+    allow_code: bool = False,
+    **args: Any,
+) -> nn.Module:
+    """The network called `name`, with random weights.
+
+    Args:
+        name: torchvision/NAME, timm/NAME, seprune/NAME or FILE.py:FUNCTION.
+        classes: outputs of the classifier; None takes the network's own number.
+        input: (C, H, W) of one image; C is the number of input channels, 3 by default.
+        allow_code: whether FILE.py may be run.
+        args: passed on; for seprune/ networks the fields of `blocks.SE`.
+
+    Raises:
+        UsageError: no such network or argument, or code without `allow_code`.
+        InputError: FILE.py fails or gives something else than a module.
+        EnvironmentFault: timm is not installed.
+    """
+    _check_numbers(classes, input)
+    if usercode.is_code(name):
+        wishes = {"classes": classes, "input": input, **args}
+        return usercode.build(name, wishes, allow_code=allow_code)
+    door, _, rest = name.partition("/")
+    _check_name(name, door, rest)
+    _refuse_weights(name, args)
+    try:
+        if door == "seprune":
+            network = NETWORKS[rest]
+            channels = input[0] if input else network.input[0]
+            return network.make(channels, classes or network.classes, network.settings(name, args))
+        make = zoos.torchvision_model if door == "torchvision" else zoos.timm_model
+        return make(rest, classes, input, args)
+    except (SepruneError, NotImplementedError):  # the latter: not on the meta device
+        raise
+    except Exception as error:  # arguments that a network's own code stumbles over, anyhow
+        raise UsageError(
+            f"{name}: cannot be built with {_spell(classes, input, args)}",
+            why=str(error).partition("\n")[0] or type(error).__name__,
+            fix=f"check these against the documentation of {name}",
+        ) from error
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Names of all networks that can be built here, those with channel gates first.
+
+    A pattern without wildcards is looked for anywhere in the name.
+    """
+    if not set("*?[") & set(pattern):
+        pattern = f"*{pattern}*"
+    found = [f"seprune/{name}" for name in NETWORKS]
+    found += sorted(zoos.names(), key=lambda name: not zoos.gated(name))
+    return [name for name in found if fnmatchcase(name, pattern)]
+
+
+def input_size(name: str, model: nn.Module) -> Size:
+    """(C, H, W) that `name` was published with; C as `model` has it.
+
+    Raises:
+        UsageError: it cannot be inferred (a network of the user's own file).
+    """
+    door, _, rest = name.partition("/")
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    if channels > 4:  # a stem that first folds positions into channels (TResNet)
+        channels = 3
+    if door == "seprune" and rest in NETWORKS:
+        return channels, *NETWORKS[rest].input[1:]
+    if door == "torchvision":
+        return channels, *zoos.torchvision_size(rest, model)
+    if door == "timm":
+        return channels, *zoos.timm_size(model)
+    raise UsageError(
+        f"{name}: its input size is not known",
+        why="only networks of torchvision/, timm/ and seprune/ state one",
+        fix="--input 3x224x224",
+    )
+
+
+def _check_numbers(classes: int | None, input: Size | None) -> None:
+    if classes is not None and classes < 1:
+        raise UsageError(
+            f"classes={classes}: a classifier needs at least one class",
+            why="the number of classes is the width of the last layer",
+            fix="--classes 10",
+        )
+    if input is not None and (len(input) != 3 or min(input) < 1):
+        raise UsageError(
+            f"input={'x'.join(map(str, input))}: not the size of an image",
+            why="it is channels x height x width, each at least 1",
+            fix="--input 3x224x224",
+        )
+
+
+def _refuse_weights(name: str, args: dict[str, Any]) -> None:
+    if given := sorted(_NOT_HERE & set(args)):
+        raise UsageError(
+            f"{name}: {given[0]} is not an argument here",
+            why="a network is built with random weights; nothing is downloaded or read on the way",
+            fix="save the weights to a file and give it with --checkpoint FILE",
+        )
+
+
+def _check_name(name: str, door: str, rest: str) -> None:
+    known = rest in NETWORKS if door == "seprune" else zoos.has(door, rest)
+    if known:
+        return
+    tails: dict[str, list[str]] = {}
+    for full in names():
+        tails.setdefault(full.partition("/")[2], []).append(full)
+    close = [full for tail in get_close_matches(rest or door, tails, 5) for full in tails[tail]]
+    raise UsageError(
+        f"{name}: no such model",
+        why=f"close names: {', '.join(close[:5])}" if close else "nothing here is called like it",
+        fix=f"{close[0]}, or seprune models PATTERN for a list" if close else "seprune models",
+    )
+
+
+def _spell(classes: int | None, input: Size | None, args: dict[str, Any]) -> str:
+    given = {"classes": classes, "input": input} | args
+    return ", ".join(f"{k}={v}" for k, v in given.items() if v is not None) or "its defaults"

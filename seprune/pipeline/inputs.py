@@ -1,0 +1,203 @@
+"""What a recipe is about: the data, and the network with its trained weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from seprune import models
+from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
+from seprune.data import Data, DataSettings, open_data
+from seprune.errors import InputError
+from seprune.export import pruned_model
+from seprune.export.pruned_model import Architecture
+from seprune.graph.trace import record
+from seprune.measure.metrics import logits_of
+from seprune.recipe.sections import Data as DataSection
+from seprune.recipe.sections import Model as ModelSection
+from seprune.recipe.sections import Recipe
+from seprune.runtime.files import sha256
+from seprune.runtime.inference import evaluating
+from seprune.runtime.progress import Track, silent
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network on the CPU, how it is built again, and where its weights came from.
+
+    `digest` is the SHA-256 of the weights file, None for random weights.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    shape: tuple[int, int, int]
+    checkpoint: str | None = None
+    digest: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def example(self, batch: int = 2) -> Tensor:
+        """Two images of noise, for tracing; the same ones every time."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(batch, *self.shape, generator=generator)
+
+
+def open_both(
+    recipe: Recipe, *, allow_code: bool = False, track: Track = silent
+) -> tuple[Subject, Data]:
+    """Network and data of a recipe, each at the other's size; the network has seen one image.
+
+    A saved folder and `model.input` say how large images are, else the data do.
+
+    Raises:
+        InputError: the network does not take these images; names the layer.
+    """
+    section = recipe.model
+    saved_one = _folder(section) is not None
+    if saved_one:
+        subject = open_subject(section, allow_code=allow_code)
+        data = open_section(recipe.data, subject.shape, track=track)
+    else:
+        data = open_section(recipe.data, section.input, track=track)
+        info = data.info
+        subject = open_subject(
+            section,
+            shape=info.input_shape,
+            classes=len(info.classes),
+            seed=recipe.seed,
+            allow_code=allow_code,
+        )
+    outputs = logits_of(run_once(subject.model, subject.example(1))).shape[-1]
+    if outputs != len(data.info.classes):
+        raise InputError(
+            f"the network has {outputs} outputs, the data have {len(data.info.classes)} classes",
+            why=f"{subject.architecture.name} against {data.info.source}",
+            fix=f"use the data it was trained for, or --classes {len(data.info.classes)}",
+            code="classes",
+        )
+    return subject, data
+
+
+def open_section(
+    section: DataSection, shape: tuple[int, int, int] | None, *, track: Track = silent
+) -> Data:
+    """The data of a recipe's data section, at one input size."""
+    given = section.model_dump(exclude={"source"})
+    return open_data(section.source, DataSettings(input=shape, **given), track=track)
+
+
+def run_once(model: nn.Module, images: Tensor) -> object:
+    """What the model gives for these images; a failing forward is named like any other fault."""
+    record(model, images)
+    with evaluating(model), torch.no_grad():
+        return model(images)
+
+
+def open_subject(
+    section: ModelSection,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+    allow_code: bool = False,
+) -> Subject:
+    """The network of a recipe's model section, with its weights.
+
+    Args:
+        shape, classes: of the data, where the section does not say.
+        seed: of the random weights, if there is no checkpoint.
+    """
+    shape, classes = section.input or shape, section.classes or classes
+    folder = _folder(section)
+    if folder is not None:
+        _check_folder(folder, section)
+        return _from_folder(folder, shape, allow_code=allow_code)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = models.build(
+            section.name, classes=classes, input=shape, allow_code=allow_code, **section.args
+        )
+    shape = shape or models.input_size(section.name, model)
+    architecture = Architecture(section.name, classes, shape, dict(section.args))
+    subject = Subject(model.eval(), architecture, shape)
+    return subject if section.checkpoint is None else with_weights(subject, section)
+
+
+def with_weights(subject: Subject, section: ModelSection) -> Subject:
+    """The subject with the weights of the section's checkpoint."""
+    path = Path(section.checkpoint or "")
+    weights = load_weights(path, weights=section.weights)
+    notes = dict.fromkeys((*weights.notes, *apply_weights(subject.model, weights, path=path)))
+    return replace(subject, checkpoint=str(path), digest=weights.sha256, notes=tuple(notes))
+
+
+def _folder(section: ModelSection) -> Path | None:
+    """A folder that seprune wrote, given as the model or where a checkpoint is expected."""
+    for given in (section.checkpoint, section.name):
+        if given and is_pruned_folder(Path(given)):
+            return Path(given)
+    if section.name.startswith((".", "/", "~")) and not section.name.partition(":")[0].endswith(
+        ".py"
+    ):
+        raise InputError(
+            f"{section.name}: not a folder that seprune wrote",
+            why="it lacks config.json with a 'seprune' entry, or model.safetensors",
+            fix="give a folder that `seprune prune --out` wrote, or a name like timm/seresnet18",
+            code="not-ours",
+        )
+    return None
+
+
+def _check_folder(folder: Path, section: ModelSection) -> None:
+    """Refuse a folder that holds another network than the section asks for."""
+    held = pruned_model.read_architecture(folder)
+    asked = section.name
+    if is_pruned_folder(Path(asked)):
+        asked = pruned_model.read_architecture(Path(asked)).name
+    if _resolved(asked) != _resolved(held.name) or (section.args and section.args != held.args):
+        raise InputError(
+            f"{folder}: weights of another architecture",
+            why=f"the folder holds {_spelled(held.name, held.args or {})}, "
+            f"{_spelled(asked, section.args)} is asked for",
+            fix=f"give the folder alone in the place of MODEL: {folder}",
+            code="checkpoint-mismatch",
+        )
+    if section.classes and held.classes and section.classes != held.classes:
+        raise InputError(
+            f"{folder}: weights for {held.classes} classes, the model has {section.classes}",
+            why=f"the folder holds {held.name} for {held.classes} classes",
+            fix=f"--classes {held.classes}",
+            code="checkpoint-classes",
+        )
+
+
+def _resolved(name: str) -> str:
+    """A name of a network; FILE.py:FUNCTION however the path is spelled."""
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else name
+
+
+def _spelled(name: str, args: Mapping[str, object]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in args.items())])
+
+
+def _from_folder(folder: Path, shape: tuple[int, int, int] | None, *, allow_code: bool) -> Subject:
+    architecture = pruned_model.read_architecture(folder)
+    model = pruned_model.load(folder, allow_code=allow_code)
+    shape = architecture.input or shape or models.input_size(architecture.name, model)
+    digest = sha256(folder / pruned_model.WEIGHTS)
+    return Subject(model, architecture, shape, str(folder), digest)
+
+
+def data_digests(data: Data) -> dict[str, str]:
+    """Hashes that keep statistics of different data or preprocessing apart."""
+    info = data.info
+    how = f"{info.input_shape} {info.mean} {info.std} {data.settings.crop}"
+    return {
+        "data": info.fingerprint,
+        "preprocessing": hashlib.sha256(how.encode()).hexdigest(),
+    }

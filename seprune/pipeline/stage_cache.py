@@ -1,0 +1,69 @@
+"""Stages that several runs have in common, each done once and copied to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from seprune.errors import InputError
+from seprune.pipeline.journal import Record
+from seprune.pipeline.run_folder import RunFolder
+from seprune.runtime import files
+from seprune.runtime.distributed import first
+from seprune.runtime.lock import waiting_for
+
+STAGES = ("train", "baseline", "collect")  # what depends on the dense network alone
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A run among others.
+
+    Attributes:
+        folder: where they keep what they share; a folder for each stage and key.
+        crowded: others work on this machine at the same time, so that latencies would be theirs.
+    """
+
+    folder: Path
+    crowded: bool = False
+
+    def once(self, run: RunFolder, name: str, key: str, work: Callable[[], Record]) -> Record:
+        """The stage's record in `run`: taken over from another run, or from `work` and handed on.
+
+        Whoever comes while another run works on the same stage waits for it.
+
+        Raises:
+            InputError: what was taken over is not what was committed.
+        """
+        if name not in STAGES or dist.is_initialized():  # its processes would wait for each other
+            return work()
+        place = self.folder / f"{name}-{key[:12]}"
+        with ExitStack() as stack:
+            first(lambda: stack.enter_context(waiting_for(place)))
+            there = RunFolder(place)
+            record = first(lambda: there.committed(name, key))
+            if record is not None:
+                return first(lambda: _hand_over(record, there, run))
+            made = work()
+            first(lambda: _hand_over(made, run, there))
+            return made
+
+
+def _hand_over(record: Record, giver: RunFolder, taker: RunFolder) -> Record:
+    for name in record.files:
+        files.copy(giver.path / name, taker.path / name)
+    made = taker.commit(
+        record.stage, record.key, files=list(record.files), facts=dict(record.facts)
+    )
+    if made.files != record.files:
+        raise InputError(
+            f"{taker.path}: stage {record.stage} was copied and came out different",
+            why="the files of the two folders do not have the same hashes",
+            fix="check the disk and run the same command again",
+            code="damaged",
+        )
+    return made

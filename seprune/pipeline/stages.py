@@ -1,0 +1,204 @@
+"""The steps of a run, each on plain objects: no folder, no journal, no printing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from seprune.data import in_turn
+from seprune.export.pruned_model import Architecture, rebuilt
+from seprune.importance import Importance, score
+from seprune.importance.ablation import (
+    Sensitivity,
+    SensitivityOptions,
+    measure_sensitivity,
+    weighed,
+)
+from seprune.measure.flops import count
+from seprune.measure.metrics import evaluate
+from seprune.pipeline.collection import collect
+from seprune.pipeline.context import Bench
+from seprune.pruning.budget import fraction, resolve
+from seprune.pruning.constraints import Allocation
+from seprune.pruning.plan import PruningPlan, plan_of
+from seprune.pruning.prune import prune
+from seprune.pruning.search import make_plan
+from seprune.recovery.recalibrate import recalibrate
+from seprune.recovery.refit import RefitOptions, refit
+from seprune.runtime.distributed import first
+from seprune.statistics import GateStatistics
+
+Budget = Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a budget made of a network, before and after it was recovered."""
+
+    importance: Importance
+    plan: PruningPlan
+    pruned: nn.Module
+    recovered: nn.Module
+    architecture: Architecture
+    seconds: Mapping[str, float]
+
+
+def rank(bench: Bench, statistics: GateStatistics | None) -> Importance:
+    """Scores by the recipe's criterion."""
+    made = score(bench.scored, statistics, model=bench.subject.model, scoring=bench.scoring)
+    names = {g.name for g in bench.structure.groups}
+    return replace(made, scores={n: s for n, s in made.scores.items() if n in names})
+
+
+def sensitivity(bench: Bench, importance: Importance) -> Sensitivity:
+    """What the network loses without a part of one group, on validation images."""
+    section, data = bench.recipe.sensitivity, bench.images()
+    loader = data.validation()
+    rows = in_turn(loader.store.labels, loader.rows, seed=bench.recipe.seed)
+    loader.rows = rows[: section.images or 512]
+    return measure_sensitivity(
+        bench.subject.model,
+        bench.structure,
+        importance,
+        loader,
+        options=SensitivityOptions(section.shares, bench.recipe.device),
+        track=bench.track,
+    )
+
+
+def plan(
+    bench: Bench, importance: Importance, budget: Budget, known: Sensitivity | None = None
+) -> PruningPlan:
+    """The plan for one budget; `known`: sensitivities that were measured before."""
+    if bench.recipe.plan.allocation == "sensitivity":
+        importance = weighed(importance, known or sensitivity(bench, importance))
+    said = bench.recipe.plan
+    allocation = Allocation(
+        said.allocation,
+        said.floor,
+        said.min_channels,
+        said.round_to or (8 if bench.device.startswith("cuda") else 1),
+        said.protect,
+        said.bottleneck,
+    )
+    if bench.recipe.plan.steps > 1:
+        budget = left(bench, budget)
+        if not budget:  # an earlier cut could only go so far that nothing is left for this one
+            return plan_of(bench.structure.groups, {}, uncut(bench))
+    return make_plan(
+        bench.structure,
+        importance,
+        allocation=allocation,
+        measure=bench.milliseconds,
+        **dict(budget),
+    )
+
+
+def cut(
+    bench: Bench,
+    statistics: GateStatistics | None,
+    budget: Budget,
+    known: Sensitivity | None = None,
+) -> Cut:
+    """Score, plan, cut and recover once."""
+    clock = _Clock()
+    importance = first(lambda: rank(bench, statistics))
+    clock.lap("score")
+    if known is None and bench.recipe.plan.allocation == "sensitivity":
+        known = sensitivity(bench, importance)
+    made = first(lambda: plan(bench, importance, budget, known))
+    clock.lap("plan")
+    pruned = prune(bench.subject.model, made, bench.subject.example())
+    clock.lap("prune")
+    recovered = recover(bench, pruned, made)
+    clock.lap("recover")
+    architecture = bench.subject.architecture.cut(made)
+    return Cut(importance, made, pruned, recovered, architecture, clock.laps)
+
+
+def recover(bench: Bench, pruned: nn.Module, made: PruningPlan) -> nn.Module:
+    """The pruned network as `prune.recover` wants it."""
+    how, recipe = bench.recipe.prune.recover, bench.recipe
+    if how == "none":
+        return pruned
+    if how == "scratch":
+        with torch.random.fork_rng([]):
+            torch.manual_seed(recipe.seed)
+            return rebuilt(bench.subject.architecture.cut(made), device="cpu")
+    loader = bench.images().calibration(recipe.collect.images, seed=recipe.seed)
+    if how == "bn":
+        return recalibrate(pruned, loader, device=recipe.device, track=bench.track)
+    options = RefitOptions(images=recipe.collect.images, device=recipe.device)
+    parent = bench.subject.model
+    return refit(parent, pruned, made, loader, options=options, track=bench.track).model
+
+
+def cut_in_steps(bench: Bench, statistics: GateStatistics | None, budget: Budget) -> Cut:
+    """`cut` in `plan.steps` cuts, with fresh statistics before each."""
+    seconds = dict[str, float]()
+    *early, last = parts(bench, budget)
+    for part in early:
+        made = cut(bench, statistics, part)
+        for name, value in made.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+        bench = bench.after(made.recovered, made.architecture)
+        statistics = collect(bench) if bench.needs_statistics else None
+    made = cut(bench, statistics, last)
+    total = {n: v + seconds.get(n, 0.0) for n, v in made.seconds.items()}
+    return replace(made, seconds=total)
+
+
+def parts(bench: Bench, budget: Budget) -> list[Budget]:
+    """The budgets of `plan.steps` cuts: equal proportions on the way to the whole budget.
+
+    Latency is a fraction of the network that a cut finds, so each takes the same one.
+    """
+    number, final = bench.recipe.plan.steps, resolve(bench.structure, budget)
+    whole = bench.structure.costs()
+    share: Budget = {}
+    if "latency" in budget:
+        share = {"latency": fraction("latency", budget["latency"]) ** (1 / number)}
+    made: list[Budget] = [
+        {n: int(whole[n] * (t / whole[n]) ** (step / number)) for n, t in final.items()}
+        for step in range(1, number)
+    ]
+    return [{**part, **share} for part in [*made, final]]
+
+
+def left(bench: Bench, budget: Budget) -> Budget:
+    """What of a budget an earlier cut has not met already."""
+    costs = bench.structure.costs()
+    return {n: t for n, t in budget.items() if n not in costs or float(t) < costs[n]}
+
+
+def uncut(bench: Bench) -> dict[str, Any]:
+    """The facts of a plan that removes nothing."""
+    return {name: [cost, cost] for name, cost in bench.structure.costs().items()}
+
+
+def measured(bench: Bench, model: nn.Module) -> dict[str, Any]:
+    """The numbers of a `Measurement` but its stage, budget, size and latency."""
+    reporting = bench.images().reporting()
+    found = evaluate(model, reporting, device=bench.recipe.device, track=bench.track)
+    cost = count(model.cpu(), bench.subject.example(1))
+    numbers = asdict(found) | {"macs": cost.macs, "params": cost.params}
+    return numbers | {"loss": found.loss if math.isfinite(found.loss) else None}
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self.last
+        self.last = now

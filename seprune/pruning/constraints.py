@@ -1,0 +1,83 @@
+"""Where channels may be removed: what stays whole and why, and which groups are ranked together."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from seprune.graph.groups import ChannelGroup, Structure
+from seprune.importance import Importance
+
+SCALED = "SE hidden width: follows its channels"
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Where channels may be removed.
+
+    Attributes:
+        scope: `global`, `isomorphic`, `uniform`, `trade`, `sensitivity`: a trade of scores that
+            `sensitivity.weighed` made, or `auto`: `trade` where scores add up, else `global`.
+        floor: fraction of every group that stays; `min_channels`: channels that stay, by default
+            2 where scores are traded against cost, else 8: a ranking by scores alone is not to be
+            trusted with the last ones.
+        round_to: widths are multiples of this where a group has that many channels.
+        protect: globs of layers and groups that stay whole.
+        bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
+    """
+
+    scope: Literal["auto", "global", "uniform", "isomorphic", "trade", "sensitivity"] = "auto"
+    floor: float = 0.1
+    min_channels: int | None = None
+    round_to: int = 1
+    protect: tuple[str, ...] = ()
+    bottleneck: Literal["keep", "scale", "rank"] = "keep"
+
+    def settled(self, importance: Importance) -> Allocation:
+        """The same with `auto` decided for these scores."""
+        if self.scope != "auto":
+            return self
+        return replace(self, scope="trade" if importance.additive else "global")
+
+    @property
+    def trades(self) -> bool:
+        """Whether units go in the order of score per cost."""
+        return self.scope in ("trade", "sensitivity")
+
+    @property
+    def fewest(self) -> int:
+        """Channels of every group that stay."""
+        return self.min_channels or (2 if self.trades else 8)
+
+
+def why_whole(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
+    """Why a group stays whole, or None."""
+    if not group.prunable:
+        return group.reason
+    names = {group.name, *group.layers}
+    for pattern in allocation.protect:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return f"protected by '{pattern}'"
+    if group.role == "bottleneck" and allocation.bottleneck != "rank":
+        return "SE hidden width: kept" if allocation.bottleneck == "keep" else SCALED
+    return None if group.name in importance.scores else "it has no score"
+
+
+def kind(group: ChannelGroup) -> tuple[Any, ...]:
+    """Groups of the same width and the same kinds of layers are of one kind (2403.14729)."""
+    leaves = tuple(sorted({m.layer.rpartition(".")[2] + m.side for m in group.members}))
+    return (group.role, group.units, leaves)
+
+
+def followers(structure: Structure) -> dict[str, ChannelGroup]:
+    """For every gated group the bottleneck of its gate."""
+    hidden = {layer: g for g in structure.groups if g.role == "bottleneck" for layer in g.layers}
+    found = {}
+    for group in structure.groups:
+        for link in group.gates:
+            gate = next(g for g in structure.gates if g.name == link.gate)
+            for layer in gate.excitation:
+                if layer in hidden and hidden[layer].name != group.name:
+                    found[group.name] = hidden[layer]
+    return found

@@ -1,0 +1,242 @@
+"""Which units of which groups stay: plain data, saved as JSON, edited by hand, replayed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seprune.errors import InputError
+from seprune.graph.groups import ChannelGroup, Member, Positions
+from seprune.runtime.files import read_json, write_text
+
+FORMAT = 1
+_SIDE = re.compile(r"out|in|dim\d|\.[A-Za-z]\w*(\[\d{1,3}\])?")
+_MOST = 10**7  # positions on one side: more than any layer has
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One dependency group in a plan: the kept units, and where they stand in each layer."""
+
+    name: str
+    channels: int
+    units: int
+    keep: tuple[int, ...]
+    members: tuple[Member, ...]
+    reason: str | None = None
+
+    @property
+    def kept_channels(self) -> int:
+        """Width after the cut."""
+        return len(self.keep) * self.channels // self.units
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Layer names and integers.
+
+    Attributes:
+        facts: how the plan came about (budget, criterion, allocation, predicted costs); plain
+            JSON types, read by people and reports and by no code that cuts.
+        trace: the search for the budget, one entry a candidate.
+    """
+
+    groups: tuple[PlannedGroup, ...]
+    facts: Mapping[str, Any]
+    trace: tuple[Mapping[str, Any], ...] = ()
+
+    def widths(self) -> dict[str, list[int]]:
+        """For every group its width before and after."""
+        return {g.name: [g.channels, g.kept_channels] for g in self.groups}
+
+    def layers(self) -> dict[str, dict[str, Positions]]:
+        """For every layer and side that changes, the kept positions, ascending."""
+        removed: dict[tuple[str, str], list[Positions]] = {}
+        totals: dict[tuple[str, str], int] = {}
+        for group in self.groups:
+            gone = sorted(set(range(group.units)) - set(group.keep))
+            for member in group.members if gone else ():
+                key = member.layer, member.side
+                removed.setdefault(key, []).append(member.index[gone].reshape(-1))
+                totals[key] = member.total
+        result: dict[str, dict[str, Positions]] = {}
+        for (layer, side), parts in removed.items():
+            kept = np.setdiff1d(np.arange(totals[layer, side]), np.concatenate(parts))
+            result.setdefault(layer, {})[side] = kept
+        return result
+
+    def annotated(
+        self, reasons: Mapping[str, str | None], trace: Iterable[Mapping[str, Any]]
+    ) -> PruningPlan:
+        """The same cuts, with why groups stay whole and how the budget was searched."""
+        groups = tuple(replace(g, reason=reasons.get(g.name)) for g in self.groups)
+        return replace(self, groups=groups, trace=tuple(trace))
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON, one group a line."""
+        write_text(path, self.dumps())
+
+    def dumps(self) -> str:
+        """The plan as JSON text, one group a line."""
+
+        def lines(items: Iterable[Any]) -> str:
+            return ",\n  ".join(json.dumps(i, ensure_ascii=False, allow_nan=False) for i in items)
+
+        facts = json.dumps(dict(self.facts), ensure_ascii=False, allow_nan=False)
+        groups = lines(_group_json(g) for g in self.groups)
+        return (
+            f'{{"format": {FORMAT},\n "facts": {facts},\n "trace": [\n  {lines(self.trace)}\n ],\n'
+            f' "groups": [\n  {groups}\n ]}}\n'
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            InputError: not a plan, or indices that cannot be; names the line.
+        """
+        return cls.loads(read_json(path), path=path)
+
+    @classmethod
+    def loads(cls, content: Any, *, path: Path) -> PruningPlan:
+        """A plan from its JSON content; `path` is named in errors."""
+        if not isinstance(content, dict) or not isinstance(content.get("groups"), list):
+            raise InputError(f"{path}: not a pruning plan", why="it has no list of groups",
+                             fix="make one with: seprune prune MODEL --dry-run --out DIR",
+                             code="plan")  # fmt: skip
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{path}: a plan of format {content.get('format')}",
+                why=f"this seprune reads format {FORMAT}",
+                fix="upgrade seprune: pip install -U seprune",
+                code="newer",
+            )
+        groups = tuple(_read_group(g, path) for g in content["groups"])
+        facts, trace = content.get("facts") or {}, content.get("trace") or []
+        if not isinstance(facts, dict) or not isinstance(trace, list):
+            raise InputError(f"{path}: not a pruning plan",
+                             why="'facts' is no mapping or 'trace' no list",
+                             fix="restore the file, or make the plan again",
+                             code="plan")  # fmt: skip
+        return cls(groups, facts, tuple(trace))
+
+
+def plan_of(
+    groups: Iterable[ChannelGroup], keep: Mapping[str, Iterable[int]], facts: Mapping[str, Any]
+) -> PruningPlan:
+    """A plan that keeps the given units; groups that are not named stay whole."""
+    planned = []
+    for group in groups:
+        units = tuple(sorted(keep.get(group.name, range(group.units))))
+        planned.append(
+            PlannedGroup(
+                group.name, group.channels, group.units, units, group.members, group.reason
+            )
+        )
+    return PruningPlan(tuple(planned), dict(facts))
+
+
+def with_facts(plan: PruningPlan, **facts: Any) -> PruningPlan:
+    """The same cuts with more facts."""
+    return replace(plan, facts={**plan.facts, **facts})
+
+
+def _group_json(group: PlannedGroup) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "channels": group.channels,
+        "units": group.units,
+        "reason": group.reason,
+        "keep": list(group.keep),
+        "members": [
+            {"layer": m.layer, "side": m.side, "total": m.total, **_index_json(m.index)}
+            for m in group.members
+        ],
+    }
+
+
+def _index_json(index: Positions) -> dict[str, Any]:
+    """`at` (and `each`) for channels that stand in a row, else every position."""
+    first, each = int(index.flat[0]), index.shape[1]
+    row = np.arange(index.size).reshape(index.shape) + first
+    if np.array_equal(index, row):
+        return {"at": first} if each == 1 else {"at": first, "each": each}
+    return {"index": index.tolist()}
+
+
+def _read_group(entry: Any, path: Path) -> PlannedGroup:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    try:
+        members = tuple(_read_member(m, int(entry["units"])) for m in entry["members"])
+        group = PlannedGroup(
+            str(name), int(entry["channels"]), int(entry["units"]),
+            tuple(entry["keep"]), members, entry.get("reason"),
+        )  # fmt: skip
+    except KeyError as error:
+        raise _impossible(path, str(name), f"it has no {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _impossible(path, str(name), str(error)) from error
+    _check_group(group, path)
+    return group
+
+
+def _read_member(entry: Mapping[str, Any], units: int) -> Member:
+    total, side = int(entry["total"]), str(entry["side"])
+    if not _SIDE.fullmatch(side):
+        raise ValueError(f"'{side}' is no side of a layer")
+    if not 0 < units <= total <= _MOST:
+        raise ValueError(f"{units} units do not fit into {total}")
+    if "index" in entry:
+        index = np.asarray(entry["index"], dtype=np.int64).reshape(units, -1)
+    else:
+        each = int(entry.get("each", 1))
+        if not 0 < units * each <= total:
+            raise ValueError(f"{units} units of {each} do not fit into {total}")
+        index = np.arange(units * each, dtype=np.int64).reshape(units, each) + int(entry["at"])
+    return Member(str(entry["layer"]), side, index, total)
+
+
+def _check_group(group: PlannedGroup, path: Path) -> None:
+    keep = group.keep
+    wrong = [k for k in keep if not isinstance(k, int) or isinstance(k, bool)
+             or not 0 <= k < group.units]  # fmt: skip
+    if wrong:
+        raise _impossible(path, group.name, f"unit {wrong[0]} is not one of 0..{group.units - 1}")
+    if group.channels < 1 or group.channels % group.units:
+        raise _impossible(
+            path, group.name, f"{group.channels} channels are not {group.units} equal units"
+        )
+    if not keep:
+        raise _impossible(path, group.name, "no unit is kept")
+    if list(keep) != sorted(set(keep)):
+        raise _impossible(path, group.name, "units are repeated or not in ascending order")
+    for member in group.members:
+        index = member.index
+        if not index.size or index.min() < 0 or index.max() >= member.total:
+            raise _impossible(
+                path, group.name, f"{member.layer} has positions 0..{member.total - 1} only"
+            )
+        if len(np.unique(index)) < index.size:
+            raise _impossible(path, group.name, f"positions of {member.layer} are repeated")
+
+
+def _impossible(path: Path, name: str, why: str) -> InputError:
+    where = f"{path}"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if f'"name": "{name}"' in line:
+            where = f"{path}:{number}"
+            break
+    return InputError(
+        f"{where}: group '{name}' of the plan is impossible",
+        why=why,
+        fix="correct that line, or make the plan again",
+        code="plan",
+    )

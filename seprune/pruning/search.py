@@ -1,0 +1,309 @@
+"""How many units of which groups may stay: scores and a budget become a plan.
+
+Units are removed from the lowest score on, in one ranking (`global`), in one for each kind of
+group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`trade`), until
+every target is met. Costs come from the structure's terms, so that a candidate takes microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from seprune.errors import InputError, UsageError
+from seprune.graph.groups import ChannelGroup, Structure
+from seprune.importance import Importance
+from seprune.pruning.budget import BUDGETS, fraction, resolve
+from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_whole
+from seprune.pruning.greedy import Trade
+from seprune.pruning.plan import PruningPlan, plan_of, with_facts
+
+Kept = dict[str, int]
+SLACK = 0.002  # of a budget may stay unused
+Measure = Callable[[PruningPlan], float]
+
+
+def make_plan(
+    structure: Structure,
+    importance: Importance,
+    *,
+    allocation: Allocation | None = None,
+    measure: Measure | None = None,
+    **budget: float | str,
+) -> PruningPlan:
+    """The plan that keeps the best-scored units within all budgets.
+
+    Args:
+        measure: latency of a plan's network on the device at hand, for `latency`.
+        budget: `macs`, `params`, `latency`: a fraction kept (0.5), an amount ("1.0G") or, for the
+            first two, a number of units (int).
+
+    Raises:
+        UsageError: an unknown budget, or none at all.
+        InputError: a budget that is out of range or cannot be met; names the reachable minimum
+            and what prevents it.
+    """
+    unknown = sorted(set(budget) - set(BUDGETS))
+    if unknown or not budget:
+        raise UsageError(
+            f"unknown budget '{unknown[0]}'" if unknown else "no budget is given",
+            why=f"budgets are {', '.join(BUDGETS)}",
+            fix="say for example macs=0.5",
+            code="budget",
+        )
+    targets = resolve(structure, budget)
+    search = _Search(structure, importance, allocation or Allocation(), targets)
+    ratio = search.solve()
+    if "latency" in budget:
+        return search.solve_latency(fraction("latency", budget["latency"]), measure, ratio)
+    return search.plan(search.refill(search.kept(ratio)))
+
+
+class _Search:
+    def __init__(
+        self,
+        structure: Structure,
+        importance: Importance,
+        allocation: Allocation,
+        targets: Mapping[str, int],
+    ) -> None:
+        allocation = allocation.settled(importance)
+        self.structure, self.allocation, self.targets = structure, allocation, targets
+        self.importance = importance
+        self.reasons = {g.name: why_whole(g, importance, allocation) for g in structure.groups}
+        self.free = [g for g in structure.groups if self.reasons[g.name] is None]
+        self.followers = followers(structure) if allocation.bottleneck == "scale" else {}
+        self.order = {g.name: _ascending(importance, g) for g in structure.groups}
+        self.floors = {g.name: self.least(g) for g in structure.groups}
+        self.ranks = self.ranked()
+        self.path = self.trade() if allocation.trades else []
+        self.trace: list[dict[str, Any]] = []
+
+    # -- candidates ---------------------------------------------------------------------------
+
+    def least(self, group: ChannelGroup) -> int:
+        each = group.channels // group.units
+        by_channels = -(-min(self.allocation.fewest, group.channels) // each)
+        return max(1, by_channels, int(np.ceil(self.allocation.floor * group.units)))
+
+    def ranked(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """For every free group the ratio at which each of its units goes, ascending."""
+        ranks = {}
+        for scope in self.scopes():
+            scores = np.concatenate([self.sorted_scores(g) for g in scope])
+            places = np.concatenate([np.arange(g.units) for g in scope])
+            owners = np.concatenate([np.full(g.units, i) for i, g in enumerate(scope)])
+            order = np.lexsort((places, owners, scores))  # ties: by group, then by channel
+            ratio = np.empty(len(scores))
+            ratio[order] = (np.arange(len(scores)) + 1) / len(scores)
+            for i, group in enumerate(scope):
+                ranks[group.name] = np.sort(ratio[owners == i])
+        return ranks
+
+    def sorted_scores(self, group: ChannelGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
+        scores = self.importance.scores[group.name].numpy()
+        return np.asarray(scores[self.order[group.name]])
+
+    def scopes(self) -> list[list[ChannelGroup]]:
+        if self.allocation.scope == "global":
+            return [self.free] if self.free else []
+        key = (lambda g: g.name) if self.allocation.scope == "uniform" else kind
+        scopes: dict[Any, list[ChannelGroup]] = {}
+        for group in self.free:
+            scopes.setdefault(key(group), []).append(group)
+        return list(scopes.values())
+
+    def trade(self) -> list[Kept]:
+        """The widths from the whole network down to the floors, in the order of score per cost."""
+        groups = {g.name: g for g in self.free}
+        terms = self.structure.params if set(self.targets) == {"params"} else self.structure.macs
+        return Trade(
+            self.structure,
+            terms,
+            {name: self.sorted_scores(g) for name, g in groups.items()},
+            {name: self.stride(g) for name, g in groups.items()},
+            lambda name, units: self.rounded(groups[name], max(self.floors[name], units)),
+        ).path()
+
+    def kept(self, ratio: float) -> Kept:
+        """Units that stay in every group when `ratio` of each scope, or of the path, is to go."""
+        kept = self.structure.whole()
+        if self.path:
+            kept = dict(self.path[int(np.ceil(ratio * (len(self.path) - 1) - 1e-6))])
+        for group in () if self.path else self.free:
+            gone = int(np.searchsorted(self.ranks[group.name], ratio + 1e-12, side="right"))
+            kept[group.name] = self.rounded(group, max(self.floors[group.name], group.units - gone))
+        for name, follower in self.followers.items():
+            if self.reasons[follower.name] == SCALED:
+                whole = self.structure.whole()
+                share = kept[name] / whole[name]
+                kept[follower.name] = max(1, int(np.ceil(share * follower.units)))
+        return kept
+
+    def rounded(self, group: ChannelGroup, units: int) -> int:
+        """The next width up that is a multiple of `round_to` channels, if the group has one."""
+        step = self.stride(group)
+        return min(group.units, -(-units // step) * step)
+
+    def stride(self, group: ChannelGroup) -> int:
+        """Units between two widths that are multiples of `round_to`.
+
+        1 where units of several channels leave hardly such a width (9 of a shuffled convolution).
+        """
+        each = group.channels // group.units
+        step = self.allocation.round_to // math.gcd(self.allocation.round_to, each)
+        return 1 if each > 1 and 2 * step > group.units else step
+
+    # -- search -------------------------------------------------------------------------------
+
+    def cost(self, kept: Kept) -> dict[str, int]:
+        found = {"macs": self.structure.macs_at(kept), "params": self.structure.params_at(kept)}
+        return {name: found[name] for name in self.targets}
+
+    def meets(self, kept: Kept) -> bool:
+        cost = self.cost(kept)
+        return all(cost[name] <= target for name, target in self.targets.items())
+
+    def solve(self) -> float:
+        """The smallest ratio that meets all targets."""
+        if not self.targets:
+            return 0.0
+        ratios = np.unique(np.concatenate([[0.0], *self.ranks.values()]))
+        if self.path:
+            ratios = np.linspace(0, 1, len(self.path))
+        if not self.meets(self.kept(1.0)):
+            raise self.unreachable()
+        low, high = 0, len(ratios) - 1
+        while low < high:
+            middle = (low + high) // 2
+            kept = self.kept(float(ratios[middle]))
+            self.trace.append({"ratio": float(ratios[middle]), **self.cost(kept)})
+            low, high = (low, middle) if self.meets(kept) else (middle + 1, high)
+        return float(ratios[low])
+
+    def solve_latency(self, budget: float, measure: Measure | None, ratio: float) -> PruningPlan:
+        """The largest network from `ratio` on whose measured latency is within the budget."""
+        if measure is None:
+            raise UsageError(
+                "a latency budget needs a device to measure on",
+                why="no function that measures was given",
+                fix="make_plan(..., measure=...)",
+            )
+        whole = measure(plan_of(self.structure.groups, {}, {}))
+
+        def share(ratio: float, kept: Kept) -> float:
+            found = measure(self.plan(kept)) / whole
+            self.trace.append({"ratio": ratio, "latency": found})
+            return found
+
+        kept = self.refill(self.kept(ratio))
+        reached = share(ratio, kept) if self.targets else 1.0
+        if reached > budget:
+            kept = self.kept(1.0)
+            reached = share(1.0, kept)
+            if reached > budget:
+                raise self.too_slow(budget, reached)
+            low, high = ratio, 1.0
+            for _ in range(8):
+                middle = (low + high) / 2
+                candidate = self.kept(middle)
+                found = share(middle, candidate)
+                if found <= budget:
+                    kept, reached, high = candidate, found, middle
+                else:
+                    low = middle
+        return with_facts(self.plan(kept), latency={"budget": budget, "reached": reached})
+
+    def refill(self, kept: Kept) -> Kept:
+        """Give back what the last step took too much: best-scored units, until the gap is small."""
+        while self.targets and self.slack(kept) > SLACK:
+            # hidden widths of excitations cost next to nothing: they would fill no gap
+            short = [g for g in self.free if kept[g.name] < g.units and g.role == "features"]
+            before = kept
+            for group in sorted(short, key=self.next_score(kept), reverse=True):
+                more = {**kept, group.name: self.rounded(group, kept[group.name] + 1)}
+                if self.meets(more):
+                    kept = more
+            if kept is before:
+                break
+        return kept
+
+    def slack(self, kept: Kept) -> float:
+        """How far the tightest budget is from being used up, as a fraction of it."""
+        cost = self.cost(kept)
+        return min(1 - cost[name] / target for name, target in self.targets.items())
+
+    def next_score(self, kept: Kept) -> Callable[[ChannelGroup], float]:
+        def score(group: ChannelGroup) -> float:
+            own = float(self.sorted_scores(group)[group.units - kept[group.name] - 1])
+            return own / self.price(group, kept) if self.path else own
+
+        return score
+
+    def price(self, group: ChannelGroup, kept: Kept) -> float:
+        """What one more unit of a group costs."""
+        more, now = self.cost({**kept, group.name: kept[group.name] + 1}), self.cost(kept)
+        return max(1.0, float(more[min(more)] - now[min(now)]))
+
+    def plan(self, kept: Kept) -> PruningPlan:
+        keep = {
+            g.name: self.order[g.name][g.units - kept[g.name] :].tolist()
+            for g in self.structure.groups
+        }
+        whole = self.structure.whole()
+        facts = {
+            "targets": dict(self.targets),
+            "criterion": self.importance.criterion,
+            "allocation": self.allocation.scope,
+            "macs": [self.structure.macs_at(whole), self.structure.macs_at(kept)],
+            "params": [self.structure.params_at(whole), self.structure.params_at(kept)],
+        }
+        plan = plan_of(self.structure.groups, keep, facts)
+        return plan.annotated(self.reasons, self.trace)
+
+    def unreachable(self) -> InputError:
+        cost, parts = self.cost(self.kept(1.0)), []
+        uncut = self.cost(self.structure.whole())
+        for name, target in self.targets.items():
+            if cost[name] > target:
+                whole = uncut[name]
+                parts.append(
+                    f"{name} can go down to {cost[name]:,} ({cost[name] / whole:.3f} of all), "
+                    f"the budget is {target:,} ({target / whole:.3f})"
+                )
+        return InputError(
+            "the budget cannot be met: " + "; ".join(parts),
+            why=self.in_the_way(),
+            fix="choose a larger budget, or lower plan.floor and plan.min_channels",
+            code="budget",
+        )
+
+    def too_slow(self, budget: float, least: float) -> InputError:
+        return InputError(
+            f"the budget cannot be met: latency can go down to {least:.3f} of all, "
+            f"the budget is {budget:g}",
+            why=self.in_the_way(),
+            fix="choose a larger budget, or lower plan.floor and plan.min_channels",
+            code="budget",
+        )
+
+    def in_the_way(self) -> str:
+        held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
+        what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
+        step = self.allocation.round_to
+        rounded = f", in multiples of {step}" if step > 1 else ""
+        return (
+            f"every group keeps at least {self.allocation.floor:.0%} and "
+            f"{self.allocation.fewest} channels{rounded}. {what}"
+        ).strip()
+
+
+def _ascending(importance: Importance, group: ChannelGroup) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Units from the lowest score on; ties by channel, the first one goes last."""
+    if group.name not in importance.scores:
+        return np.arange(group.units)
+    scores = importance.scores[group.name].numpy()
+    return np.lexsort((-np.arange(group.units), scores))

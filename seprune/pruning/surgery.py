@@ -1,0 +1,170 @@
+"""The only door to torch-pruning: taking channels out of one layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from seprune.errors import InputError
+
+_OUT = {
+    nn.Linear: tp.prune_linear_out_channels,
+    nn.LayerNorm: tp.prune_layernorm_out_channels,
+    nn.GroupNorm: tp.prune_groupnorm_out_channels,
+    nn.PReLU: tp.prune_prelu_out_channels,
+    nn.modules.batchnorm._BatchNorm: tp.prune_batchnorm_out_channels,
+    nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
+}
+_IN = {nn.Linear: tp.prune_linear_in_channels}
+
+
+def cut_layer(model: nn.Module, layer: str, keep: Mapping[str, Tensor]) -> None:
+    """Keep only the given positions on the given sides of one layer, in place.
+
+    Args:
+        layer: path of a module or of a bare parameter.
+        keep: for each side (`out`, `in`, `dim0`, `.attribute`) the kept positions, ascending.
+
+    Raises:
+        InputError: a layer of a kind that cannot be cut.
+    """
+    for side in [s for s in keep if s.startswith(".")]:
+        _set_attribute(model.get_submodule(layer), side, len(keep[side]))
+    for side in [s for s in keep if s.startswith("dim")]:
+        _cut_parameter(model, layer, int(side[3:]), keep[side])
+    sides = {s: k for s, k in keep.items() if s in ("out", "in")}
+    if sides:
+        _cut_module(model.get_submodule(layer), layer, sides)
+
+
+def _cut_module(module: nn.Module, layer: str, keep: dict[str, Tensor]) -> None:
+    if parametrize.is_parametrized(module):
+        raise InputError(
+            f"layer '{layer}' cannot be cut: it is parametrized",
+            why="its weights are computed from what is stored",
+            fix="torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first",
+            code="uncuttable",
+        )
+    frozen = [n for n, p in module.named_parameters(recurse=False) if not p.requires_grad]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        _cut_convolution(module, keep)
+    else:
+        for side, table in (("in", _IN), ("out", _OUT)):
+            if side in keep:
+                _by_kind(module, layer, side, keep[side], table)
+    for name in frozen:
+        getattr(module, name).requires_grad_(False)
+
+
+def _by_kind(
+    module: nn.Module, layer: str, side: str, keep: Tensor, table: Mapping[Any, Any]
+) -> None:
+    for kind, prune in table.items():
+        if isinstance(module, kind):
+            width = {"in": "in_features", "out": "out_features"}[side]
+            total = getattr(module, width, None) or _width(module)
+            prune(module, _removed(keep, total))
+            return
+    raise InputError(
+        f"layer '{layer}' of type {type(module).__name__} cannot be cut",
+        why="seprune cuts convolutions, linear layers and normalisations",
+        fix=f"protect it: plan.protect=['{layer}']",
+        code="uncuttable",
+    )
+
+
+def _width(module: nn.Module) -> int:
+    for name in ("num_features", "num_channels", "num_parameters"):
+        if hasattr(module, name):
+            return int(getattr(module, name))
+    return int(module.normalized_shape[-1])  # type: ignore[index]
+
+
+def _cut_convolution(conv: Any, keep: dict[str, Tensor]) -> None:
+    outs = keep.get("out", torch.arange(conv.out_channels))
+    ins = keep.get("in", torch.arange(conv.in_channels))
+    extra = _extras(conv)
+    removed = _removed(outs, conv.out_channels)
+    if conv.groups == 1:
+        tp.prune_conv_in_channels(conv, _removed(ins, conv.in_channels))
+        tp.prune_conv_out_channels(conv, removed)
+    elif conv.groups == conv.in_channels == conv.out_channels:
+        tp.prune_depthwise_conv_out_channels(conv, removed)
+    else:
+        _cut_conv_groups(conv, outs, ins)
+    for name, tensor in extra.items():
+        setattr(conv, name, nn.Parameter(tensor[outs.to(tensor.device)]))
+
+
+def _extras(conv: Any) -> dict[str, Tensor]:
+    """Per-channel parameters of a subclass, like the gain of a standardised convolution."""
+    return {
+        name: parameter.detach()
+        for name, parameter in conv.named_parameters(recurse=False)
+        if name not in ("weight", "bias") and parameter.shape[:1] == (conv.out_channels,)
+    }
+
+
+def _cut_conv_groups(conv: Any, outs: Tensor, ins: Tensor) -> None:
+    """Grouped convolutions give up whole conv groups, or the same number inside each."""
+    groups, per_in = conv.groups, conv.in_channels // conv.groups
+    held = torch.zeros(conv.in_channels, dtype=torch.bool)
+    if per_in == 1:  # depthwise with a channel multiplier
+        ins = torch.unique(outs // (conv.out_channels // groups))
+    held[ins] = True
+    full = held.view(groups, per_in)
+    weight = conv.weight.detach()
+    if bool((full.all(1) | ~full.any(1)).all()) and not bool(full.all()):
+        conv.groups = int(full.any(1).sum())
+        rows = weight[outs.to(weight.device)]
+    else:
+        columns = full.nonzero()[:, 1].view(groups, -1)
+        block = (outs // (conv.out_channels // groups)).to(columns.device)
+        index = columns[block].to(weight.device)
+        rows = weight[outs.to(weight.device)]
+        rows = torch.stack([row[i] for row, i in zip(rows, index)])
+    conv.weight = nn.Parameter(rows)
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(conv.bias.detach()[outs.to(weight.device)])
+    conv.in_channels, conv.out_channels = len(ins), len(outs)
+
+
+def _removed(keep: Tensor, total: int) -> list[int]:
+    return sorted(set(range(total)) - set(keep.tolist()))
+
+
+def _cut_parameter(model: nn.Module, path: str, dim: int, keep: Tensor) -> None:
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    tensor = getattr(module, name)
+    made = tensor.detach().index_select(dim, keep.to(tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(made, requires_grad=tensor.requires_grad))
+        if isinstance(module, nn.PReLU):
+            module.num_parameters = len(keep)
+    else:
+        module._buffers[name] = made
+
+
+def _set_attribute(module: nn.Module, side: str, count: int) -> None:
+    match = re.fullmatch(r"\.(\w+)(?:\[(\d+)\])?", side)
+    if match is None:
+        raise InputError(
+            f"'{side}' names no attribute",
+            why="the plan was edited or is of another kind",
+            fix="restore the plan, or make it again",
+            code="plan",
+        )
+    name, index = match.groups()
+    if index is None:
+        setattr(module, name, count)
+        return
+    held = list(getattr(module, name))
+    held[int(index)] = count
+    setattr(module, name, type(getattr(module, name))(held))

@@ -1,0 +1,1 @@
+"""Accuracy regained after a cut: BatchNorm statistics, closed-form refit, fine-tuning."""

@@ -1,0 +1,89 @@
+"""What a training tells: metrics.jsonl, TensorBoard, and the words beside the progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seprune.errors import EnvironmentFault
+from seprune.recovery.finetune.settings import Epoch
+from seprune.runtime.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Now:
+    """The newest numbers of a training; called, it says them."""
+
+    left: int  # steps, over all epochs
+    loss: float | None = None
+    top1: float | None = None
+    lr: float = 0.0
+    images: int = 0
+    steps: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+    def step(self, images: int, lr: float) -> None:
+        """One more step, over so many images."""
+        self.images, self.steps, self.lr = self.images + images, self.steps + 1, lr
+
+    @property
+    def speed(self) -> float:
+        """Images a second since the start."""
+        return self.images / max(time.perf_counter() - self.start, 1e-9)
+
+    def __call__(self) -> str:
+        """Loss, top-1, images a second, learning rate, time to the last epoch's end."""
+        words = [f"loss {self.loss:.3f}"] if self.loss is not None else []
+        words += [f"top-1 {self.top1:.2%}"] if self.top1 is not None else []
+        words += [f"{self.speed:,.0f} images/s", f"lr {self.lr:.2g}"]
+        if self.steps:
+            took = time.perf_counter() - self.start
+            left = round(took / self.steps * max(self.left - self.steps, 0))
+            words.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+        return " ".join(words)
+
+
+def write_metrics(folder: Path, history: Sequence[dict[str, Any]]) -> None:
+    """One line an epoch, written anew: what follows a kill repeats no line."""
+    lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in history)
+    write_text(folder / METRICS, "".join(lines))
+
+
+def plot(folder: Path, row: Epoch) -> None:
+    """Add an epoch to the TensorBoard files in `folder`."""
+    with _writer()(str(folder)) as board:
+        for name, value in _finite(asdict(row)).items():
+            if value is not None and name not in ("epoch", "step"):
+                board.add_scalar(name, value, row.step)
+
+
+def require_tensorboard() -> None:
+    """Find out now, not after the first epoch.
+
+    Raises:
+        EnvironmentFault: the extra is not installed.
+    """
+    _writer()
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {n: None if v != v else v for n, v in row.items()}
+
+
+def _writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise EnvironmentFault(
+            "finetune.tensorboard needs the package tensorboard",
+            why=str(error),
+            fix='pip install "seprune[tensorboard]"',
+            code="extra",
+        ) from error
+    return SummaryWriter

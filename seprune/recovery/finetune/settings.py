@@ -1,0 +1,102 @@
+"""What fine-tuning is told, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from seprune.measure.metrics import Evaluation
+
+# where and how it runs, not what comes out
+RUNTIME = {"device", "channels_last", "compile", "accumulate", "save_steps", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """How a network is trained.
+
+    `batch_size`: images per optimizer step over all processes, worked off in `accumulate` parts.
+    `recalibrate`: images for BatchNorm before the first epoch, 0 = leave it. `distill_...` counts
+    where a teacher is given: `alpha` of its soft targets at `temperature`, `features` times the
+    distance of group outputs (docs/finetuning.md), `precision` of its forward. `ema`: decay of the
+    weight average, which then is what is judged and returned. `save_steps`: also save within an
+    epoch, every so many steps; 0 = only after each epoch.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step", "onecycle", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    randaugment: bool = False
+    ema: float | None = None
+    clip: float | None = None
+    accumulate: int = 1
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    compile: bool = False
+    distill_alpha: float = 0.5
+    distill_temperature: float = 4.0
+    distill_features: float = 0.0
+    distill_precision: Literal["as training", "no", "bf16"] = "as training"
+    recalibrate: int = 2048
+    save_steps: int = 1000
+    tensorboard: bool = False
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: mean training loss, last learning rate, validation, training speed."""
+
+    epoch: int
+    step: int
+    loss: float
+    lr: float
+    top1: float | None
+    validation_loss: float | None
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The trained copy, with the weights of `best_epoch`: chosen on validation, else the last.
+
+    `last` has the weights of the last epoch; it is `model` itself where that was chosen.
+
+    `before` and `recalibrated` are validation scores of the model as given and after BatchNorm was
+    recalibrated. `best_epoch` is -1 without an epoch. `accumulate`:
+    parts per step at the end; it grew if memory ran out. `rollbacks`: 1 if the loss diverged once.
+    """
+
+    model: nn.Module
+    last: nn.Module
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    before: Evaluation | None
+    recalibrated: Evaluation | None
+    accumulate: int
+    rollbacks: int
+
+    def numbers(self) -> dict[str, float | None]:
+        """For reports: top-1 on the validation split before, recalibrated and in the best epoch."""
+        chosen = self.history[self.best_epoch].top1 if self.best_epoch >= 0 else None
+        return {
+            "epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+            "validation_before": self.before.top1 if self.before else None,
+            "validation_recalibrated": self.recalibrated.top1 if self.recalibrated else None,
+            "validation_top1": chosen,
+            "accumulate": self.accumulate,
+            "rollbacks": self.rollbacks,
+        }

@@ -1,0 +1,308 @@
+"""One fine-tuning from its start, or from where it was stopped, to its best weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seprune.data import Loader
+from seprune.data.augment import seed_of
+from seprune.data.placement import Batches, share
+from seprune.errors import InputError, StoppedError, UsageError
+from seprune.measure.metrics import Evaluation, evaluate
+from seprune.recovery.finetune.checkpoints import (
+    Generation,
+    has_generation,
+    load_generation,
+    save_generation,
+)
+from seprune.recovery.finetune.features import Teacher
+from seprune.recovery.finetune.loss import rate
+from seprune.recovery.finetune.metrics_log import Now, plot, require_tensorboard, write_metrics
+from seprune.recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
+from seprune.recovery.finetune.step import Learner, detach, part
+from seprune.recovery.recalibrate import recalibrate
+from seprune.runtime.distributed import first, join, resolve_device, sum_over_processes
+from seprune.runtime.interrupts import unbroken
+from seprune.runtime.progress import Track
+
+CHECK_STEPS = 50  # how often the loss is read back to see whether it is still a number
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the learner's snapshot, all that a resumed run needs."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
+    best_epoch: int = -1
+    best: tuple[float, float] = (-1.0, 0.0)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    before: dict[str, Any] | None = None
+    recalibrated: dict[str, Any] | None = None
+
+
+class DivergedError(Exception):
+    """The loss, or an output on the validation images, is no number any more."""
+
+
+class Job:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: FineTuneSettings,
+        *,
+        teacher: Teacher | None,
+        loader: Any,
+        folder: Path | None,
+        track: Track,
+    ):
+        self.given, self.settings, self.track = model, settings, track
+        self.device = resolve_device(settings.device)
+        self.rank, self.world = join(self.device)  # before Accelerate does, which waits longer
+        self.learner = Learner(model, settings, teacher=teacher, device=self.device)
+        self.loader = share(loader, self.device, self.rank, self.world, training=True)
+        self.steps = len(loader)
+        self.steady = isinstance(self.loader, Loader)  # goes on in the middle of an epoch
+        if self.steady and loader.batch_size < self.world:
+            raise UsageError(
+                f"batches of {loader.batch_size} images for {self.world} processes",
+                why="every process needs an image of every batch",
+                fix=f"finetune.batch_size={self.world}, or fewer processes",
+            )
+        if settings.tensorboard:
+            require_tensorboard()
+        self.folder = folder
+        self.at = Progress()
+        self.stepping = False  # in the middle of a step, weights fit no step number
+        self.best: dict[str, Tensor] = {}
+        self.last = Generation({}, {})
+        self.identity: dict[str, str] = {}
+
+    def resume(self, identity: dict[str, str]) -> bool:
+        """Take up the newest saved generation; False where there is none."""
+        self.identity = identity
+        state = self.folder / "state" if self.folder else None
+        if state is None or not first(lambda: has_generation(state)):
+            return False
+        found = load_generation(state)
+        assert found is not None
+        other = [
+            name for name, value in identity.items() if found.facts["identity"].get(name) != value
+        ]
+        if other:
+            raise InputError(
+                f"{self.folder}: holds the state of another fine-tuning",
+                why=f"it differs in: {', '.join(other)}",
+                fix=f"choose another folder, or delete {self.folder}/state to start again",
+            )
+        self._restore(found)
+        self._report()
+        return True
+
+    def begin(self, calibration: Batches, validation: Batches | None) -> None:
+        """Recalibrate BatchNorm, and keep the starting point."""
+        device = str(self.device)
+        judge = self.learner.judged
+        if validation is not None:
+            self.at.before = asdict(evaluate(judge, validation, device=device, track=self.track))
+        if self.settings.recalibrate:
+            fresh = recalibrate(self.given, calibration, device=device, track=self.track)
+            self.learner.raw.load_state_dict(fresh.state_dict())
+            if self.learner.average is not None:
+                self.learner.average.load_state_dict(fresh.state_dict())
+            if validation is not None:
+                score = evaluate(judge, validation, device=device, track=self.track)
+                self.at.recalibrated = asdict(score)
+        self._keep_best()
+        self._save()
+
+    def epoch(self, validation: Batches | None) -> None:
+        """The rest of one epoch, its validation, and the commit."""
+        at, settings = self.at, self.settings
+        seed_everything(settings.seed, at.epoch)
+        self.loader.set_epoch(at.epoch, at.step)
+        total = torch.tensor(at.loss, dtype=torch.float64, device=self.device)
+        now = self._now()
+        batches = self.track(
+            self.loader,
+            label=f"epoch {at.epoch + 1}/{settings.epochs}",
+            total=self.steps - at.step,
+            unit="batches",
+            live=now,
+        )
+        try:
+            for images, labels in batches:
+                with unbroken():  # a signal waits for the end of the step
+                    self._step(images, labels, total, now)
+        except StoppedError:
+            self._save_stopped(total)
+            raise
+        at.loss = self._mean(total)
+        self._close(validation, now)
+
+    def _step(self, images: Tensor, labels: Tensor, total: Tensor, now: Now) -> None:
+        at, lr, self.stepping = self.at, self._rate(), True
+        seed = seed_of(self.settings.seed, at.epoch, at.step, self.rank)
+        weight = self._weight(len(images))
+        total += self.learner.step(images, labels, lr=lr, seed=seed, weight=weight)
+        now.step(len(images) * self.world, lr)
+        at.step, self.stepping = at.step + 1, False
+        every = self.settings.save_steps if self.steady else 0
+        save = every and at.step % every == 0
+        if at.step < self.steps and (save or at.step % CHECK_STEPS == 0):
+            at.loss = self._mean(total)
+            total.fill_(at.loss)
+            now.loss = at.loss / at.step
+            if save:
+                self._save()
+
+    def _save_stopped(self, total: Tensor) -> None:
+        """Keep the steps of the epoch that a signal broke off.
+
+        Several processes may have come to different steps: they go on from the last save. So does
+        one whose step a second signal broke off in the middle.
+        """
+        if (
+            self.steady
+            and not self.stepping
+            and self.world == 1
+            and math.isfinite(loss := float(total))
+        ):
+            self.at.loss = loss
+            self._save()
+
+    def _now(self) -> Now:
+        at = self.at
+        now = Now((self.settings.epochs - at.epoch) * self.steps - at.step, lr=self._rate())
+        if at.history:
+            now.loss, now.top1 = at.history[-1]["loss"], at.history[-1]["top1"]
+        return now
+
+    def _mean(self, total: Tensor) -> float:
+        mean = float(sum_over_processes(total) / self.world)
+        if not math.isfinite(mean):
+            raise DivergedError
+        return mean
+
+    def _close(self, validation: Batches | None, now: Now) -> None:
+        at, speed = self.at, now.speed
+        score = None
+        if validation is not None:
+            score = evaluate(
+                self.learner.judged,
+                validation,
+                device=str(self.device),
+                precision=self.settings.precision,
+                track=self.track,
+            )
+            if score.nonfinite:
+                raise DivergedError
+        row = Epoch(
+            epoch=at.epoch,
+            step=(at.epoch + 1) * self.steps,
+            loss=at.loss / self.steps,
+            lr=self._rate(self.steps - 1),
+            top1=score.top1 if score else None,
+            validation_loss=score.loss if score else None,
+            images_per_second=speed,
+        )
+        at.history.append(asdict(row))
+        rank = (score.top1, -score.loss) if score else (0.0, float(at.epoch))
+        if rank > tuple(at.best):
+            at.best, at.best_epoch = rank, at.epoch
+            self._keep_best()
+        at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
+        self._save()
+        self._report()
+        if self.folder and self.rank == 0 and self.settings.tensorboard:
+            plot(self.folder / "tensorboard", row)
+
+    def roll_back(self) -> None:
+        """Back to the last good generation at half the learning rate; the second time, give up."""
+        where, lr = f"epoch {self.at.epoch}, step {self.at.step}", self._rate()
+        if self.at.rollbacks:
+            raise InputError(
+                f"the training loss became NaN or infinite again in {where}",
+                why=f"it was rolled back once and went on at half the learning rate, {lr:.3g}",
+                fix="check images and weights, or set a smaller finetune.lr or finetune.clip=1"
+                + (f"; the best weights so far are in {self.folder}/state" if self.folder else ""),
+            )
+        self._restore(self.last)
+        self.at.rollbacks += 1
+        self.at.lr_scale /= 2
+        self._save()
+
+    def result(self) -> FineTuned:
+        """Copies of the model that was given, with the best and with the last weights."""
+        at = self.at
+        tuned = last = copy.deepcopy(self.given)
+        tuned.load_state_dict(self.best)
+        if at.best_epoch != at.epoch - 1:
+            last = copy.deepcopy(self.given)
+            last.load_state_dict(self.learner.judged.state_dict())
+        return FineTuned(
+            model=tuned,
+            last=last,
+            history=tuple(Epoch(**row) for row in at.history),
+            best_epoch=at.best_epoch,
+            before=Evaluation(**at.before) if at.before else None,
+            recalibrated=Evaluation(**at.recalibrated) if at.recalibrated else None,
+            accumulate=self.learner.parts,
+            rollbacks=at.rollbacks,
+        )
+
+    def _rate(self, step: int | None = None) -> float:
+        """Of a step of this epoch; default: the next one."""
+        settings, at = self.settings, self.at
+        factor = rate(
+            at.epoch * self.steps + (at.step if step is None else step),
+            steps=settings.epochs * self.steps,
+            warmup=round(settings.warmup_epochs * self.steps),
+            schedule=settings.schedule,
+        )
+        return settings.lr * factor * at.lr_scale
+
+    def _weight(self, mine: int) -> float:
+        """DDP averages over processes; their parts of a batch may differ by one image."""
+        return mine * self.loader.world / self.loader.batch_size
+
+    def _keep_best(self) -> None:
+        self.best = {n: detach(t) for n, t in self.learner.judged.state_dict().items()}
+
+    def _save(self) -> None:
+        tensors = self.learner.snapshot() | {f"best.{n}": t for n, t in self.best.items()}
+        at = copy.deepcopy(vars(self.at))
+        facts = {"at": at, "learner": self.learner.facts(), "identity": self.identity}
+        self.last = Generation(tensors, facts)
+        if self.folder and self.rank == 0:
+            save_generation(self.folder / "state", self.last)
+
+    def _restore(self, generation: Generation) -> None:
+        self.learner.restore(generation.tensors, generation.facts["learner"])
+        self.best = part(generation.tensors, "best.")
+        self.at = Progress(**copy.deepcopy(generation.facts["at"]))
+        self.last = generation
+
+    def _report(self) -> None:
+        if self.folder and self.rank == 0:
+            write_metrics(self.folder, self.at.history)
+
+
+def seed_everything(*key: int) -> None:
+    """The global generators, for loaders and data sets that are not seprune's."""
+    seed = seed_of(*key)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

@@ -1,0 +1,198 @@
+"""Forward passes that wait, so that a whole network is refitted in one pass over the images."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seprune.graph.hooks import tapped
+from seprune.graph.tap_points import Tap
+from seprune.recovery.refit.targets import Target
+from seprune.runtime.distributed import join
+from seprune.runtime.inference import device_of
+from seprune.runtime.interrupts import unbroken
+
+_BATCH = 128  # images per forward
+
+
+class _Stopped(BaseException):
+    """Ends a forward that nobody needs any more; no `except Exception` on its way catches it."""
+
+
+class Forward:
+    """One batch on its way through one model, in a thread that runs only inside `take`.
+
+    Args:
+        taps: name -> where to look.
+        keep: name -> (dimension, positions) to copy, None for all; a tensor without an entry is
+            handed out as it flows and is valid until the forward goes on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        taps: Mapping[str, Tap],
+        keep: Mapping[str, tuple[int, Tensor | None]],
+    ) -> None:
+        self.model, self.images, self.keep = twin(model), images, keep
+        self.taps = [(tap, partial(self._see, name)) for name, tap in taps.items()]
+        self.seen: dict[str, Tensor] = {}
+        self.fault: BaseException | None = None
+        self.stopping = self.ended = False
+        self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def take(self, name: str) -> Tensor:
+        """Run on until the tensor called `name` has been seen.
+
+        Raises:
+            ArithmeticError: it never came.
+        """
+        while name not in self.seen:
+            if self.ended:
+                raise ArithmeticError(f"the forward ended before it came to {name}")
+            with unbroken():  # a signal between the two would leave a lock taken for good
+                self.go.release()
+                self.paused.acquire()
+            if self.fault is not None:
+                raise self.fault
+        return self.seen[name]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Give back the memory of what will not be asked for again."""
+        for name in names:
+            self.seen.pop(name, None)
+
+    def stop(self) -> None:
+        """End the thread wherever it is."""
+        self.stopping = True
+        with unbroken():
+            self.go.release()
+            self.thread.join()
+
+    def _run(self) -> None:
+        self.go.acquire()
+        try:
+            if not self.stopping:
+                with torch.no_grad(), tapped(self.model, self.taps):
+                    self.model(self.images)
+        except _Stopped:
+            pass
+        except BaseException as error:  # raised again in the thread that waits for this one
+            self.fault = error
+        finally:
+            del self.model, self.images
+            self.ended = True
+            self.paused.release()
+
+    def _see(self, name: str, tensor: Tensor) -> None:
+        if name in self.keep:  # the network may overwrite it before it is asked for
+            dim, index = self.keep[name]
+            index = None if index is None else index.to(tensor.device)
+            tensor = tensor.clone() if index is None else tensor.index_select(dim, index)
+        self.seen[name] = tensor
+        del tensor
+        self.paused.release()
+        self.go.acquire()
+        if self.stopping:
+            raise _Stopped
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Another module tree around the same tensors: hooks of its own, weights in common."""
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+class Forwards:
+    """The forwards of both networks, batch by batch, as far as they have come.
+
+    Of several processes each has its share of the batches, the first process the first of them.
+    Fewer batches than processes are not shared: then each process has them all.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, model: nn.Module, images: Tensor, targets: Sequence[Target]
+    ) -> None:
+        self.teacher, self.model, self.targets = teacher, model, targets
+        self.images = len(images)
+        batches = list(enumerate(torch.split(images, _BATCH)))
+        rank, world = join(device_of(model))
+        self.shared = 1 < world <= len(batches)
+        self.batches = batches[rank::world] if self.shared else batches
+        self.waiting: list[tuple[Forward, Forward]] = []
+
+    def __enter__(self) -> Forwards:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    @property
+    def own(self) -> int:
+        """How many images are this process's."""
+        return sum(len(batch) for _, batch in self.batches)
+
+    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
+        """For every batch its first image's number, what the parent shows, the layer's input.
+
+        Without `wait` all forwards start anew and end when they have been here.
+        """
+        for number, (place, batch) in enumerate(self.batches):
+            if not wait:
+                self.stop()
+            if not wait or number == len(self.waiting):
+                later = self.targets[self.targets.index(target) :]
+                self.waiting.append(self.start(batch, later if wait else [target]))
+            yield place * _BATCH, *self.show(target, *self.waiting[-1 if not wait else number])
+        if not wait:
+            self.stop()
+
+    def show(
+        self, target: Target, dense: Forward, cut: Forward
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run both forwards of a batch up to the layer."""
+        name = target.layer
+        x = cut.take(f"{name}:x")
+        wanted = {"y": True, "branch": target.branch, "other": target.other}
+        seen = {part: dense.take(f"{name}:{part}") for part, tap in wanted.items() if tap}
+        if target.other is not None:
+            seen["gap"] = seen["other"] - cut.take(f"{name}:other")
+        return seen, x
+
+    def start(self, batch: Tensor, targets: Sequence[Target]) -> tuple[Forward, Forward]:
+        """The forwards of a batch through both networks, not yet under way."""
+        dense: dict[str, Tap] = {}
+        cut: dict[str, Tap] = {}
+        keep: dict[str, tuple[int, Tensor | None]] = {}
+        for t in targets:
+            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
+            dense |= {f"{t.layer}:{part}": tap for part, tap in taps.items() if tap}
+            cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0)
+            if t.other is not None:
+                cut[f"{t.layer}:other"] = t.other
+            keep |= {f"{t.layer}:{part}": (t.dim, t.keep) for part in taps}
+        whole = {name: (0, None) for name in cut if name.endswith(":other")}
+        batch = batch.to(device_of(self.model))
+        return Forward(self.teacher, batch, dense, keep), Forward(self.model, batch, cut, whole)
+
+    def forget(self, target: Target) -> None:
+        """Give back what the layer needed."""
+        names = [f"{target.layer}:{name}" for name in ("x", "y", "branch", "other")]
+        for pair in self.waiting:
+            for forward in pair:
+                forward.forget(names)
+
+    def stop(self) -> None:
+        """End all forwards."""
+        while self.waiting:
+            for forward in self.waiting.pop():
+                forward.stop()

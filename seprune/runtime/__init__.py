@@ -1,0 +1,1 @@
+"""Files, devices, processes, signals, locks: what the machine adds."""

@@ -1,0 +1,230 @@
+"""The device to work on, and the processes that `torchrun` started together.
+
+Whatever they exchange travels by collectives, which fail after some time. Waiting for long work of
+one process, and errors, go through the store of the process group: whoever waits there sees that
+another process has failed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from seprune.errors import (
+    EnvironmentFault,
+    PeerError,
+    SepruneError,
+    StoppedError,
+    UsageError,
+    first_line,
+)
+
+T = TypeVar("T")
+PATIENCE = 600
+"""Seconds that a process waits in a collective; SEPRUNE_TIMEOUT says otherwise."""
+_FAILED = "seprune/failed"
+_CALLS = itertools.count()
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "NCCL")
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` is this process's GPU, or the CPU where there is none.
+
+    Raises:
+        EnvironmentFault: the device is not there.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EnvironmentFault(
+            f"device {name!r} is unknown",
+            why=first_line(error),
+            fix="use auto, cpu or cuda",
+        ) from error
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = there.get(device.type, 1)
+    if (device.index or 0) >= count:
+        kind = device.type.upper()
+        raise EnvironmentFault(
+            f"device {name!r} was asked for, but there is no "
+            + (f"{kind} device" if not count else f"{kind} device {device.index}"),
+            why=f"torch {torch.__version__} sees {count or 'none'}",
+            fix="use device auto or cpu, or see: seprune env",
+        )
+    if device.type == "cuda":
+        _require_own(name, local)
+    return torch.device("cuda", local) if name == "cuda" else device
+
+
+def _require_own(name: str, local: int) -> None:
+    """Of several processes on one machine each has a GPU to itself."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and name != "cuda":
+        raise UsageError(
+            f"device {name!r}: one GPU for several processes",
+            why="every process takes the GPU of its own number",
+            fix="use device auto or cuda",
+        )
+    if several and local >= torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"process {local} of this machine has no GPU",
+            why=f"torch sees {torch.cuda.device_count()}",
+            fix=f"torchrun --nproc-per-node {torch.cuda.device_count()} ...",
+        )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, on a GPU or on the machine."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(w in str(error).lower() for w in words)
+
+
+def join(device: torch.device) -> tuple[int, int]:
+    """(rank, number of processes); under `torchrun` the first call forms the process group."""
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return 0, 1
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        wait = timedelta(seconds=float(os.environ.get("SEPRUNE_TIMEOUT", PATIENCE)))
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
+        except (dist.DistError, ValueError) as error:
+            raise _gone(error) from error
+        atexit.register(_leave)  # a group that is still there at the end may abort the process
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of `values` over all processes; a collective, so every process has to call it."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def same_as_first(model: nn.Module) -> None:
+    """Give every process the first one's weights, to the last bit."""
+    if dist.is_initialized():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def first(work: Callable[[], T]) -> T:
+    """What `work` gives in the first process; the others do not work but wait, however long.
+
+    Every process has to call it, and `work` must not call anything that all processes have to.
+    """
+    if not dist.is_initialized():
+        return work()
+    key, made = f"seprune/{next(_CALLS)}", list[Any]([None])
+    if dist.get_rank() == 0:
+        made = [work()]
+        _store().set(key, "done")
+    _await(key)
+    dist.broadcast_object_list(made, 0)
+    held: T = made[0]
+    return held
+
+
+def _await(key: str) -> None:
+    """Until `key` is in the store, or another process has failed."""
+    store, pause = _store(), 0.001
+    while not store.check([key]):
+        if store.check([_FAILED]):
+            raise _fellow(json.loads(store.get(_FAILED)))
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
+
+
+@contextmanager
+def united() -> Iterator[None]:
+    """An error in one process ends all of them with that error; nobody leaves before the others.
+
+    Raises:
+        PeerError: another process failed first.
+        EnvironmentFault: another one has gone without a word, or does not answer.
+    """
+    try:
+        yield
+    except (Exception, StoppedError) as error:
+        if not dist.is_initialized() or isinstance(error, PeerError):
+            raise
+        own = _gone(error) if _lost(error) else error
+        try:
+            first = _publish(own)
+        except StoppedError:  # a signal, just now; it comes only once
+            first = _publish(own)
+        if first["process"] == dist.get_rank() and isinstance(own, (SepruneError, StoppedError)):
+            own.process = first["process"]
+        elif first["process"] != dist.get_rank() and first["what"] != str(_parts(own)["what"]):
+            raise _fellow(first) from None
+        raise own from (None if own is error else error)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _publish(error: Exception | StoppedError) -> dict[str, Any]:
+    """Say what ended this process; returns what the first one that failed has said."""
+    said = json.dumps({"process": dist.get_rank(), **_parts(error)})
+    try:
+        held: dict[str, Any] = json.loads(_store().compare_set(_FAILED, "", said))
+    except dist.DistError:  # the process that kept the store has gone
+        held = json.loads(said)
+    return held
+
+
+def _parts(error: Exception | StoppedError) -> dict[str, Any]:
+    if isinstance(error, (SepruneError, StoppedError)):
+        names = ("what", "why", "fix", "code", "exit_status")
+        return {name: getattr(error, name) for name in names}
+    what = f"{type(error).__name__}: {error}"
+    return {"what": what, "why": "", "fix": "", "code": "bug", "exit_status": 1}
+
+
+def _fellow(said: dict[str, Any]) -> PeerError:
+    process = said["process"]
+    what = f"process {process} of {dist.get_world_size()}: {said['what']}"
+    error = PeerError(what, **{k: said[k] for k in ("why", "fix", "code", "exit_status")})
+    error.process = process
+    return error
+
+
+def _lost(error: Exception | StoppedError) -> bool:
+    """Whether a collective failed because a process at the other end did."""
+    if isinstance(error, (SepruneError, StoppedError)) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
+
+
+def _gone(error: BaseException) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"another of the {os.environ.get('WORLD_SIZE')} processes ended without a word, or hangs",
+        why=f"{first_line(error)}; most often one was killed for memory, or a machine was lost",
+        fix="run the same command again; it goes on, also with fewer processes",
+        code="process",
+    )
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()

@@ -1,0 +1,112 @@
+"""The lock of a folder: one process at a time, and the lock dies with its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from seprune.errors import EnvironmentFault, LockedError, UsageError
+from seprune.runtime.files import sweep, write_json
+
+HOLDER = "lock.json"
+"""Beside `lock`, which filelock may empty: who holds the folder."""
+
+
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Be the only process that works in `out`, and remove what one that was killed left there.
+
+    Raises:
+        LockedError: another process holds it.
+        UsageError: it is not a folder.
+        EnvironmentFault: it cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            f"{out}: not a folder",
+            why="a run writes several files",
+            fix="choose another folder with --out",
+        )
+    lock = FileLock(out / "lock")  # the operating system's: it dies with its process
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _locked(out) from None
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        fix = "choose a folder you may write to with --out"
+        raise EnvironmentFault(f"{out}: cannot be written", why=why, fix=fix) from error
+    try:
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": now()}
+        write_json(out / HOLDER, holder)
+        sweep(out)
+        yield
+    finally:
+        with suppress(OSError):  # it only tells who held the lock
+            (out / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Hold `folder` for as long as the block lasts, after whoever holds it now.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    lock = FileLock(folder / "lock", poll_interval=0.2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        fix = "choose a folder you may write to with --out"
+        raise EnvironmentFault(f"{folder}: cannot be written", why=why, fix=fix) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(out: Path) -> LockedError:
+    """Who holds the folder. The holder writes its name right after it took the lock: wait."""
+    holder: dict[str, Any] = {}
+    for _ in range(50):
+        try:
+            holder = json.loads((out / HOLDER).read_bytes())
+            if holder["host"] != platform.node() or _alive(holder["pid"]):
+                break
+        except (OSError, ValueError, KeyError, TypeError):
+            holder = {}
+        time.sleep(0.1)
+    who = "process {pid} on {host} since {since}".format_map(holder) if holder else "a process"
+    return LockedError(
+        f"{out}: another run works here",
+        why=f"it is held by {who}",
+        fix="wait until it ends, or choose another --out; a lock never outlives its process",
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is someone else's
+        return True
+    return True
+
+
+def now() -> str:
+    """The time to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
