@@ -1,4 +1,4 @@
-"""Many rounds of the faults that tests/faults injects; what came out goes to benchmarks/results.
+"""Many rounds of the faults in tests/reliability; what came out goes to benchmarks/results.
 
     python benchmarks/faults.py kills [--rounds 300] [--minutes 8]
     python benchmarks/faults.py signals | operations | crowds | bytes
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "faults")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reliability")]
 
 import harness  # noqa: E402
 import torch  # noqa: E402

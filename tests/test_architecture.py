@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md, and the doors to libraries and to the disk."""
+"""The layers of docs/architecture.md, and who may write files (libraries: ruff's TID251)."""
 
 import ast
 import re
@@ -12,26 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "seprune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-ENTRANCES = {"__init__", "__main__"}  # the public API and `python -m`: above all floors
+ENTRANCES = {"__init__", "__main__"}  # the public API and `python -m`: above all layers
 
-# library: the rooms that may import it
-DOORS = {
-    "torch_pruning": {"cut"},
-    "typer": {"cli"},
-    "rich": {"cli", "report/terminal"},
-    "timm": {"models"},
-    "torchvision.models": {"models"},
-    "pydantic": {"recipe"},
-    "ruamel": {"recipe"},
-    "accelerate": {"finetuning"},
-    "plotly": {"report"},
-    "jinja2": {"report"},
-    "filelock": {"runs/lock"},
-    "pickle": {"checkpoint"},
-    "_compat_pickle": {"checkpoint"},
-    "zipfile": {"checkpoint"},
-    "safetensors": {"checkpoint", "files", "saved", "statistics", "finetuning"},
-}
 # libraries that write, read or lock files in ways of their own
 SHUT = ("fcntl", "msvcrt", "portalocker", "shelve", "dill", "cloudpickle", "joblib", "marshal",
         "sqlite3", "dbm", "h5py", "mmap")  # fmt: skip
@@ -57,15 +39,17 @@ TORCH_FREE = (
 LONGEST = 350
 
 
-def floors() -> dict[str, tuple[int, int]]:
-    """Room: floor and place on it, from the picture in docs/architecture.md."""
+def layers() -> dict[str, tuple[int, int]]:
+    """Package: layer and place on it, from the table in docs/architecture.md."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    picture = text.partition("## Floors")[2].split("```")[1]
-    rows = [line.split() for line in picture.strip().splitlines()]
-    return {room: (int(n), place) for n, *rooms in rows for place, room in enumerate(rooms)}
+    table = text.partition("## Layers")[2].split("```")[1]
+    rows = [line.split() for line in table.strip().splitlines()]
+    return {
+        package: (int(n), place) for n, *packages in rows for place, package in enumerate(packages)
+    }
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The file or the package directly under seprune/ that a source belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -77,7 +61,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            # `from seprune import files` names a room, `from x import name` perhaps a module
+            # `from seprune import files` names a package, `from x import name` perhaps a module
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
@@ -92,33 +76,21 @@ def shown(path: Path, line: int, what: str) -> str:
     return f"{path.relative_to(ROOT)}:{line} {what}"
 
 
-def test_every_room_has_a_floor_and_every_floor_its_rooms():
-    rooms = {room_of(path) for path in SOURCES} - ENTRANCES
-    assert sorted(rooms - set(floors())) == [], "not in the picture of docs/architecture.md"
-    assert sorted(set(floors()) - rooms) == [], "in the picture, but not in seprune/"
+def test_every_package_has_a_layer_and_every_layer_its_packages():
+    packages = {package_of(path) for path in SOURCES} - ENTRANCES
+    assert sorted(packages - set(layers())) == [], "not in the table of docs/architecture.md"
+    assert sorted(set(layers()) - packages) == [], "in the table, but not in seprune/"
 
 
 def test_imports_go_down_or_to_the_left_only():
-    floor = floors()
+    layer = layers()
     wrong = []
     for path in SOURCES:
-        here = room_of(path)
+        here = package_of(path)
         for line, name in imports(path):
             there = name.split(".")[1] if name.startswith("seprune.") else here
-            if there != here and {here, there} <= set(floor) and floor[there] >= floor[here]:
+            if there != here and {here, there} <= set(layer) and layer[there] >= layer[here]:
                 wrong.append(shown(path, line, f"{here} imports {there}"))
-    assert not wrong, "\n".join(wrong)
-
-
-def test_libraries_come_in_by_their_doors_only():
-    wrong = []
-    for path in SOURCES:
-        inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
-        for line, name in imports(path):
-            for library, doors in DOORS.items():
-                mine = name == library or name.startswith(f"{library}.")
-                if mine and not {room_of(path), inside} & doors:
-                    wrong.append(shown(path, line, f"imports {library}"))
     assert not wrong, "\n".join(wrong)
 
 
@@ -133,11 +105,13 @@ def test_files_are_written_by_files_py_only():
     owned = {"write_text", "write_bytes", "write_html"}
     wrong = []
     for path in SOURCES:
-        if room_of(path) == "files":
+        if path.name == "files.py":
             continue
         for line, name, call in calls(path):
             method = name.rpartition(".")[2]
-            plain = name in owned or name in {f"{room}.{own}" for room in OURS for own in owned}
+            plain = name in owned or name in {
+                f"{package}.{own}" for package in OURS for own in owned
+            }
             if name in WRITING and not _reads(call):
                 wrong.append((path, line, name))
             if method in WRITERS and not plain:
@@ -193,11 +167,11 @@ def _inside_write_with(path: Path, line: int) -> bool:
     ],
 )
 def test_the_search_for_writers_finds_them(line, tmp_path, monkeypatch):
-    (tmp_path / "room.py").write_text(f"def work(path, x):\n    {line}\n")
-    monkeypatch.setattr(sys.modules[__name__], "SOURCES", [tmp_path / "room.py"])
+    (tmp_path / "module.py").write_text(f"def work(path, x):\n    {line}\n")
+    monkeypatch.setattr(sys.modules[__name__], "SOURCES", [tmp_path / "module.py"])
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    with pytest.raises(AssertionError, match=r"room\.py:2"):
+    with pytest.raises(AssertionError, match=r"module\.py:2"):
         test_files_are_written_by_files_py_only()
 
 
@@ -212,8 +186,8 @@ def test_nothing_writes_reads_or_locks_in_a_way_of_its_own():
 
 
 def test_one_journal_and_one_lock():
-    """Lines are added by `runs/journal` alone, which alone knows the file's name; `runs/lock`
-    alone makes locks."""
+    """Lines are added by `pipeline/journal` alone, which alone knows the file's name;
+    `runtime/lock` alone makes locks."""
     adding, naming, locking = set(), set(), set()
     for path in SOURCES:
         inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -222,7 +196,11 @@ def test_one_journal_and_one_lock():
         locking |= {inside} if names & {"FileLock", "flock", "lockf"} else set()
         words = [n.value for n in ast.walk(ast.parse(path.read_text())) if _is_text(n)]
         naming |= {inside} if "journal.jsonl" in words else set()
-    assert (adding, naming, locking) == ({"runs/journal"}, {"runs/journal"}, {"runs/lock"})
+    assert (adding, naming, locking) == (
+        {"pipeline/journal"},
+        {"pipeline/journal"},
+        {"runtime/lock"},
+    )
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -236,9 +214,9 @@ def test_only_checkpoint_unpickles_and_says_weights_only_every_time():
     for path in SOURCES:
         for line, name, call in calls(path):
             said = {k.arg: ast.unparse(k.value) for k in call.keywords}
-            safe = said.get("weights_only") == "True" and room_of(path) == "checkpoint"
+            safe = said.get("weights_only") == "True" and package_of(path) == "checkpoint"
             if name in loaders and not safe:
-                wrong.append((room_of(path), _function_around(path, line)))
+                wrong.append((package_of(path), _function_around(path, line)))
     # what `seprune convert --allow-pickle FILE` calls, in a process of its own
     assert set(wrong) <= {("checkpoint", "read_pickled")}
 
@@ -278,10 +256,10 @@ def test_modules_are_short_and_say_what_they_are_for(path):
     assert not text.strip() or ast.get_docstring(ast.parse(text))
 
 
-def test_what_other_rooms_use_is_documented():
-    """Functions, classes and their methods; inside a room, a good name may be enough."""
-    used = {(n, room_of(p)) for p in SOURCES for _, n in imports(p) if n.startswith("seprune.")}
-    crossing = {name.rpartition(".")[2] for name, room in used if name.split(".")[1] != room}
+def test_what_other_packages_use_is_documented():
+    """Functions, classes and their methods; inside a package, a good name may be enough."""
+    used = {(n, package_of(p)) for p in SOURCES for _, n in imports(p) if n.startswith("seprune.")}
+    crossing = {name.rpartition(".")[2] for name, package in used if name.split(".")[1] != package}
     missing = []
     for path in SOURCES:
         for node in ast.parse(path.read_text()).body:
@@ -304,7 +282,7 @@ def test_no_function_takes_more_than_six_parameters():
                 a = node.args
                 names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
                 names = [n for n in names if n not in ("self", "cls")]
-                if len(names) > 6 and room_of(path) != "cli":  # there, a parameter is an option
+                if len(names) > 6 and package_of(path) != "cli":  # there, a parameter is an option
                     wrong.append(shown(path, node.lineno, f"{node.name} takes {len(names)}"))
     assert not wrong, "\n".join(wrong)
 

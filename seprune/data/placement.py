@@ -60,4 +60,5 @@ class Placed:
 
 
 def length(loader: Any) -> int:
+    """Batches that the loader gives; 0 if it does not say."""
     return len(loader) if hasattr(loader, "__len__") else 0

@@ -17,7 +17,7 @@ from seprune.models import NETWORKS
 from seprune.models.blocks import PLACEMENTS, SE, SelectiveKernel, SqueezeExcitation
 from seprune.models.residual import Layout, ResNet, basic, bottleneck
 
-CHECKPOINT = Path(__file__).parents[2] / "shared" / "checkpoints" / "se_resnet20-cifar10.pth"
+CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "se_resnet20-cifar10.pth"
 CIFAR10 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seprune" / "cifar10"
 
 # parameters, MACs of one image at the published size

@@ -357,7 +357,7 @@ def test_options_that_commands_share_read_alike_everywhere(seprune, monkeypatch)
 
 
 def test_python_cli_py_works_from_a_checkout():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "cli.py", "recipes", "ls"], cwd=root, capture_output=True, text=True
     )

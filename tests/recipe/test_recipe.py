@@ -16,7 +16,7 @@ from seprune.errors import UsageError
 from seprune.recipe import Recipe, dump_recipe, load_recipe, recipe_folder, recipe_schema
 from seprune.recipe.load import known_keys
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MINIMAL = "name: a\nmodel:\n  name: seprune/se_resnet20\ndata:\n  source: digits\n"
 SHIPPED = sorted(p.stem for p in recipe_folder().glob("*.yaml"))
 

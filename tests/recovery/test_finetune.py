@@ -11,11 +11,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import finetuning_worker
+import finetune_worker
 import numpy as np
 import pytest
 import torch
-from finetuning_worker import tiny
+from finetune_worker import tiny
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -575,7 +575,7 @@ def test_generations_survive_damage(tmp_path):
 def work(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     clean = {n: v for n, v in os.environ.items() if n not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [sys.executable, finetuning_worker.__file__, str(folder), *arguments],
+        [sys.executable, finetune_worker.__file__, str(folder), *arguments],
         env={**clean, "OMP_NUM_THREADS": "1", **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -594,7 +594,7 @@ def test_kill_9_in_mid_epoch_changes_nothing(tmp_path):
     for kill in kills:
         assert wait(work(tmp_path / "killed", KILL=kill)) == -signal.SIGKILL
     assert wait(work(tmp_path / "killed")) == 0
-    finetuning_worker.train(tmp_path / "whole")
+    finetune_worker.train(tmp_path / "whole")
     ends = [load_file(tmp_path / name / "end.safetensors") for name in ("killed", "whole")]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
@@ -603,7 +603,7 @@ def test_kill_9_in_mid_epoch_changes_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    finetuning_worker.together(folder)
+    finetune_worker.together(folder)
     return folder
 
 

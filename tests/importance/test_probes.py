@@ -116,7 +116,7 @@ def plain(tmp_path):
     path = tmp_path / "plain.py"
     path.write_text(
         "import sys\nsys.path.insert(0, " + repr(str(__file__).rpartition("/")[0]) + ")\n"
-        "from test_probing import Plain\ndef net():\n    return Plain()\n"
+        "from test_probes import Plain\ndef net():\n    return Plain()\n"
     )
     return f"{path}:net"
 

@@ -270,7 +270,7 @@ finally:  # gloo's threads abort the interpreter now and then if they outlive it
 def _torchrun(tmp_path: Path, processes: int, *arguments: str) -> list[subprocess.CompletedProcess]:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
-    tests, root = Path(__file__).parent, Path(__file__).parents[1]
+    tests, root = Path(__file__).parents[1], Path(__file__).parents[2]
     common = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

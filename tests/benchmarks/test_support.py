@@ -17,7 +17,7 @@ from seprune.importance import Scoring, score
 from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import cuttable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _benchmark(name: str) -> Any:

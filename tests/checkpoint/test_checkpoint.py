@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from seprune.checkpoint import apply_weights, convert, is_pruned_folder, load_weights
 from seprune.errors import InputError
 
-SHARED = Path(__file__).parents[2] / "shared" / "checkpoints"
+SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 
 
 def net(classes: int = 10, width: int = 4) -> nn.Module:

@@ -26,7 +26,7 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import cuttable, prune
 from seprune.runtime.files import SUMS, check_sums, write_sums
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAME = "seprune/se_resnet20"
 CODE = '''
 import torch
