@@ -11,8 +11,9 @@ from folders import untouched
 NETS = Path(__file__).with_name("strange_nets.py")
 BUDGET = ("--set", "plan.min_channels=2", "--set", "collect.images=64")
 SOON = """
-from seprune import pruning, trace
-for function in (pruning.cuttable, trace.record):
+from seprune.graph import trace
+from seprune.pruning import prune
+for function in (prune.cuttable, trace.record):
     function.__kwdefaults__["limit_seconds"] = 0.3
 """
 

@@ -184,7 +184,7 @@ def test_out_of_memory_while_collecting_halves_the_batch(terminal, tmp_path):
 
 PRESS = """
 import os, signal
-from seprune.recovery.finetune import learner
+from seprune.recovery.finetune import step as learner
 whole, seen = learner.Learner.step, []
 def step(self, *args, **kwargs):
     seen.append(1)
@@ -196,7 +196,7 @@ learner.Learner.step = step
 """
 WHILE_SAVING = """
 import os, signal
-from seprune.recovery.finetune import generations
+from seprune.recovery.finetune import checkpoints as generations
 whole, seen = generations.sha256, []
 def sha256(path):  # the state is written, the hash that commits it is not
     seen.append(1)
