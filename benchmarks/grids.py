@@ -46,21 +46,21 @@ METHODS: dict[str, tuple[str, ...]] = {
     **{name: way(name) for name in _PLAIN},
     **{f"{n} coupled": way(n, "coupled") for n in ("gate_logit", "gate_fisher", "gate_taylor")},
     "gate_logit joint": way("gate_logit", "joint"),
-    "gate_logit trade": way("gate_logit", "mean", "trade"),
+    "gate_logit trade": way("gate_logit", "mean", "cost_aware"),
     **{
-        f"gate_logit {combine} trade{said}": way("gate_logit", combine, "trade", least=least)
+        f"gate_logit {combine} trade{said}": way("gate_logit", combine, "cost_aware", least=least)
         for combine in ("coupled", "joint")
         for least, said in ((8, ""), (4, ", least 4"), (2, ", least 2"))
     },
     "l2, least 2": way("l2", least=2),
-    "l2 trade": way("l2", "mean", "trade"),
-    "hessian trade, least 2": way("hessian", "mean", "trade", least=2, normalize="none"),
+    "l2 trade": way("l2", "mean", "cost_aware"),
+    "hessian trade, least 2": way("hessian", "mean", "cost_aware", least=2, normalize="none"),
     "l2 uniform": way("l2", "mean", "uniform"),
     "gate_logit uniform": way("gate_logit", "mean", "uniform"),
     "gate_logit isomorphic": way("gate_logit", "mean", "isomorphic"),
     "gate_logit 4 cuts": way("gate_logit", steps=4),
     "gate_logit joint trade, least 2, 4 cuts": way(
-        "gate_logit", "joint", "trade", least=2, steps=4
+        "gate_logit", "joint", "cost_aware", least=2, steps=4
     ),
     "l2 4 cuts": way("l2", steps=4),
 }

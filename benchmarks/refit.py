@@ -41,7 +41,7 @@ from seprune.statistics import GateStatistics
 
 RESULTS = Path(__file__).parent / "results"
 _LOGIT = {"importance.criterion": "gate_logit", "importance.combine": "coupled"}
-_TRADE = {**_LOGIT, "plan.allocation": "trade"}
+_TRADE = {**_LOGIT, "plan.allocation": "cost_aware"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "gate_logit coupled, trade": _TRADE,
     "gate_logit mean, global": {
@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sensitivity.images": 256,
     },
     "gate_logit mean, trade": {**_TRADE, "importance.combine": "mean"},
-    "l2, trade": {"importance.criterion": "l2", "plan.allocation": "trade"},
+    "l2, trade": {"importance.criterion": "l2", "plan.allocation": "cost_aware"},
     "uniform": {"importance.criterion": "uniform"},
     "gate_logit coupled, trade, 6,144 images": {**_TRADE, "collect.images": 6144},
 }  # fmt: skip

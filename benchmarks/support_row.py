@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from seprune.errors import InputError, SepruneError
 from seprune.export.pruned_model import Architecture, load, save
-from seprune.graph.groups import Structure
+from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance, Scoring, score
 from seprune.measure.flops import count, quietly
 from seprune.models import build, input_size
@@ -152,7 +152,9 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     return (t for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
-def cut_to(subject: Subject, structure: Structure, importance: Importance, budget: float) -> Any:
+def cut_to(
+    subject: Subject, structure: NetworkStructure, importance: Importance, budget: float
+) -> Any:
     """The MACs reached, and what was checked of the network that comes out."""
     result: dict[str, Any] = {}
     try:
@@ -175,7 +177,7 @@ def cut_to(subject: Subject, structure: Structure, importance: Importance, budge
     return result
 
 
-def any_fits(structure: Structure, plan: PruningPlan) -> bool:
+def any_fits(structure: NetworkStructure, plan: PruningPlan) -> bool:
     """Whether some group could have kept one more unit within the target."""
     kept = {g.name: len(g.keep) for g in plan.groups}
     return any(

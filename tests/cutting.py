@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from seprune.graph.groups import Structure
+from seprune.graph.groups import NetworkStructure
 from seprune.pruning.plan import PruningPlan, plan_of
 
 
-def random_plan(structure: Structure, seed: int = 0, share: float = 2 / 3) -> PruningPlan:
+def random_plan(structure: NetworkStructure, seed: int = 0, share: float = 2 / 3) -> PruningPlan:
     """Keep about `share` of the units of every prunable group, drawn by `seed`."""
     draw = random.Random(seed)
     keep = {

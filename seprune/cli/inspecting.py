@@ -9,7 +9,7 @@ from seprune.pipeline.reporting import gate_summaries
 from seprune.report import measurement, terminal, words
 
 if TYPE_CHECKING:
-    from seprune.graph.groups import Structure
+    from seprune.graph.groups import NetworkStructure
     from seprune.pipeline.context import Bench
     from seprune.statistics import GateStatistics
 
@@ -50,7 +50,7 @@ def facts(model: str, bench: Bench, statistics: GateStatistics | None) -> dict[s
     return said
 
 
-def _gates(structure: Structure) -> list[dict[str, Any]]:
+def _gates(structure: NetworkStructure) -> list[dict[str, Any]]:
     owners: dict[str, list[str]] = {}
     for group in structure.groups:
         for link in group.gates:
@@ -63,7 +63,7 @@ def _gates(structure: Structure) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _groups(structure: Structure) -> list[dict[str, Any]]:
+def _groups(structure: NetworkStructure) -> list[dict[str, Any]]:
     return [
         {"name": g.name, "channels": g.channels, "gates": [link.gate for link in g.gates],
          "layers": list(g.layers), "prunable": g.prunable, "reason": g.reason,

@@ -11,12 +11,12 @@ from seprune.report import sensitivity as sensitivities
 from seprune.report import words
 
 if TYPE_CHECKING:
-    from seprune.graph.groups import Structure
+    from seprune.graph.groups import NetworkStructure
     from seprune.importance import Importance
     from seprune.pruning.plan import PruningPlan
 
 
-def gates(structure: Structure) -> Table:
+def gates(structure: NetworkStructure) -> Table:
     """One row a gate."""
     table = _table(f"{len(structure.gates)} gates")
     table.add_column("gate", overflow="fold", ratio=1)
@@ -29,7 +29,7 @@ def gates(structure: Structure) -> Table:
     return table
 
 
-def groups(structure: Structure) -> Table:
+def groups(structure: NetworkStructure) -> Table:
     """One row a dependency group."""
     table = _table(f"{len(structure.groups)} dependency groups")
     table.add_column("group", overflow="fold", ratio=3)

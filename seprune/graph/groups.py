@@ -97,7 +97,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Structure:
+class NetworkStructure:
     """Everything that a plan needs to know about a network."""
 
     gates: tuple[Gate, ...]
@@ -128,7 +128,7 @@ def find_groups(model: nn.Module, inputs: Any) -> tuple[ChannelGroup, ...]:
     return analyse(model, inputs).groups
 
 
-def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Structure:
+def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
     """Gates, groups and cost terms of `model`, from one recorded forward pass.
 
     Args:
@@ -142,7 +142,7 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> St
     gates = gates_of(trace, labelling, model)
     builder = _Builder(labelling, gates, sites(trace, labelling, gates))
     groups = builder.groups()
-    return Structure(gates, groups, builder.macs(), builder.params(model))
+    return NetworkStructure(gates, groups, builder.macs(), builder.params(model))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import ChannelGroup, Structure
+from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
 from seprune.measure.metrics import Evaluation, evaluate
 from seprune.runtime.distributed import join, resolve_device
@@ -98,7 +98,7 @@ class Sensitivity:
 
 def measure_sensitivity(
     model: nn.Module,
-    structure: Structure,
+    structure: NetworkStructure,
     importance: Importance,
     loader: Iterable[Any],
     *,
@@ -232,7 +232,7 @@ def _loss(removed: int, found: Evaluation) -> Loss:
     return Loss(removed, found.top1, found.loss)
 
 
-def _macs(structure: Structure, group: ChannelGroup) -> int:
+def _macs(structure: NetworkStructure, group: ChannelGroup) -> int:
     whole = structure.whole()
     less = {**whole, group.name: group.units - 1}
     return structure.macs_at(whole) - structure.macs_at(less)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import Structure
+from seprune.graph.groups import NetworkStructure
 from seprune.importance import weights
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
@@ -122,7 +122,9 @@ def criterion(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-def collecting(structure: Structure, options: CollectOptions | None = None) -> CollectOptions:
+def collecting(
+    structure: NetworkStructure, options: CollectOptions | None = None
+) -> CollectOptions:
     """Options under which the statistics hold a sensitivity for every group, gated or not."""
     units: dict[str, None] = {}
     couplings = {}
@@ -140,7 +142,7 @@ def collecting(structure: Structure, options: CollectOptions | None = None) -> C
 
 
 def score(
-    structure: Structure,
+    structure: NetworkStructure,
     statistics: GateStatistics | None = None,
     *,
     model: nn.Module | None = None,
@@ -218,7 +220,7 @@ def _require(statistics: GateStatistics, rule: Criterion, name: str) -> None:
 
 
 def _of_weights(
-    structure: Structure, rule: Criterion, model: nn.Module, more: object
+    structure: NetworkStructure, rule: Criterion, model: nn.Module, more: object
 ) -> dict[str, Tensor]:
     """Groups that the criterion has a score for; `more`: the seed, or moments by weight."""
     found = {g.name: rule.of(model, g, more) for g in structure.groups}
@@ -226,7 +228,7 @@ def _of_weights(
 
 
 def _gate_scores(
-    structure: Structure,
+    structure: NetworkStructure,
     statistics: GateStatistics,
     rule: Criterion,
     combine: Combine,
@@ -250,7 +252,7 @@ def _gate_scores(
 
 
 def _sensitivities(
-    structure: Structure, statistics: GateStatistics, rule: Criterion, scoring: Scoring
+    structure: NetworkStructure, statistics: GateStatistics, rule: Criterion, scoring: Scoring
 ) -> dict[str, Tensor]:
     _require(statistics, rule, scoring.criterion)
     scores = {}

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from seprune.data import Loader
 from seprune.errors import InputError
-from seprune.graph.groups import Structure
+from seprune.graph.groups import NetworkStructure
 from seprune.measure.metrics import logits_of
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.inference import device_of
@@ -64,7 +64,7 @@ class Probe(nn.Module):
         return x * gate.view(*gate.shape, *[1] * (x.dim() - 2))
 
 
-def probed(model: nn.Module, structure: Structure, settings: ProbeSettings) -> nn.Module:
+def probed(model: nn.Module, structure: NetworkStructure, settings: ProbeSettings) -> nn.Module:
     """A copy of `model` with a probe wherever a group without a gate makes its channels.
 
     Raises:
@@ -92,7 +92,7 @@ def _through_probe(module: nn.Module, _inputs: Any, output: Any) -> Any:
     return getattr(module, PROBE)(output)
 
 
-def places(structure: Structure) -> dict[str, int]:
+def places(structure: NetworkStructure) -> dict[str, int]:
     """Modules whose outputs are to be probed, and their channels."""
     return {
         source.name: source.total

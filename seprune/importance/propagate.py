@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seprune.graph.groups import ChannelGroup, Structure
+from seprune.graph.groups import ChannelGroup, NetworkStructure
 
 
 def propagate(
-    model: nn.Module, structure: Structure, scores: Mapping[str, Tensor]
+    model: nn.Module, structure: NetworkStructure, scores: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Scores (units,) for every group; those given stay as they are."""
     modules = dict(model.named_modules())
@@ -40,7 +40,7 @@ def propagate(
     return result
 
 
-def _owners(structure: Structure) -> dict[str, list[tuple[ChannelGroup, torch.Tensor]]]:
+def _owners(structure: NetworkStructure) -> dict[str, list[tuple[ChannelGroup, torch.Tensor]]]:
     owners: dict[str, list[tuple[ChannelGroup, Tensor]]] = {}
     for group in structure.groups:
         for member in group.members:

@@ -11,7 +11,7 @@ from torch import nn
 from seprune.data import Data
 from seprune.errors import UsageError
 from seprune.export.pruned_model import Architecture
-from seprune.graph.groups import Structure, analyse
+from seprune.graph.groups import NetworkStructure, analyse
 from seprune.importance import Scoring, criterion
 from seprune.importance.probes import ProbeSettings, probed
 from seprune.measure.latency import latency
@@ -35,12 +35,12 @@ class Bench:
     track: Track = silent
 
     @cached_property
-    def structure(self) -> Structure:
+    def structure(self) -> NetworkStructure:
         """Gates, groups and costs; what a trial cut proves impossible is left whole."""
         return cuttable(self.subject.model, self.subject.example())
 
     @cached_property
-    def scored(self) -> Structure:
+    def scored(self) -> NetworkStructure:
         """The structure that statistics are of: with probes, where the recipe wants them."""
         if self.probes is None:
             return self.structure

@@ -14,7 +14,7 @@ from torch import nn
 
 from seprune import report as reports
 from seprune.data import Data
-from seprune.graph.groups import Structure
+from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance
 from seprune.importance.ablation import Sensitivity
 from seprune.measure.flops import not_counted
@@ -47,7 +47,7 @@ class Told:
     recipe: Recipe
     command: str
     subject: Subject
-    structure: Structure
+    structure: NetworkStructure
     data: Data
     statistics: GateStatistics | None
     measurements: tuple[Measurement, ...]
@@ -122,7 +122,7 @@ def shown_classes(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
 
 
 def gate_summaries(
-    structure: Structure, statistics: GateStatistics | None, *, classes: Sequence[int] = ()
+    structure: NetworkStructure, statistics: GateStatistics | None, *, classes: Sequence[int] = ()
 ) -> list[GateSummary]:
     """Every gate with its statistics and the means of these classes."""
     owners: dict[str, list[str]] = {}

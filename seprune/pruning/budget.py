@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import Structure
+from seprune.graph.groups import NetworkStructure
 
 BUDGETS = ("macs", "params", "latency")
 _SUFFIX = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def resolve(structure: Structure, budget: Mapping[str, float | str]) -> dict[str, int]:
+def resolve(structure: NetworkStructure, budget: Mapping[str, float | str]) -> dict[str, int]:
     """The largest `macs` and `params` that a budget allows.
 
     Raises:

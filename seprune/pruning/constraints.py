@@ -6,7 +6,7 @@ import fnmatch
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from seprune.graph.groups import ChannelGroup, Structure
+from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
 
 SCALED = "SE hidden width: follows its channels"
@@ -17,17 +17,17 @@ class Allocation:
     """Where channels may be removed.
 
     Attributes:
-        scope: `global`, `isomorphic`, `uniform`, `trade`, `sensitivity`: a trade of scores that
-            `sensitivity.weighed` made, or `auto`: `trade` where scores add up, else `global`.
+        scope: `global`, `isomorphic`, `uniform`, `cost_aware`, `sensitivity`: cost-aware, by scores that
+            `sensitivity.weighed` made, or `auto`: `cost_aware` where scores add up, else `global`.
         floor: fraction of every group that stays; `min_channels`: channels that stay, by default
-            2 where scores are traded against cost, else 8: a ranking by scores alone is not to be
+            2 where allocation is cost-aware, else 8: a ranking by scores alone is not to be
             trusted with the last ones.
         round_to: widths are multiples of this where a group has that many channels.
         protect: globs of layers and groups that stay whole.
         bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
     """
 
-    scope: Literal["auto", "global", "uniform", "isomorphic", "trade", "sensitivity"] = "auto"
+    scope: Literal["auto", "global", "uniform", "isomorphic", "cost_aware", "sensitivity"] = "auto"
     floor: float = 0.1
     min_channels: int | None = None
     round_to: int = 1
@@ -38,17 +38,17 @@ class Allocation:
         """The same with `auto` decided for these scores."""
         if self.scope != "auto":
             return self
-        return replace(self, scope="trade" if importance.additive else "global")
+        return replace(self, scope="cost_aware" if importance.additive else "global")
 
     @property
-    def trades(self) -> bool:
+    def cost_aware(self) -> bool:
         """Whether units go in the order of score per cost."""
-        return self.scope in ("trade", "sensitivity")
+        return self.scope in ("cost_aware", "sensitivity")
 
     @property
     def fewest(self) -> int:
         """Channels of every group that stay."""
-        return self.min_channels or (2 if self.trades else 8)
+        return self.min_channels or (2 if self.cost_aware else 8)
 
 
 def why_whole(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
@@ -70,7 +70,7 @@ def kind(group: ChannelGroup) -> tuple[Any, ...]:
     return (group.role, group.units, leaves)
 
 
-def followers(structure: Structure) -> dict[str, ChannelGroup]:
+def followers(structure: NetworkStructure) -> dict[str, ChannelGroup]:
     """For every gated group the bottleneck of its gate."""
     hidden = {layer: g for g in structure.groups if g.role == "bottleneck" for layer in g.layers}
     found = {}

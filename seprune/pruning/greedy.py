@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from seprune.graph.groups import Structure, Term
+from seprune.graph.groups import NetworkStructure, Term
 
 Kept = dict[str, int]
 Ascending = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 _STRETCHES = 128  # in which a wide group goes; narrower ones go unit by unit
 
 
-class Trade:
+class GreedyDescent:
     """The path from the whole network to its floors, one stretch of one group at a time.
 
     Args:
@@ -31,7 +31,7 @@ class Trade:
 
     def __init__(
         self,
-        structure: Structure,
+        structure: NetworkStructure,
         terms: Sequence[Term],
         scores: Ascending,
         strides: Mapping[str, int],

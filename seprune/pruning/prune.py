@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from seprune.errors import InputError, first_line
-from seprune.graph.groups import ChannelGroup, Structure, analyse
+from seprune.graph.groups import ChannelGroup, NetworkStructure, analyse
 from seprune.graph.trace import record
 from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
@@ -116,7 +116,7 @@ def _length(module: nn.Module | None, tensor: Tensor | None, side: str) -> int:
 # -- what can be cut at all ---------------------------------------------------------------------
 
 
-def cuttable(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Structure:
+def cuttable(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
     """`analyse`, with every group that a trial cut proves impossible left whole and named.
 
     About half of every group is cut on a copy without data (meta device, where the model runs);

@@ -1,7 +1,7 @@
 """How many units of which groups may stay: scores and a budget become a plan.
 
 Units are removed from the lowest score on, in one ranking (`global`), in one for each kind of
-group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`trade`), until
+group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`cost_aware`), until
 every target is met. Costs come from the structure's terms, so that a candidate takes microseconds.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import ChannelGroup, Structure
+from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
 from seprune.pruning.budget import BUDGETS, fraction, resolve
 from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_whole
-from seprune.pruning.greedy import Trade
+from seprune.pruning.greedy import GreedyDescent
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 
 Kept = dict[str, int]
@@ -27,7 +27,7 @@ Measure = Callable[[PruningPlan], float]
 
 
 def make_plan(
-    structure: Structure,
+    structure: NetworkStructure,
     importance: Importance,
     *,
     allocation: Allocation | None = None,
@@ -65,7 +65,7 @@ def make_plan(
 class _Search:
     def __init__(
         self,
-        structure: Structure,
+        structure: NetworkStructure,
         importance: Importance,
         allocation: Allocation,
         targets: Mapping[str, int],
@@ -79,7 +79,7 @@ class _Search:
         self.order = {g.name: _ascending(importance, g) for g in structure.groups}
         self.floors = {g.name: self.least(g) for g in structure.groups}
         self.ranks = self.ranked()
-        self.path = self.trade() if allocation.trades else []
+        self.path = self.cost_aware() if allocation.cost_aware else []
         self.trace: list[dict[str, Any]] = []
 
     # -- candidates ---------------------------------------------------------------------------
@@ -116,11 +116,11 @@ class _Search:
             scopes.setdefault(key(group), []).append(group)
         return list(scopes.values())
 
-    def trade(self) -> list[Kept]:
+    def cost_aware(self) -> list[Kept]:
         """The widths from the whole network down to the floors, in the order of score per cost."""
         groups = {g.name: g for g in self.free}
         terms = self.structure.params if set(self.targets) == {"params"} else self.structure.macs
-        return Trade(
+        return GreedyDescent(
             self.structure,
             terms,
             {name: self.sorted_scores(g) for name, g in groups.items()},

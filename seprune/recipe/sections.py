@@ -244,12 +244,13 @@ class Plan(Section):
     )
     params: Budgets | None = Field(default=None, description="kept: 0.4, 1.5M or a list")
     latency: Budgets | None = Field(default=None, description="kept, measured on this device: 0.6")
-    allocation: Literal["auto", "global", "uniform", "isomorphic", "trade", "sensitivity"] = Field(
-        default="auto", description="auto: a trade where scores add up, else global"
+    allocation: Literal["auto", "global", "uniform", "isomorphic", "cost_aware", "sensitivity"] = (
+        Field(default="auto", description="auto: cost_aware where scores add up, else global")
     )
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count | None = Field(
-        default=None, description="channels of every group that stay; null: 2 in a trade, else 8"
+        default=None,
+        description="channels of every group that stay; null: 2 where allocation is cost-aware, else 8",
     )
     round_to: Count | None = Field(
         default=None, description="widths are multiples of this; null: 8 on a GPU, else 1"

@@ -12,7 +12,7 @@ from nets import Chain, Inner, LayerScale, Residual, dependent, images
 from torch import Tensor, nn
 
 from seprune.errors import InputError, SepruneError, UsageError
-from seprune.graph.groups import ChannelGroup, Structure, analyse
+from seprune.graph.groups import ChannelGroup, NetworkStructure, analyse
 from seprune.importance import CRITERIA, Scoring, collecting, criterion, score
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
@@ -45,7 +45,7 @@ def batches(count: int = 6, dtype: torch.dtype = torch.float32) -> list[tuple[Te
 
 def collected(
     model: nn.Module, gradients: Any = "none", dtype: torch.dtype = torch.float32
-) -> tuple[Structure, GateStatistics]:
+) -> tuple[NetworkStructure, GateStatistics]:
     structure = analyse(model, images(2, 8).to(dtype))
     options = None
     if gradients not in ("none", "weights"):

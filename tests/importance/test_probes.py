@@ -14,7 +14,7 @@ from torch import nn
 from seprune import cli
 from seprune.data import DataSettings, open_data
 from seprune.errors import InputError
-from seprune.graph.groups import Structure, analyse
+from seprune.graph.groups import NetworkStructure, analyse
 from seprune.importance.probes import Probe, ProbeSettings, places, probed, train_probes
 from seprune.pipeline.collection import NO_GATES
 from seprune.pipeline.run import run
@@ -88,7 +88,7 @@ def test_training_moves_the_probes_and_nothing_else():
 def test_nothing_to_probe_and_a_learning_rate_that_explodes_are_errors():
     model = dependent("residual")
     with pytest.raises(InputError) as caught:
-        probed(model, Structure((), (), (), ()), ProbeSettings())
+        probed(model, NetworkStructure((), (), (), ()), ProbeSettings())
     assert caught.value.what == "there is nothing to probe"
     assert caught.value.fix == "leave out importance.probe"
     twin = probed(Plain(), analyse(Plain(), torch.rand(2, 1, 8, 8)), ProbeSettings())

@@ -14,7 +14,7 @@ from nets import SE, Block, Chain, Inner, Residual, dependent, images
 from torch import nn
 
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import Structure, analyse
+from seprune.graph.groups import NetworkStructure, analyse
 from seprune.importance import Importance
 from seprune.pruning.budget import resolve
 from seprune.pruning.constraints import Allocation
@@ -23,17 +23,17 @@ from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 
 
-def structure_of(width: int = 32) -> Structure:
+def structure_of(width: int = 32) -> NetworkStructure:
     return analyse(Residual(width), images())
 
 
-def scores(structure: Structure, seed: int = 0) -> Importance:
+def scores(structure: NetworkStructure, seed: int = 0) -> Importance:
     draw = torch.Generator().manual_seed(seed)
     made = {g.name: torch.rand(g.units, generator=draw).double() for g in structure.groups}
     return Importance("random", made)
 
 
-def constant(structure: Structure) -> Importance:
+def constant(structure: NetworkStructure) -> Importance:
     made = {g.name: torch.ones(g.units, dtype=torch.float64) for g in structure.groups}
     return Importance("constant", made)
 
@@ -44,7 +44,7 @@ FREE = Allocation(floor=0.0, min_channels=1)
 # -- the target ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", ["global", "isomorphic", "uniform", "trade"])
+@pytest.mark.parametrize("scope", ["global", "isomorphic", "uniform", "cost_aware"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("budget", [0.75, 0.5, 0.25])
 def test_a_budget_is_met_within_one_per_cent_by_the_network_actually_cut(scope, kind, budget):
@@ -160,10 +160,10 @@ def test_units_that_leave_hardly_a_rounded_width_are_not_rounded():
         make_plan(structure, scores(structure), allocation=rounded, macs=0.01)
 
 
-def test_a_trade_weighs_scores_against_what_they_free():
+def test_cost_aware_allocation_weighs_scores_against_what_they_free():
     """A unit of `a` frees 9 x 3 + 5 MACs a position, one of `b` 3 + 5: four times as much."""
     structure = analyse(dependent("concat"), images())
-    free = Allocation("trade", floor=0.0, min_channels=1)
+    free = Allocation("cost_aware", floor=0.0, min_channels=1)
 
     def widths(a: float, b: float, macs: float) -> list[int]:
         given = {"a": a * torch.ones(6).double(), "b": b * torch.ones(4).double()}
@@ -177,7 +177,7 @@ def test_a_trade_weighs_scores_against_what_they_free():
 
 @pytest.mark.parametrize("budget", [0.8, 0.6, 0.4, 0.2])
 @pytest.mark.parametrize("spread", [1.2, 3.0, 30.0])
-def test_a_trade_loses_little_more_than_the_best_of_all_widths(budget, spread):
+def test_cost_aware_allocation_loses_little_more_than_the_best_of_all_widths(budget, spread):
     """Two layers in a row, whose costs are a product: every pair of widths is tried."""
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 20, 3), nn.ReLU(),
                           nn.Conv2d(20, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_trade_loses_little_more_than_the_best_of_all_widths(budget, spread):
     def loss(one: int, two: int) -> float:
         return float(given["0"][: 16 - one].sum() + given["2"][: 20 - two].sum())
 
-    free = Allocation("trade", floor=0.0, min_channels=1)
+    free = Allocation("cost_aware", floor=0.0, min_channels=1)
     plan = make_plan(structure, Importance("given", given), allocation=free, macs=budget)
     whole, limit = structure.whole(), budget * structure.macs_at(structure.whole())
     best = min(
@@ -200,18 +200,18 @@ def test_a_trade_loses_little_more_than_the_best_of_all_widths(budget, spread):
     assert loss(*(plan.widths()[n][1] for n in ("0", "2"))) <= 1.1 * best
 
 
-def test_a_trade_keeps_multiples_and_floors():
+def test_cost_aware_allocation_keeps_multiples_and_floors():
     structure = structure_of(48)
     for budget in (0.7, 0.5, 0.3):
-        how = Allocation("trade", floor=0.25, round_to=8)
+        how = Allocation("cost_aware", floor=0.25, round_to=8)
         plan = make_plan(structure, scores(structure), allocation=how, macs=budget)
         at = kept(plan)
         assert structure.macs_at(at) <= budget * structure.macs_at(structure.whole())
         assert all(w % 8 == 0 and w >= 16 for n, (b, w) in plan.widths().items() if b == 48)
 
 
-@pytest.mark.parametrize(("additive", "scope"), [(True, "trade"), (False, "global")])
-def test_scores_that_add_up_are_traded_and_others_ranked_unless_something_is_said(additive, scope):
+@pytest.mark.parametrize(("additive", "scope"), [(True, "cost_aware"), (False, "global")])
+def test_scores_that_add_up_are_allocated_by_cost_and_others_ranked_by_default(additive, scope):
     structure = structure_of()
     importance = dataclasses.replace(scores(structure), additive=additive)
     plan = make_plan(structure, importance, macs=0.5)
@@ -222,8 +222,12 @@ def test_scores_that_add_up_are_traded_and_others_ranked_unless_something_is_sai
     assert said.facts["allocation"] == "uniform"
 
 
-@pytest.mark.parametrize(("scope", "fewest"), [("trade", 2), ("sensitivity", 2), ("global", 8)])
-def test_a_trade_may_leave_fewer_channels_than_a_ranking_by_scores_alone(scope, fewest):
+@pytest.mark.parametrize(
+    ("scope", "fewest"), [("cost_aware", 2), ("sensitivity", 2), ("global", 8)]
+)
+def test_cost_aware_allocation_may_leave_fewer_channels_than_a_ranking_by_scores_alone(
+    scope, fewest
+):
     structure = structure_of(16)
     smallest = make_plan(structure, scores(structure), allocation=Allocation(scope), macs=0.9)
     assert all(after >= fewest for b, after in smallest.widths().values() if b == 16)
@@ -342,7 +346,7 @@ def test_a_latency_budget_beside_another_one(latency, tightest):
     assert 0.9 * budget <= reached <= budget
 
 
-def make_whole(structure: Structure) -> PruningPlan:
+def make_whole(structure: NetworkStructure) -> PruningPlan:
     from seprune.pruning.plan import plan_of
 
     return plan_of(structure.groups, {}, {})

@@ -204,7 +204,7 @@ finetune:
         "r.yaml:12:3 plan.macs: must be a fraction kept, between 0 and 1, "
         "or an amount like 20M or 1.5G (got [0.5, 2])",
         'r.yaml:13:3 plan.protect: must be a list (got "x")',
-        "r.yaml:14:3 plan.allocation: must be 'auto', 'global', 'uniform', 'isomorphic', 'trade' "
+        "r.yaml:14:3 plan.allocation: must be 'auto', 'global', 'uniform', 'isomorphic', 'cost_aware' "
         "or 'sensitivity' (got \"globall\")",
         "r.yaml:17:3 finetune.lr: must be a finite number (got Infinity)",
         "r.yaml:18:3 finetune.bogus: unknown key; known here: epochs, batch_size, optimizer, lr, "
