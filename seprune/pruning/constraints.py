@@ -17,8 +17,9 @@ class Allocation:
     """Where channels may be removed.
 
     Attributes:
-        scope: `global`, `isomorphic`, `uniform`, `cost_aware`, `sensitivity`: cost-aware, by scores that
-            `sensitivity.weighed` made, or `auto`: `cost_aware` where scores add up, else `global`.
+        scope: `global`, `isomorphic`, `uniform`, `cost_aware`, `sensitivity` (cost-aware, by scores
+            that `ablation.weighed` made), or `auto`: `cost_aware` where scores add up, else
+            `global`.
         floor: fraction of every group that stays; `min_channels`: channels that stay, by default
             2 where allocation is cost-aware, else 8: a ranking by scores alone is not to be
             trusted with the last ones.

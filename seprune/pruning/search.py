@@ -1,8 +1,8 @@
 """How many units of which groups may stay: scores and a budget become a plan.
 
 Units are removed from the lowest score on, in one ranking (`global`), in one for each kind of
-group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`cost_aware`), until
-every target is met. Costs come from the structure's terms, so that a candidate takes microseconds.
+group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`cost_aware`),
+until every target is met. Costs come from the structure's terms, so that a candidate takes microseconds.
 """
 
 from __future__ import annotations

@@ -250,7 +250,8 @@ class Plan(Section):
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count | None = Field(
         default=None,
-        description="channels of every group that stay; null: 2 where allocation is cost-aware, else 8",
+        description="channels of every group that stay; "
+        "null: 2 where allocation is cost-aware, else 8",
     )
     round_to: Count | None = Field(
         default=None, description="widths are multiples of this; null: 8 on a GPU, else 1"
