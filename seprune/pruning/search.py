@@ -2,7 +2,8 @@
 
 Units are removed from the lowest score on, in one ranking (`global`), in one for each kind of
 group (`isomorphic`), in each group alone (`uniform`), or in one by score per cost (`cost_aware`),
-until every target is met. Costs come from the structure's terms, so that a candidate takes microseconds.
+until every target is met. Costs come from the structure's terms, so that a candidate takes
+microseconds.
 """
 
 from __future__ import annotations
