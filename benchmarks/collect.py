@@ -26,12 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from seprune.graph.groups import analyse
-from seprune.importance import collecting
 from seprune.models import build
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.inference import autocast
-from seprune.statistics import CollectOptions
 from seprune.statistics.columns import Layout
+from seprune.statistics.for_structure import units_and_couplings
 from seprune.statistics.gate_gradients import inspect_units, resolve_couplings
 from seprune.statistics.observe import Observer, Scene
 
@@ -43,8 +42,8 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
     """Statistics alone, with u of the gates, or all that the default criterion needs."""
     structure = analyse(model, images[:2])
     gates = tuple(g for g in structure.gates if g.runs)
-    wanted = collecting(structure) if mode == "criterion" else CollectOptions()
-    units, copied = inspect_units(model, wanted.units, images[:2])
+    asked, couplings = units_and_couplings(structure) if mode == "criterion" else ((), {})
+    units, copied = inspect_units(model, asked, images[:2])
     sizes = units | {g.name: g.channels for g in gates}
     layout = Layout(
         tuple(g.name for g in gates),
@@ -60,7 +59,7 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
         gradients="none" if mode == "none" else "logits",
         units=units,
         copied=copied,
-        couplings=resolve_couplings(wanted.couplings, sizes, images.device),
+        couplings=resolve_couplings(couplings, sizes, images.device),
         precision=arguments.precision,
         channels_last=images.device.type == "cuda",
     )

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from seprune.data import Data, DataSettings, open_data
-from seprune.importance import collecting, score
+from seprune.importance import score
 from seprune.measure.metrics import evaluate
 from seprune.pipeline.inputs import Subject, open_subject
 from seprune.pruning.plan import PruningPlan
@@ -212,9 +212,9 @@ def cut(subject: Subject, data: Data, arguments: argparse.Namespace, macs: float
         statistics = collect_statistics(
             subject.model,
             data.calibration(arguments.calibration),
-            gates=structure.gates,
+            structure=structure,
             gradients="logits",
-            options=collecting(structure, CollectOptions(device=arguments.device)),
+            options=CollectOptions(device=arguments.device),
         )
         importance = score(structure, statistics)
         for budget in arguments.macs:

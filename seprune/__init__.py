@@ -18,7 +18,6 @@ _HOMES = {
     "analyse": "graph.groups",
     "cuttable": "pruning.prune",
     "prune": "pruning.prune",
-    "collecting": "importance",
     "score": "importance",
     "Scoring": "importance",
     "CRITERIA": "importance",

@@ -27,9 +27,7 @@ def test_the_ten_lines_of_the_readme_work_and_leave_the_model_alone(net, tmp_pat
 
     gates = seprune.find_gates(model, images())
     structure = seprune.analyse(model, images())
-    statistics = seprune.collect_statistics(
-        model, loader, gradients="logits", options=seprune.collecting(structure)
-    )
+    statistics = seprune.collect_statistics(model, loader, structure=structure)
     importance = seprune.score(structure, statistics)
     plan = seprune.make_plan(
         structure, importance, macs=0.6, allocation=seprune.Allocation(min_channels=2)

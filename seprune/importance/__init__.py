@@ -4,9 +4,8 @@ from seprune.importance.criteria import (
     CRITERIA,
     Importance,
     Scoring,
-    collecting,
     criterion,
     score,
 )
 
-__all__ = ["CRITERIA", "Importance", "Scoring", "collecting", "criterion", "score"]
+__all__ = ["CRITERIA", "Importance", "Scoring", "criterion", "score"]

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from seprune.graph.groups import NetworkStructure
 from seprune.importance import weights
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
-from seprune.statistics import CollectOptions, GateStatistics
+from seprune.statistics import GateStatistics
 
 Combine = Literal["mean", "max", "sum", "coupled", "joint"]
 Ungated = Literal["unit", "propagate", "none"]
@@ -122,25 +121,6 @@ def criterion(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-def collecting(
-    structure: NetworkStructure, options: CollectOptions | None = None
-) -> CollectOptions:
-    """Options under which the statistics hold a sensitivity for every group, gated or not."""
-    units: dict[str, None] = {}
-    couplings = {}
-    for group in structure.groups:
-        members = []
-        for source in group.sources:
-            index = np.full(source.total, -1)
-            index[source.index] = np.arange(group.units)[:, None]
-            members.append((source.name, torch.from_numpy(index)))
-            if source.kind == "unit":
-                units[source.name] = None
-        if members:
-            couplings[group.name] = members
-    return replace(options or CollectOptions(), units=tuple(units), couplings=couplings)
-
-
 def score(
     structure: NetworkStructure,
     statistics: GateStatistics | None = None,
@@ -152,7 +132,7 @@ def score(
 
     Args:
         statistics: needed by all but the weight criteria, collected with the criterion's
-            gradients; sensitivities need `collecting(structure)` too.
+            gradients; sensitivities were collected with `structure`.
         model: needed by all that looks at weights: those criteria, `taylor`, `hessian`,
             `gate_bn`, and `ungated="propagate"`.
 

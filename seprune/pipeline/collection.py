@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seprune.data import in_turn
 from seprune.errors import InputError
-from seprune.importance import collecting, criterion
+from seprune.importance import criterion
 from seprune.importance.probes import PROBE, probed, train_probes
 from seprune.pipeline.context import Bench
 from seprune.pipeline.inputs import data_digests
@@ -49,13 +49,12 @@ def collect(
         per_sample=per_sample,
         meta=data_digests(data),
     )
-    senses = bench.gradients not in ("none", "weights")
     found = collect_statistics(
         _probed(bench),
         data.calibration(section.images, batch_size=section.batch_size, seed=recipe.seed),
-        gates=bench.scored.gates,
+        structure=bench.scored,
         gradients=bench.gradients,
-        options=collecting(bench.scored, plain) if senses else plain,
+        options=plain,
         track=bench.track,
     )
     own = {"model": fingerprint(bench.subject.model)}  # probes are no part of it

@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seprune.errors import InputError
 from seprune.graph.gates import Gate, find_gates
+from seprune.graph.groups import NetworkStructure
 from seprune.runtime.distributed import join, resolve_device, united
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
@@ -23,6 +24,7 @@ from seprune.statistics.accumulate import all_reduce
 from seprune.statistics.batches import Pair, count_images, open_batches
 from seprune.statistics.caveats import caveats
 from seprune.statistics.columns import Layout
+from seprune.statistics.for_structure import units_and_couplings
 from seprune.statistics.gate_gradients import Couplings, Gradients, inspect_units, resolve_couplings
 from seprune.statistics.observe import Observer, Scene
 from seprune.statistics.result import GateStatistics, described, fingerprint
@@ -70,8 +72,8 @@ def collect_statistics(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    gates: Sequence[Gate] | None = None,
-    gradients: Gradients = "none",
+    structure: NetworkStructure | None = None,
+    gradients: Gradients | None = None,
     options: CollectOptions | None = None,
     track: Track = silent,
 ) -> GateStatistics:
@@ -82,24 +84,27 @@ def collect_statistics(
 
     Args:
         loader: batches of images (B, C, H, W), or of (images, labels).
-        gates: what `find_gates` found; by default it looks at the first batch.
-        gradients: the z of u = gate * dz/dgate: cross-entropy of the true `labels`, of `smoothed`
-            labels, of labels `sampled` from the model, or a random projection of the `logits`;
-            `weights`: no u, but moments of the derivatives by the weights.
+        structure: what `analyse` found; the statistics then hold a derivative for every
+            dependency group, gated or not. Without it, gates alone, found on the first batch.
+        gradients: by default `logits` with a structure, `none` without. The z of u = gate *
+            dz/dgate: cross-entropy of the true `labels`, of `smoothed` labels, of labels
+            `sampled` from the model, or a random projection of the `logits`; `weights`: no u, but
+            moments of the derivatives by the weights.
 
     Raises:
         InputError: no gates, no images, NaN in a gate, labels that do not fit, a model that takes
             more than images, or an unfinished collection of something else in `folder`.
         EnvironmentFault: no such device, a single image does not fit into memory, a full disk.
     """
-    options = options or CollectOptions()
+    gradients = gradients or ("none" if structure is None else "logits")
+    options = _complete(options or CollectOptions(), structure, gradients)
     _require_image_model(model)
     device = resolve_device(options.device)
     rank, world = join(device)
     meta = {"model": fingerprint(model)} | dict(options.meta)
     with united(), evaluating(model, device), _frozen(model):
         first, pairs = open_batches(loader, device, rank, world)
-        found = tuple(find_gates(model, first[0][:2]) if gates is None else gates)
+        found = tuple(structure.gates if structure else find_gates(model, first[0][:2]))
         scene = _scene(model, found, first, gradients, options)
         unfinished = _unfinished(scene, options, meta, rank, world)
         with open_rows(options.per_sample, scene.layout.width) as rows:
@@ -115,6 +120,20 @@ def collect_statistics(
         statistics = _finish(observer, found, meta, loader)
     unfinished.done()
     return statistics
+
+
+def _complete(
+    options: CollectOptions, structure: NetworkStructure | None, gradients: Gradients
+) -> CollectOptions:
+    """The options with the unit gates and couplings that every group of `structure` needs."""
+    if structure is None or gradients in ("none", "weights"):
+        return options
+    units, couplings = units_and_couplings(structure)
+    return replace(
+        options,
+        units=tuple(dict.fromkeys((*options.units, *units))),
+        couplings={**couplings, **options.couplings},
+    )
 
 
 def _finish(

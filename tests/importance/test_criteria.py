@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.graph.groups import ChannelGroup, NetworkStructure, analyse
-from seprune.importance import CRITERIA, Scoring, collecting, criterion, score
+from seprune.importance import CRITERIA, Scoring, criterion, score
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
 from seprune.pruning.constraints import Allocation
@@ -47,12 +47,10 @@ def collected(
     model: nn.Module, gradients: Any = "none", dtype: torch.dtype = torch.float32
 ) -> tuple[NetworkStructure, GateStatistics]:
     structure = analyse(model, images(2, 8).to(dtype))
-    options = None
-    if gradients not in ("none", "weights"):
-        options = collecting(structure, CollectOptions(device="cpu"))
+    options = CollectOptions(device="cpu")
     loader = batches(dtype=dtype)
     statistics = collect_statistics(
-        model, loader, gradients=gradients, options=options or CollectOptions(device="cpu")
+        model, loader, structure=structure, gradients=gradients, options=options
     )
     return structure, statistics
 
@@ -224,10 +222,9 @@ def test_squared_sensitivities_alone_add_up():
     structure = analyse(model, images())
     found = {}
     for gradients in ("logits", "labels"):
-        options = collecting(structure)
         batches = [(images(), torch.tensor([0, 1]))]
         found[gradients] = collect_statistics(
-            model, batches, gates=structure.gates, gradients=gradients, options=options
+            model, batches, structure=structure, gradients=gradients
         )
 
     def additive(name: str, **how: Any) -> bool:
@@ -491,9 +488,7 @@ def test_joint_scores_of_one_unit_and_of_silent_ones():
 def test_joint_counts_as_coupled_where_nothing_is_squared():
     model = dependent("residual")
     structure = analyse(model, images())
-    labelled = collect_statistics(
-        model, batches(), gradients="labels", options=collecting(structure)
-    )
+    labelled = collect_statistics(model, batches(), structure=structure, gradients="labels")
     both = [
         score(structure, labelled, scoring=Scoring("gate_taylor", combine=how)).scores["stem"]
         for how in ("joint", "coupled")
