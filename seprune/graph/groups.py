@@ -14,6 +14,7 @@ from seprune.graph.gates import Gate, gates_of
 from seprune.graph.op_rules import label
 from seprune.graph.score_sites import Site, sites
 from seprune.graph.trace import record
+from seprune.runtime.short_table import ShortTable, Tabular
 
 Positions: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -96,8 +97,8 @@ class Term:
         return top // bottom
 
 
-@dataclass(frozen=True)
-class NetworkStructure:
+@dataclass(frozen=True, repr=False)
+class NetworkStructure(Tabular):
     """Everything that a plan needs to know about a network."""
 
     gates: tuple[Gate, ...]
@@ -121,6 +122,24 @@ class NetworkStructure:
     def params_at(self, kept: Mapping[str, int]) -> int:
         """Parameters with `kept` units in each group."""
         return sum(t.at(kept) for t in self.params)
+
+    def _short_table(self) -> ShortTable:
+        costs = self.costs()
+        title = (
+            f"gates: {len(self.gates)}, dependency groups: {len(self.groups)}, "
+            f"MACs: {costs['macs']:,}, parameters: {costs['params']:,}"
+        )
+        rows = [
+            (
+                g.name,
+                g.channels,
+                g.units,
+                ", ".join(k.gate for k in g.gates),
+                g.reason or "prunable",
+            )
+            for g in self.groups
+        ]
+        return ShortTable.of(title, ("group", "channels", "units", "gates", "state"), rows)
 
 
 def find_groups(model: nn.Module, inputs: Any) -> tuple[ChannelGroup, ...]:

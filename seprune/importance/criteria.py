@@ -18,6 +18,7 @@ from seprune.graph.groups import NetworkStructure
 from seprune.importance import weights
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
+from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.statistics import GateStatistics
 
 Combine = Literal["mean", "max", "sum", "coupled", "joint"]
@@ -25,8 +26,8 @@ Ungated = Literal["unit", "propagate", "none"]
 Normalize = Literal["none", "mean", "max", "sum", "standard", "rank"]
 
 
-@dataclass(frozen=True)
-class Importance:
+@dataclass(frozen=True, repr=False)
+class Importance(Tabular):
     """Scores (units,), float64 on CPU, by group name; groups that must stay whole are left out.
 
     `additive`: a sum of scores, over groups too, means what a set of units is worth.
@@ -35,6 +36,16 @@ class Importance:
     criterion: str
     scores: Mapping[str, Tensor]
     additive: bool = False
+
+    def _short_table(self) -> ShortTable:
+        units = sum(map(len, self.scores.values()))
+        title = f"{self.criterion}, units: {units:,}, dependency groups: {len(self.scores)}"
+        rows = [
+            (name, len(s), *(f"{float(f(s)):.4g}" for f in (torch.min, torch.median, torch.max)))
+            for name, s in self.scores.items()
+            if len(s)
+        ]
+        return ShortTable.of(title, ("group", "units", "lowest", "median", "highest"), rows)
 
 
 @dataclass(frozen=True)

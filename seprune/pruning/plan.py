@@ -14,6 +14,7 @@ import numpy as np
 from seprune.errors import InputError
 from seprune.graph.groups import ChannelGroup, Member, Positions
 from seprune.runtime.files import read_json, write_text
+from seprune.runtime.short_table import ShortTable, Tabular
 
 FORMAT = 1
 _SIDE = re.compile(r"out|in|dim\d|\.[A-Za-z]\w*(\[\d{1,3}\])?")
@@ -37,8 +38,8 @@ class PlannedGroup:
         return len(self.keep) * self.channels // self.units
 
 
-@dataclass(frozen=True)
-class PruningPlan:
+@dataclass(frozen=True, repr=False)
+class PruningPlan(Tabular):
     """Layer names and integers.
 
     Attributes:
@@ -50,6 +51,21 @@ class PruningPlan:
     groups: tuple[PlannedGroup, ...]
     facts: Mapping[str, Any]
     trace: tuple[Mapping[str, Any], ...] = ()
+
+    def _short_table(self) -> ShortTable:
+        changed = [g for g in self.groups if g.kept_channels < g.channels]
+        costs = [
+            f"{name} {before:,} -> {after:,}"
+            for name in ("macs", "params")
+            for before, after in [self.facts.get(name, (0, 0))]
+            if before
+        ]
+        title = ", ".join([f"dependency groups cut: {len(changed)} of {len(self.groups)}", *costs])
+        rows = [
+            (g.name, g.channels, g.kept_channels, g.reason or "")
+            for g in sorted(self.groups, key=lambda g: g.kept_channels >= g.channels)
+        ]
+        return ShortTable.of(title, ("group", "before", "after", "left whole because"), rows)
 
     def widths(self) -> dict[str, list[int]]:
         """For every group its width before and after."""

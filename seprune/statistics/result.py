@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seprune.errors import InputError
 from seprune.graph.gates import Gate
+from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.statistics.stored import read_tensors, write_tensors
 
 Table = dict[str, dict[str, Tensor]]
@@ -32,8 +33,8 @@ _GATE_FACTS = (
 _ROOMS = ("values", "units", "groups", "weights")
 
 
-@dataclass(frozen=True)
-class GateStatistics:
+@dataclass(frozen=True, repr=False)
+class GateStatistics(Tabular):
     """Statistics by name; the formulas are in docs/importance.md.
 
     Attributes:
@@ -61,6 +62,14 @@ class GateStatistics:
     weights: Table = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
+
+    def _short_table(self) -> ShortTable:
+        title = f"images: {self.samples:,}, gates: {len(self.values)}, derivatives: {self.gradients}"
+        rows = [
+            (name, table["mean"].numel(), f"{float(table['mean'].mean()):.4f}")
+            for name, table in self.values.items()
+        ]
+        return ShortTable.of(title, ("gate", "channels", "mean"), rows)
 
     def require(self, **expected: str) -> None:
         """Refuse statistics of another `model`, `data` or `preprocessing` (hashes).
