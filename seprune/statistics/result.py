@@ -64,7 +64,8 @@ class GateStatistics(Tabular):
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def _short_table(self) -> ShortTable:
-        title = f"images: {self.samples:,}, gates: {len(self.values)}, derivatives: {self.gradients}"
+        count = f"images: {self.samples:,}, gates: {len(self.values)}"
+        title = f"{count}, derivatives: {self.gradients}"
         rows = [
             (name, table["mean"].numel(), f"{float(table['mean'].mean()):.4f}")
             for name, table in self.values.items()
