@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from seprune.errors import InputError, SepruneError
-from seprune.export.pruned_model import Architecture, load, save
+from seprune.export.architecture import Architecture
+from seprune.export.pruned_model import load, save
 from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance, Scoring, score
 from seprune.measure.flops import count, quietly

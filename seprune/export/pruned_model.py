@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from torch import nn
 
 from seprune.checkpoint import check_values
 from seprune.errors import InputError
-from seprune.models import build
+from seprune.export.architecture import Architecture, readable, rebuilt
 from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import apply, tied
+from seprune.pruning.prune import tied
 from seprune.runtime.files import (
     Fill,
     bytes_of,
@@ -31,28 +30,10 @@ FORMAT = 1
 CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How a network is built again: a name for `models.build`, and the cuts made since.
-
-    `plans` are replayed in order; a pruned network that is pruned again has two.
-    """
-
-    name: str
-    classes: int | None = None
-    input: tuple[int, int, int] | None = None
-    args: Mapping[str, Any] | None = None
-    plans: tuple[PruningPlan, ...] = ()
-
-    def cut(self, plan: PruningPlan) -> Architecture:
-        """The same network after one more cut."""
-        return Architecture(self.name, self.classes, self.input, self.args, (*self.plans, plan))
-
-
 def save(
     model: nn.Module,
-    folder: Path,
-    architecture: Architecture,
+    folder: Path | str,
+    architecture: Architecture | None = None,
     *,
     about: Mapping[str, Any] | None = None,
     beside: Mapping[str, Fill] | None = None,
@@ -60,15 +41,18 @@ def save(
     """Write `model` to `folder`: all of it, or what was there before.
 
     Args:
+        architecture: how the network is built again. A network that `build` or `load` made, or a
+            pruned or fine-tuned copy of one, knows that itself.
         about: what else `config.json` should say (classes, preprocessing, scores); JSON types.
         beside: other files that belong to it.
 
     Raises:
         EnvironmentFault: no space or no permission.
-        InputError: weights that are not finite.
+        InputError: weights that are not finite, or a network that `load` could not read back.
     """
     folder = Path(folder)
     tensors = _tensors(model)
+    architecture = readable(model, architecture, tensors)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     config = json_text(_config(architecture, about or {}))
     plans = {_plan_name(n): bytes_of(p.dumps().encode()) for n, p in enumerate(architecture.plans)}
@@ -103,23 +87,6 @@ def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -
         model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)
         _fill(model, tensors, folder)
     return model.eval()
-
-
-def rebuilt(
-    architecture: Architecture, *, allow_code: bool = False, device: str = "meta"
-) -> nn.Module:
-    """The network of an architecture, cuts included, without its weights."""
-    with torch.device(device):
-        model = build(
-            architecture.name,
-            classes=architecture.classes,
-            input=architecture.input,
-            allow_code=allow_code,
-            **(architecture.args or {}),
-        )
-    for plan in architecture.plans:
-        apply(model, plan)
-    return model
 
 
 def read_architecture(folder: Path | str) -> Architecture:

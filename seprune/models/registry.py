@@ -13,6 +13,7 @@ from torch import nn
 
 from seprune.errors import SepruneError, UsageError
 from seprune.models import inception, plain, residual, usercode, zoos
+from seprune.models.origin import Origin, remember
 
 NETWORKS = residual.NETWORKS | inception.NETWORKS | plain.NETWORKS
 Size = tuple[int, int, int]
@@ -42,6 +43,12 @@ def build(
         InputError: FILE.py fails or gives something else than a module.
         EnvironmentFault: timm is not installed.
     """
+    origin = Origin(name, classes, input, dict(args))
+    return remember(_built(origin, allow_code=allow_code), origin)
+
+
+def _built(origin: Origin, *, allow_code: bool) -> nn.Module:
+    name, classes, input, args = origin.name, origin.classes, origin.input, dict(origin.args)
     _check_numbers(classes, input)
     if usercode.is_code(name):
         wishes = {"classes": classes, "input": input, **args}

@@ -10,7 +10,7 @@ from torch import nn
 
 from seprune.data import Data
 from seprune.errors import UsageError
-from seprune.export.pruned_model import Architecture
+from seprune.export.architecture import Architecture
 from seprune.graph.groups import NetworkStructure, analyse
 from seprune.importance import Scoring, criterion
 from seprune.importance.probes import ProbeSettings, probed

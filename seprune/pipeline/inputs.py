@@ -15,7 +15,7 @@ from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
 from seprune.data import Data, DataSettings, open_data
 from seprune.errors import InputError
 from seprune.export import pruned_model
-from seprune.export.pruned_model import Architecture
+from seprune.export.architecture import Architecture
 from seprune.graph.trace import record
 from seprune.measure.metrics import logits_of
 from seprune.recipe.sections import Data as DataSection

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from seprune.data import in_turn
-from seprune.export.pruned_model import Architecture, rebuilt
+from seprune.export.architecture import Architecture, rebuilt
 from seprune.importance import Importance, score
 from seprune.importance.ablation import (
     Sensitivity,

@@ -22,6 +22,8 @@ from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
 from seprune.runtime.inference import evaluating
 
+_PLANS = "_seprune_plans"  # in the module's own dict, so that copies of the module have it too
+
 
 def prune(model: nn.Module, plan: PruningPlan, inputs: Any = None) -> nn.Module:
     """A copy of `model` without the channels that `plan` removes.
@@ -57,6 +59,13 @@ def apply(model: nn.Module, plan: PruningPlan) -> None:
     with tied(model):
         for layer, sides in plan.layers().items():
             cut_layer(model, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
+    vars(model)[_PLANS] = (*plans_of(model), plan)
+
+
+def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
+    """The plans that have been applied to `model` and to what it was copied from, in order."""
+    plans: tuple[PruningPlan, ...] = vars(model).get(_PLANS, ())
+    return plans
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from seprune.data import open_data
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.export import onnx as exporting
+from seprune.export.architecture import Architecture
 from seprune.export.onnx import export, side_by_side
-from seprune.export.pruned_model import Architecture, load, save
+from seprune.export.pruned_model import load, save
 from seprune.importance import Scoring, score
 from seprune.models import build
 from seprune.pruning.prune import cuttable, prune

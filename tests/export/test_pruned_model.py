@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickletools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from seprune.checkpoint import load_weights
 from seprune.errors import InputError, UsageError
-from seprune.export.pruned_model import Architecture, load, read_architecture, rebuilt, save
+from seprune.export.architecture import Architecture, architecture_of, rebuilt
+from seprune.export.pruned_model import load, read_architecture, save
 from seprune.graph.groups import analyse
 from seprune.models import build
 from seprune.pruning.plan import PruningPlan
@@ -53,15 +54,6 @@ class Odd(nn.Module):
 def odd():
     return Odd()
 '''
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small inputs gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -272,13 +264,58 @@ def test_a_folder_that_names_code_runs_nothing(cut, tmp_path):
 
 
 def test_weights_that_do_not_fit_the_plan_are_refused(cut, tmp_path):
-    model, _ = cut
-    save(model, tmp_path / "m", Architecture(NAME, 4))  # somebody lost the plan
-    with pytest.raises(InputError) as caught:
-        load(tmp_path / "m")
     folder = tmp_path / "m"
+    save(cut[0], folder)
+    save(build(NAME, classes=4), tmp_path / "dense")
+    (folder / "model.safetensors").write_bytes((tmp_path / "dense/model.safetensors").read_bytes())
+    write_sums(folder)  # somebody mixed the files of two folders, hashes included
+    with pytest.raises(InputError) as caught:
+        load(folder)
     assert caught.value.what == f"{folder}: the weights do not fit the network that its plan makes"
     assert "tensors missing or of another shape, 0 not known; first: " in caught.value.why
+
+
+def test_a_network_knows_how_it_is_built_again_through_copies_and_cuts(cut, tmp_path):
+    dense = build(NAME, classes=4)
+    assert architecture_of(dense) == Architecture(NAME, 4, None, {})
+    small, given = cut
+    known = architecture_of(copy.deepcopy(small))
+    assert known is not None
+    assert (known.name, known.classes) == (NAME, 4)
+    assert [p.widths() for p in known.plans] == [p.widths() for p in given.plans]
+    save(small, tmp_path / "m")
+    again = load(tmp_path / "m")
+    twice = prune(again, random_plan(analyse(again, images()), seed=3))
+    save(twice, tmp_path / "twice")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "twice")(images()), twice.eval()(images()))
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+
+def test_what_load_could_not_build_is_refused_before_anything_is_written(cut, tmp_path):
+    other_head = build(NAME, classes=4)
+    other_head.fc = nn.Linear(64, 7)  # as people replace a head
+    (tmp_path / "net.py").write_text("raise SystemExit('this file was run')\ndef net(): pass\n")
+    wrong = {
+        "Own: not saved": (Own(), None),
+        r"not saved: seprune/se_resnet20 with 0 plans makes another network than this": (
+            other_head, None,
+        ),
+        r"why: bn1\.\w+: the model has \(\d+,\), it makes \(16,\)": (cut[0], Architecture(NAME, 4)),
+        r"net\.py: no function absent": (Own(), Architecture(f"{tmp_path}/net.py:absent")),
+        r"gone\.py: cannot be read as Python": (Own(), Architecture(f"{tmp_path}/gone.py:net")),
+    }  # fmt: skip
+    for text, (model, architecture) in wrong.items():
+        with pytest.raises(InputError, match=text):
+            save(model, tmp_path / "m", architecture)
+        assert not (tmp_path / "m").exists()
+    save(Own(), tmp_path / "m", Architecture(f"{tmp_path}/net.py:net"))  # read, never run
+    assert load_weights(tmp_path / "m").tensors["conv.weight"].shape == (4, 3, 1, 1)
 
 
 def test_other_folders_are_not_ours(tmp_path):

@@ -14,7 +14,8 @@ import torch
 from child import Child
 from PIL import Image
 
-from seprune.export.pruned_model import Architecture, save
+from seprune.export.architecture import Architecture
+from seprune.export.pruned_model import save
 from seprune.models import build
 from seprune.recipe import recipe_folder
 from seprune.runtime.files import write_sums

@@ -1,0 +1,133 @@
+"""How a network is built again: by name, and by the plans that cut it since."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seprune.errors import InputError
+from seprune.models import build, origin_of
+from seprune.models.usercode import CODE, is_code
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import apply, plans_of
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built again: a name for `models.build`, and the cuts made since.
+
+    `plans` are replayed in order; a pruned network that is pruned again has two.
+    """
+
+    name: str
+    classes: int | None = None
+    input: tuple[int, int, int] | None = None
+    args: Mapping[str, Any] | None = None
+    plans: tuple[PruningPlan, ...] = ()
+
+    def cut(self, plan: PruningPlan) -> Architecture:
+        """The same network after one more cut."""
+        return Architecture(self.name, self.classes, self.input, self.args, (*self.plans, plan))
+
+
+def architecture_of(model: nn.Module) -> Architecture | None:
+    """How `model` is built again; None if it was not built by name (see `seprune.build`)."""
+    origin = origin_of(model)
+    if origin is None:
+        return None
+    args = dict(origin.args)
+    return Architecture(origin.name, origin.classes, origin.input, args, plans_of(model))
+
+
+def readable(
+    model: nn.Module, architecture: Architecture | None, tensors: Mapping[str, torch.Tensor]
+) -> Architecture:
+    """The architecture under which `tensors` of `model` can be loaded again.
+
+    Raises:
+        InputError: it is not known, or makes a network with other tensors.
+    """
+    known = architecture_of(model)
+    architecture = architecture or known
+    if architecture is None:
+        raise InputError(
+            f"{type(model).__name__}: not saved, since nothing says how to build it again",
+            why="the folder holds weights and plans, and `load` builds the network by its name",
+            fix="build it by seprune.build('timm/seresnet50', classes=10), or give "
+            "seprune.Architecture('FILE.py:FUNCTION').cut(plan) as third argument",
+        )
+    if is_code(architecture.name) and (known is None or known.name != architecture.name):
+        _require_function(architecture.name)  # nobody has allowed to run that file
+        return architecture
+    try:
+        made = rebuilt(architecture, allow_code=True)
+    except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
+        made = rebuilt(architecture, allow_code=True, device="cpu")
+    named = {**dict(made.named_buffers()), **made.state_dict()}
+    _require_same(architecture, {n: tuple(t.shape) for n, t in named.items()}, tensors)
+    return architecture
+
+
+def _require_same(
+    architecture: Architecture,
+    made: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = [name for name in (*given, *made) if given.get(name) != made.get(name)]
+    if not wrong:
+        return
+    name = wrong[0]
+    have, makes = given.get(name, "no such tensor"), made.get(name, "no such tensor")
+    plans = len(architecture.plans)
+    raise InputError(
+        f"not saved: {architecture.name} with {plans} plans makes another network than this one",
+        why=f"{name}: the model has {have}, it makes {makes}",
+        fix="build the model with its own number of outputs, "
+        f"seprune.build('{architecture.name}', classes=N), and cut it with seprune.prune; or give "
+        "the seprune.Architecture that makes it as third argument",
+    )
+
+
+def _require_function(name: str) -> None:
+    """Look for FUNCTION in FILE.py without running the file."""
+    matched = CODE.fullmatch(name)
+    path, function = (Path(matched[1]), matched[2]) if matched else (Path(name), "")
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as Python",
+            why=f"{type(error).__name__}: {error}",
+            fix="give the file whose function builds the network, as FILE.py:FUNCTION",
+        ) from error
+    names = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    if function not in names:
+        raise InputError(
+            f"{path}: no function {function}",
+            why=f"it defines {', '.join(sorted(names)) or 'none'}",
+            fix="name the function that builds the network",
+        )
+
+
+def rebuilt(
+    architecture: Architecture, *, allow_code: bool = False, device: str = "meta"
+) -> nn.Module:
+    """The network of an architecture, cuts included, without its weights."""
+    with torch.device(device):
+        model = build(
+            architecture.name,
+            classes=architecture.classes,
+            input=architecture.input,
+            allow_code=allow_code,
+            **(architecture.args or {}),
+        )
+    for plan in architecture.plans:
+        apply(model, plan)
+    return model
