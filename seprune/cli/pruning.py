@@ -17,6 +17,7 @@ from seprune.measure.flops import count
 from seprune.pipeline import stages
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
+from seprune.pruning.budget import Budget
 from seprune.pruning.plan import PruningPlan, with_facts
 from seprune.pruning.prune import prune
 from seprune.report import words
@@ -70,7 +71,7 @@ class Job:
         console.tell(f"pruned network: {self.out}")
         return told(cut.plan, {**seconds, **cut.seconds})
 
-    def budget(self) -> dict[str, float | str]:
+    def budget(self) -> Budget:
         """The one budget of this command."""
         budgets = self.bench.recipe.plan.budgets()
         if len(budgets) > 1:

@@ -21,6 +21,7 @@ from seprune.pipeline.inputs import Subject, data_digests, open_both
 from seprune.pipeline.journal import Record, stage_key
 from seprune.pipeline.run_folder import RunFolder
 from seprune.pipeline.stage_cache import Sharing
+from seprune.pruning.budget import Budget
 from seprune.recipe import Recipe
 from seprune.recovery.finetune import METRICS, Teacher, finetune
 from seprune.report import Measurement, Report
@@ -119,9 +120,9 @@ class Story:
         for budget in budgets:
             self.branch(budget, alone=len(budgets) == 1)
 
-    def branch(self, budget: Mapping[str, float | str], *, alone: bool) -> None:
+    def branch(self, budget: Budget, *, alone: bool) -> None:
         """Plan, prune, fine-tune and measure for one budget."""
-        label = " ".join(f"{k} {v}" for k, v in budget.items())
+        label = str(budget)
         home = self.folder.path if alone else self.folder.path / label.replace(" ", "-")
         sections = [self.recipe.importance, self.recipe.plan, self.recipe.prune]
         if self.recipe.plan.allocation == "sensitivity":
@@ -198,7 +199,7 @@ class Story:
         first(lambda: statistics.save(path))
         return _Done([STATISTICS], {"images": statistics.samples})
 
-    def prune(self, budget: Mapping[str, float | str], home: Path) -> _Done:
+    def prune(self, budget: Budget, home: Path) -> _Done:
         *early, last = stages.parts(self.bench, budget)
         bench, statistics, known = self.bench, self.statistics, self.sensitivity
         for number, part in enumerate(early, 1):
@@ -224,7 +225,7 @@ class Story:
         self,
         bench: Bench,
         statistics: GateStatistics | None,
-        part: Mapping[str, float | str],
+        part: Budget,
         folder: Path,
     ) -> Bench:
         """One of several small cuts, kept and in the journal; the bench for the next one."""
@@ -234,7 +235,7 @@ class Story:
             first(lambda: pruned_model.save(cut.recovered.cpu(), folder, cut.architecture))
             return _Done(self.files(folder), {"plan": dict(cut.plan.facts)})
 
-        sections = (self.recipe.importance, self.recipe.plan, self.recipe.prune, dict(part))
+        sections = (self.recipe.importance, self.recipe.plan, self.recipe.prune, str(part))
         name = folder.relative_to(self.folder.path).as_posix()
         self.stage(f"prune/{name}", self.key("step", *sections, after=name), work)
         model = pruned_model.load(folder, allow_code=self.allow_code)

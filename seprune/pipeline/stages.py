@@ -24,17 +24,15 @@ from seprune.measure.flops import count
 from seprune.measure.metrics import evaluate
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
-from seprune.pruning.budget import fraction, resolve
+from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.prune import prune
-from seprune.pruning.search import make_plan
+from seprune.pruning.search import plan_within
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.runtime.distributed import first
 from seprune.statistics import GateStatistics
-
-Budget = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,12 @@ def plan(
     )
     if bench.recipe.plan.steps > 1:
         budget = left(bench, budget)
-        if not budget:  # an earlier cut could only go so far that nothing is left for this one
+        if (
+            budget == Budget()
+        ):  # an earlier cut could only go so far that nothing is left for this one
             return plan_of(bench.structure.groups, {}, uncut(bench))
-    return make_plan(
-        bench.structure,
-        importance,
-        allocation=allocation,
-        measure=bench.milliseconds,
-        **dict(budget),
+    return plan_within(
+        bench.structure, importance, budget, allocation=allocation, measure=bench.milliseconds
     )
 
 
@@ -159,22 +155,22 @@ def parts(bench: Bench, budget: Budget) -> list[Budget]:
 
     Latency is a fraction of the network that a cut finds, so each takes the same one.
     """
-    number, final = bench.recipe.plan.steps, resolve(bench.structure, budget)
-    whole = bench.structure.costs()
-    share: Budget = {}
-    if "latency" in budget:
-        share = {"latency": fraction("latency", budget["latency"]) ** (1 / number)}
-    made: list[Budget] = [
-        {n: int(whole[n] * (t / whole[n]) ** (step / number)) for n, t in final.items()}
+    number, final = bench.recipe.plan.steps, limits(bench.structure, budget)
+    costs = bench.structure.costs()
+    share: dict[str, float] = {}
+    if budget.latency is not None:
+        share = {"latency": budget.latency.value ** (1 / number)}
+    amounts = [
+        {n: int(costs[n] * (t / costs[n]) ** (step / number)) for n, t in final.items()}
         for step in range(1, number)
     ]
-    return [{**part, **share} for part in [*made, final]]
+    return [Budget.parse(**part, **share) for part in [*amounts, final]]
 
 
 def left(bench: Bench, budget: Budget) -> Budget:
     """What of a budget an earlier cut has not met already."""
     costs = bench.structure.costs()
-    return {n: t for n, t in budget.items() if n not in costs or float(t) < costs[n]}
+    return Budget(**{n: t for n, t in budget if n not in costs or t.value < costs[n]})
 
 
 def uncut(bench: Bench) -> dict[str, Any]:

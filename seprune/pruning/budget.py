@@ -1,66 +1,31 @@
-"""What a budget means: fractions and amounts as MACs and parameters of one network."""
+"""What a budget allows one network: its largest MACs and parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from seprune.errors import InputError, UsageError
+from seprune.errors import InputError
 from seprune.graph.groups import NetworkStructure
+from seprune.recipe.budget import BUDGETS, Budget, Limit
 
-BUDGETS = ("macs", "params", "latency")
-_SUFFIX = {"K": 10**3, "M": 10**6, "G": 10**9}
+__all__ = ["BUDGETS", "Budget", "Limit", "limits"]
 
 
-def resolve(structure: NetworkStructure, budget: Mapping[str, float | str]) -> dict[str, int]:
-    """The largest `macs` and `params` that a budget allows.
+def limits(structure: NetworkStructure, budget: Budget) -> dict[str, int]:
+    """The largest `macs` and `params` that a budget allows; latency has to be measured.
 
     Raises:
-        InputError: no fraction between 0 and 1, or more than the network has.
+        InputError: the network is within the budget as it is.
     """
     costs = structure.costs()
-    return {n: _amount(n, budget[n], costs[n]) for n in costs if n in budget}
+    return {name: _amount(name, limit, costs[name]) for name, limit in budget if name in costs}
 
 
-def _amount(name: str, budget: float | str, whole: int) -> int:
-    if isinstance(budget, int) and budget > 1:
-        target = budget
-    elif isinstance(budget, str) and budget[-1:].upper() in _SUFFIX:
-        target = int(_number(name, budget, budget[:-1]) * _SUFFIX[budget[-1].upper()])
-    else:
-        target = int(fraction(name, budget) * whole)
-    if target >= whole:
+def _amount(name: str, limit: Limit, cost: int) -> int:
+    amount = int(limit.value * cost) if limit.is_fraction else int(limit.value)
+    if amount >= cost:
         raise InputError(
-            f"budget {name}={budget} is met without a cut",
-            why=f"the network has {whole:,} {name}",
+            f"budget {name}={limit.written} is met without a cut",
+            why=f"the network has {cost:,} {name}",
             fix="choose a smaller budget",
             code="budget",
         )
-    return target
-
-
-def fraction(name: str, budget: float | str) -> float:
-    """A budget that has to be a fraction kept, between 0 and 1."""
-    kept = _number(name, budget, budget)
-    if not 0 < kept < 1:
-        raise InputError(
-            f"budget {name}={budget} is no fraction between 0 and 1",
-            why="a budget says how much is kept",
-            fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
-            code="budget",
-        )
-    return kept
-
-
-def _number(name: str, budget: float | str, text: float | str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not 0 <= number < float("inf"):
-        raise UsageError(
-            f"budget {name}={budget} is not a number",
-            why="a budget says how much is kept",
-            fix=f"{name}=0.5 keeps half; an amount is written {name}=1.0G",
-            code="budget",
-        )
-    return number
+    return amount

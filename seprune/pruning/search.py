@@ -17,7 +17,7 @@ import numpy as np
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
-from seprune.pruning.budget import BUDGETS, fraction, resolve
+from seprune.pruning.budget import Budget, Limit, limits
 from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_whole
 from seprune.pruning.greedy import GreedyDescent
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
@@ -47,19 +47,25 @@ def make_plan(
         InputError: a budget that is out of range or cannot be met; names the reachable minimum
             and what prevents it.
     """
-    unknown = sorted(set(budget) - set(BUDGETS))
-    if unknown or not budget:
-        raise UsageError(
-            f"unknown budget '{unknown[0]}'" if unknown else "no budget is given",
-            why=f"budgets are {', '.join(BUDGETS)}",
-            fix="say for example macs=0.5",
-            code="budget",
-        )
-    targets = resolve(structure, budget)
-    search = _Search(structure, importance, allocation or Allocation(), targets)
+    parsed = Budget.parse(**budget)
+    return plan_within(
+        structure, importance, parsed, allocation=allocation or Allocation(), measure=measure
+    )
+
+
+def plan_within(
+    structure: NetworkStructure,
+    importance: Importance,
+    budget: Budget,
+    *,
+    allocation: Allocation,
+    measure: Measure | None = None,
+) -> PruningPlan:
+    """`make_plan` for a budget that has been parsed."""
+    search = _Search(structure, importance, allocation, limits(structure, budget))
     ratio = search.solve()
-    if "latency" in budget:
-        return search.solve_latency(fraction("latency", budget["latency"]), measure, ratio)
+    if budget.latency is not None:
+        return search.solve_latency(budget.latency, measure, ratio)
     return search.plan(search.refill(search.kept(ratio)))
 
 
@@ -185,7 +191,7 @@ class _Search:
             low, high = (low, middle) if self.meets(kept) else (middle + 1, high)
         return float(ratios[low])
 
-    def solve_latency(self, budget: float, measure: Measure | None, ratio: float) -> PruningPlan:
+    def solve_latency(self, limit: Limit, measure: Measure | None, ratio: float) -> PruningPlan:
         """The largest network from `ratio` on whose measured latency is within the budget."""
         if measure is None:
             raise UsageError(
@@ -193,6 +199,7 @@ class _Search:
                 why="no function that measures was given",
                 fix="make_plan(..., measure=...)",
             )
+        budget = float(limit.value)
         whole = measure(plan_of(self.structure.groups, {}, {}))
 
         def share(ratio: float, kept: Kept) -> float:

@@ -2,75 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Budget = float | str
-
-
-def _home(value: str) -> str:
-    """`~` means the home folder, also after a data set's name; variables stay as they are."""
-    head, colon, tail = value.partition(":~")
-    return head + ":" + os.path.expanduser("~" + tail) if colon else os.path.expanduser(value)
-
-
-def _scalar(value: Any) -> Any:
-    if not isinstance(value, (int, float, str)):
-        raise ValueError("must be a number, a text, true or false")
-    return value
-
-
-def _budgets(value: Any) -> tuple[Budget, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    fractions = [v for v in values if type(v) in (int, float) and 0 < v < 1]
-    amounts = [v for v in values if isinstance(v, str) and re.fullmatch(r"\d+(\.\d+)?[KMG]", v)]
-    if not values or len(fractions) + len(amounts) < len(values):
-        raise ValueError("must be a fraction kept, between 0 and 1, or an amount like 20M or 1.5G")
-    return values
-
-
-RUNTIMES = ("eager", "compiled", "onnx")
-
-
-def _runtimes(value: Any) -> bool | tuple[str, ...]:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, (list, tuple)) or not value or set(value) - set(RUNTIMES):
-        raise ValueError(f"must be true, false or a list of {', '.join(RUNTIMES)}")
-    return tuple(dict.fromkeys(value))
-
-
-_ONE_BUDGET = {"type": ["number", "string"], "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-Budgets = Annotated[
-    tuple[Budget, ...],
-    BeforeValidator(_budgets),
-    WithJsonSchema({"anyOf": [_ONE_BUDGET, {"type": "array", "items": _ONE_BUDGET}]}),
-]
-Runtimes = Annotated[
-    Any,
-    BeforeValidator(_runtimes),
-    WithJsonSchema(
-        {"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"enum": list(RUNTIMES)}}]}
-    ),
-]
-Location = Annotated[str, Field(min_length=1), AfterValidator(_home)]
-Scalar = Annotated[
-    Any, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string", "boolean"]})
-]
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Amount = Annotated[float, Field(ge=0)]
+from seprune.recipe.budget import BUDGETS, Budget
+from seprune.recipe.fields import Amount, Budgets, Count, Fraction, Location, Runtimes, Scalar
 
 
 class Section(BaseModel):
@@ -266,23 +203,22 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _check_budgets(self) -> Plan:
-        if not any(getattr(self, k) for k in _BUDGETS):
+        if not any(getattr(self, k) for k in BUDGETS):
             object.__setattr__(self, "macs", (0.5,))  # frozen for everyone else
         if any(isinstance(budget, str) for budget in self.latency or ()):
             raise ValueError("latency must be a fraction kept: it is measured on this device")
-        lengths = {len(getattr(self, k)) for k in _BUDGETS if getattr(self, k)} - {1}
+        lengths = {len(getattr(self, k)) for k in BUDGETS if getattr(self, k)} - {1}
         if len(lengths) > 1:
             raise ValueError("lists of budgets must be equally long: they are taken side by side")
         return self
 
-    def budgets(self) -> tuple[dict[str, Budget], ...]:
-        """One dict per pruned network: `{"macs": 0.5}`, all of which it must meet."""
-        given = {k: getattr(self, k) for k in _BUDGETS if getattr(self, k)}
+    def budgets(self) -> tuple[Budget, ...]:
+        """One per pruned network."""
+        given = {k: getattr(self, k) for k in BUDGETS if getattr(self, k)}
         length = max(map(len, given.values()))
-        return tuple({k: v[i % len(v)] for k, v in given.items()} for i in range(length))
-
-
-_BUDGETS = ("macs", "params", "latency")
+        return tuple(
+            Budget.parse(**{k: v[i % len(v)] for k, v in given.items()}) for i in range(length)
+        )
 
 
 class Sensitivity(Section):

@@ -21,6 +21,7 @@ from seprune.pipeline.context import Bench
 from seprune.pipeline.inputs import open_both
 from seprune.pipeline.run import run
 from seprune.pipeline.run_folder import verify
+from seprune.pruning.budget import Budget
 from seprune.pruning.prune import prune
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read
@@ -178,7 +179,7 @@ def test_a_small_cut_that_an_earlier_one_has_made_already_takes_nothing():
     made = recipe(*words)
     subject, data = open_both(made)
     bench = Bench(made, subject, data)
-    cut = stages.cut_in_steps(bench, None, {"macs": 0.8})
+    cut = stages.cut_in_steps(bench, None, Budget.parse(macs=0.8))
     costs = [plan.facts["macs"] for plan in cut.architecture.plans]
     assert len(costs) == 12
     assert any(before == after for before, after in costs)
@@ -198,7 +199,7 @@ def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
         return count(small, self.subject.example(1)).macs / whole
 
     monkeypatch.setattr(Bench, "milliseconds", milliseconds)
-    cut = stages.cut_in_steps(bench, None, {"latency": 0.5, **more})
+    cut = stages.cut_in_steps(bench, None, Budget.parse(latency=0.5, **more))
     assert len(cut.architecture.plans) == 3
     assert 0.4 <= count(cut.pruned, subject.example(1)).macs / whole <= 0.5
 

@@ -16,7 +16,7 @@ from torch import nn
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import NetworkStructure, analyse
 from seprune.importance import Importance
-from seprune.pruning.budget import resolve
+from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
@@ -84,7 +84,7 @@ def test_several_budgets_hold_at_once():
 def test_amounts_are_read_as_people_write_them(budget, amount):
     structure = structure_of()
     assert structure.macs_at(structure.whole()) > 2_000_000
-    assert resolve(structure, {"macs": budget}) == {"macs": amount}
+    assert limits(structure, Budget.parse(macs=budget)) == {"macs": amount}
     plan = make_plan(structure, scores(structure), allocation=FREE, macs=budget)
     # a unit of this small network costs up to 4 %
     assert 0.96 * amount <= structure.macs_at(kept(plan)) <= amount
@@ -423,7 +423,7 @@ def test_unknown_and_missing_budgets():
     assert str(caught.value) == (
         "unknown budget 'flops'\n"
         "why: budgets are macs, params, latency\n"
-        "next: say for example macs=0.5"
+        "next: give for example macs=0.5"
     )
     with pytest.raises(UsageError, match="no budget is given"):
         make_plan(structure, scores(structure))

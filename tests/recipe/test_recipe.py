@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from seprune.errors import UsageError
 from seprune.recipe import Recipe, dump_recipe, load_recipe, recipe_folder, recipe_schema
+from seprune.recipe.budget import Budget
 from seprune.recipe.load import known_keys
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def test_a_minimal_recipe_gets_every_default(tmp_path):
     assert (recipe.name, recipe.seed, recipe.device) == ("a", 0, "auto")
     assert recipe.train is None
     assert recipe.importance.criterion == "gate_logit"
-    assert recipe.plan.budgets() == ({"macs": 0.5},)
+    assert recipe.plan.budgets() == (Budget.parse(macs=0.5),)
     assert recipe.finetune.distill is not None
     assert recipe.finetune.recalibrate == 2048
 
@@ -84,10 +85,10 @@ def test_budgets_are_taken_side_by_side(tmp_path):
     path = write(tmp_path, MINIMAL)
     recipe = load_recipe(path, ["plan.macs=[0.7, 0.5]", "plan.params=1.5M"])
     assert recipe.plan.budgets() == (
-        {"macs": 0.7, "params": "1.5M"},
-        {"macs": 0.5, "params": "1.5M"},
+        Budget.parse(macs=0.7, params="1.5M"),
+        Budget.parse(macs=0.5, params="1.5M"),
     )
-    assert load_recipe(path, ["plan.params=0.4"]).plan.budgets() == ({"params": 0.4},)
+    assert load_recipe(path, ["plan.params=0.4"]).plan.budgets() == (Budget.parse(params=0.4),)
     assert refusal(path, "plan.macs=[0.7, 0.5]", "plan.params=[0.7, 0.5, 0.3]") == [
         "command line plan: lists of budgets must be equally long: they are taken side by side "
         '(got {"macs": [0.7, 0.5], "params": [0.7, 0.5, 0.3]})'

@@ -1,0 +1,75 @@
+"""Types of a recipe's values: what each accepts, and what the JSON Schema says of it."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from seprune.errors import SepruneError
+from seprune.recipe.budget import parse_limit
+
+Written = float | str
+
+
+def _home(value: str) -> str:
+    """`~` means the home folder, also after a data set's name; variables stay as they are."""
+    head, colon, tail = value.partition(":~")
+    return head + ":" + os.path.expanduser("~" + tail) if colon else os.path.expanduser(value)
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, (int, float, str)):
+        raise ValueError("must be a number, a text, true or false")
+    return value
+
+
+def _budgets(value: Any) -> tuple[Written, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values or not all(map(_is_limit, values)):
+        raise ValueError("must be a fraction kept, between 0 and 1, or an amount like 20M or 1.5G")
+    return values
+
+
+def _is_limit(value: Any) -> bool:
+    """A fraction is a number and an amount a text; a bare 20 would be an amount of 20 MACs."""
+    try:
+        return isinstance(value, float | str) and (
+            parse_limit("", value).is_fraction is isinstance(value, float)
+        )
+    except SepruneError:
+        return False
+
+
+RUNTIMES = ("eager", "compiled", "onnx")
+
+
+def _runtimes(value: Any) -> bool | tuple[str, ...]:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (list, tuple)) or not value or set(value) - set(RUNTIMES):
+        raise ValueError(f"must be true, false or a list of {', '.join(RUNTIMES)}")
+    return tuple(dict.fromkeys(value))
+
+
+_ONE_BUDGET = {"type": ["number", "string"], "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+Budgets = Annotated[
+    tuple[Written, ...],
+    BeforeValidator(_budgets),
+    WithJsonSchema({"anyOf": [_ONE_BUDGET, {"type": "array", "items": _ONE_BUDGET}]}),
+]
+Runtimes = Annotated[
+    Any,
+    BeforeValidator(_runtimes),
+    WithJsonSchema(
+        {"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"enum": list(RUNTIMES)}}]}
+    ),
+]
+Location = Annotated[str, Field(min_length=1), AfterValidator(_home)]
+Scalar = Annotated[
+    Any, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string", "boolean"]})
+]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0)]
