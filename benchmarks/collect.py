@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
 from seprune.models import build
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.inference import autocast
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Namespace) -> Scene:
     """Statistics alone, with u of the gates, or all that the default criterion needs."""
-    structure = analyse(model, images[:2])
+    structure = find_structure(model, images[:2])
     gates = tuple(g for g in structure.gates if g.runs)
     asked, couplings = units_and_couplings(structure) if mode == "criterion" else ((), {})
     units, copied = inspect_units(model, asked, images[:2])

@@ -30,7 +30,8 @@ from torch import nn
 from seprune.importance import Scoring, score
 from seprune.measure.latency import device_name
 from seprune.models import build, input_size
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.analyse import analyse
+from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 from seprune.runtime.environment import environment
 from seprune.runtime.files import write_json
@@ -44,7 +45,7 @@ BUDGET = 0.5
 def ours(model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
     """Trace, trial cut, scores, plan, cut: what `seprune prune --importance l2` does."""
     marks, spent = [time.perf_counter()], time.process_time()
-    structure = cuttable(model, images)
+    structure = analyse(model, images)
     marks.append(time.perf_counter())
     importance = score(structure, model=model, scoring=Scoring("l2"))
     plan = make_plan(structure, importance, macs=BUDGET)

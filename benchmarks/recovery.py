@@ -32,8 +32,9 @@ from seprune.data import Data, DataSettings, open_data
 from seprune.importance import score
 from seprune.measure.metrics import evaluate
 from seprune.pipeline.inputs import Subject, open_subject
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 from seprune.recipe.sections import Model
 from seprune.recovery.finetune import FineTuneSettings, finetune
@@ -208,7 +209,7 @@ def planned(arguments: argparse.Namespace, macs: float) -> PruningPlan:
 def cut(subject: Subject, data: Data, arguments: argparse.Namespace, macs: float) -> nn.Module:
     """The cut network; plans are made once, with statistics of the calibration images."""
     if not (arguments.work / f"plan-{macs}.json").exists():
-        structure = cuttable(subject.model, subject.example())
+        structure = analyse(subject.model, subject.example())
         statistics = collect_statistics(
             subject.model,
             data.calibration(arguments.calibration),

@@ -34,8 +34,9 @@ from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance, Scoring, score
 from seprune.measure.flops import count, quietly
 from seprune.models import build, input_size
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 
 SIDE = 128  # of the images, where the network takes them
@@ -58,7 +59,7 @@ def measure(name: str) -> dict[str, Any]:
     """Everything that the table says of one network."""
     subject, side = subject_of(name)
     began = time.process_time()
-    structure = cuttable(subject.model, subject.inputs)
+    structure = analyse(subject.model, subject.inputs)
     analysed = time.process_time()
     importance = score(structure, model=subject.model, scoring=Scoring("l2"))
     row: dict[str, Any] = {

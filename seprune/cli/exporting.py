@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seprune.cli import console
-from seprune.export.onnx import export as write
+from seprune.export.onnx import export_model as write
 from seprune.export.onnx import side_by_side
 from seprune.pipeline.inputs import open_section, open_subject
 from seprune.recipe import recipe_of

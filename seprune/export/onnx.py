@@ -46,7 +46,7 @@ class Exported:
     opset: int | None = None
 
 
-def export(
+def export_model(
     model: nn.Module,
     shape: Sequence[int],
     path: Path | str,
@@ -184,8 +184,8 @@ def _impossible(model: object, error: Exception) -> InputError:
             f"{type(model).__name__} cannot be exported",
             why="its forward decides by the values of tensors (a detector: which boxes stay), "
             "which no graph can hold",
-            fix="export the part before that: from seprune.export.onnx import export; "
-            "export(seprune.load(DIR).backbone, (3, 320, 320), 'backbone.onnx')",
+            fix="export the part before that: seprune.export_model("
+            "seprune.load(DIR).backbone, (3, 320, 320), 'backbone.onnx')",
             code="export",
         )
     return InputError(

@@ -144,10 +144,12 @@ class NetworkStructure(Tabular):
 
 def find_groups(model: nn.Module, inputs: Any) -> tuple[ChannelGroup, ...]:
     """The dependency groups of `model`, in the order of the forward pass."""
-    return analyse(model, inputs).groups
+    return find_structure(model, inputs).groups
 
 
-def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
+def find_structure(
+    model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0
+) -> NetworkStructure:
     """Gates, groups and cost terms of `model`, from one recorded forward pass.
 
     Args:

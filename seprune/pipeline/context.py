@@ -11,13 +11,14 @@ from torch import nn
 from seprune.data import Data
 from seprune.errors import UsageError
 from seprune.export.architecture import Architecture
-from seprune.graph.groups import NetworkStructure, analyse
+from seprune.graph.groups import NetworkStructure, find_structure
 from seprune.importance import Scoring, criterion
 from seprune.importance.probes import ProbeSettings, probed
 from seprune.measure.latency import latency
 from seprune.pipeline.inputs import Subject
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 from seprune.recipe.sections import Distill, Recipe, Train
 from seprune.recovery.finetune import FineTuneSettings
 from seprune.runtime.distributed import resolve_device
@@ -37,7 +38,7 @@ class Bench:
     @cached_property
     def structure(self) -> NetworkStructure:
         """Gates, groups and costs; what a trial cut proves impossible is left whole."""
-        return cuttable(self.subject.model, self.subject.example())
+        return analyse(self.subject.model, self.subject.example())
 
     @cached_property
     def scored(self) -> NetworkStructure:
@@ -45,7 +46,7 @@ class Bench:
         if self.probes is None:
             return self.structure
         twin = probed(self.subject.model, self.structure, self.probes)
-        return analyse(twin, self.subject.example())
+        return find_structure(twin, self.subject.example())
 
     @property
     def probes(self) -> ProbeSettings | None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from seprune.errors import SepruneError, first_line
-from seprune.export.onnx import export, open_onnx
+from seprune.export.onnx import export_model, open_onnx
 from seprune.measure.latency import Latency, latency, layer_times, noise, speed_warning
 from seprune.pipeline.context import Bench
 from seprune.report import Measurement
@@ -129,7 +129,7 @@ def _onnx(model: nn.Module, bench: Bench, stack: contextlib.ExitStack) -> Callab
     if bench.device != "cpu":
         return "ONNX Runtime is measured on the CPU only"
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="seprune-"))
-    return open_onnx(export(model, bench.subject.shape, Path(folder) / "network.onnx").path)
+    return open_onnx(export_model(model, bench.subject.shape, Path(folder) / "network.onnx").path)
 
 
 def _pairs(dense: Measurement, m: Measurement) -> list[tuple[Latency, Latency]]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from seprune.importance import Scoring, score
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import plan_of
-from seprune.pruning.prune import cuttable
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +126,7 @@ def test_a_row_with_one_thing_wrong_does_not_pass(change: dict[str, Any]) -> Non
 def test_a_wrong_cut_is_noticed() -> None:
     """The masked parent tells a network that lost other channels than its plan says."""
     subject, _ = support_row.subject_of("seprune/se_resnet8")
-    structure = cuttable(subject.model, subject.inputs)
+    structure = analyse(subject.model, subject.inputs)
     scores = score(structure, model=subject.model, scoring=Scoring("l2")).scores
     group = next(g for g in structure.groups if g.prunable and g.name in scores)
     right = plan_of(structure.groups, {group.name: range(group.units // 2)}, {})
@@ -164,7 +164,7 @@ def test_rows_without_a_masked_proof_are_named_with_the_layers_that_take_it_away
 @pytest.mark.parametrize("name", [*FEW, "torchvision/ssdlite320_mobilenet_v3_large"])
 def test_a_folder_is_loaded_on_another_device(name: str) -> None:
     subject, _ = support_row.subject_of(name)
-    structure = cuttable(subject.model, subject.inputs)
+    structure = analyse(subject.model, subject.inputs)
     importance = score(structure, model=subject.model, scoring=Scoring("l2"))
     plan = support_row.make_plan(structure, importance, macs=0.5)
     small = support_row.prune(subject.model, plan).eval()

@@ -16,11 +16,12 @@ from seprune.data import open_data
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.export import onnx as exporting
 from seprune.export.architecture import Architecture
-from seprune.export.onnx import export, side_by_side
+from seprune.export.onnx import export_model, side_by_side
 from seprune.export.pruned_model import load, save
 from seprune.importance import Scoring, score
 from seprune.models import build
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.analyse import analyse
+from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 
 SHAPE = (1, 8, 8)
@@ -38,7 +39,7 @@ def digits() -> Tensor:
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     """A pruned network as a user has it: loaded from the folder it was saved to."""
     model = build(NAME).eval()
-    structure = cuttable(model, torch.zeros(2, *SHAPE))
+    structure = analyse(model, torch.zeros(2, *SHAPE))
     plan = make_plan(structure, score(structure, model=model, scoring=Scoring("l2")), macs=0.5)
     folder = tmp_path_factory.mktemp("pruned") / "small"
     save(prune(model, plan), folder, Architecture(NAME).cut(plan))
@@ -51,7 +52,7 @@ def onnx_file(
 ) -> exporting.Exported:
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     path = tmp_path_factory.mktemp("onnx") / "m.onnx"
-    return export(pruned, SHAPE, path, opset=18, images=digits)
+    return export_model(pruned, SHAPE, path, opset=18, images=digits)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def pt2_file(
     pruned: nn.Module, digits: Tensor, tmp_path_factory: pytest.TempPathFactory
 ) -> exporting.Exported:
     path = tmp_path_factory.mktemp("pt2") / "m.pt2"
-    return export(pruned, SHAPE, path, format="pt2", images=digits)
+    return export_model(pruned, SHAPE, path, format="pt2", images=digits)
 
 
 RUN_ONNX = """
@@ -117,7 +118,7 @@ def test_opset_is_the_one_asked_for(onnx_file: exporting.Exported) -> None:
 def test_the_model_is_left_as_found(tmp_path: Path) -> None:
     model = nets.Residual().train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    export(model, (3, 16, 16), tmp_path / "m.pt2", format="pt2")
+    export_model(model, (3, 16, 16), tmp_path / "m.pt2", format="pt2")
     assert all(m.training for m in model.modules())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
@@ -149,7 +150,7 @@ def test_a_file_that_answers_differently_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "m.pt2"
     path.write_bytes(b"the previous one")
     with pytest.raises(InputError) as caught:
-        export(Counting(), (3, 8, 8), path, format="pt2")
+        export_model(Counting(), (3, 8, 8), path, format="pt2")
     assert str(path) in caught.value.what
     assert "at batch 1 it is off by 5.0e-01 of the largest output" in caught.value.why
     assert "0.001 is allowed" in caught.value.why
@@ -162,7 +163,7 @@ def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())
     nn.init.constant_(model[0].weight, float("nan"))
     with pytest.raises(InputError, match="at batch 1 it is off by nan"):
-        export(model, (3, 4, 4), tmp_path / "m.pt2", format="pt2")
+        export_model(model, (3, 4, 4), tmp_path / "m.pt2", format="pt2")
     assert not list(tmp_path.iterdir())
 
 
@@ -177,20 +178,23 @@ def test_a_forward_that_decides_by_values(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
-        export(Deciding(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")
+        export_model(Deciding(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")
     assert caught.value.what == "Deciding cannot be exported"
     assert caught.value.why == (
         "its forward decides by the values of tensors (a detector: which boxes stay), "
         "which no graph can hold"
     )
-    assert "export(seprune.load(DIR).backbone, (3, 320, 320), 'backbone.onnx')" in caught.value.fix
+    assert (
+        "seprune.export_model(seprune.load(DIR).backbone, (3, 320, 320), 'backbone.onnx')"
+        in caught.value.fix
+    )
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_forward_that_does_not_take_any_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        export(Odd(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")
+        export_model(Odd(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")
     assert caught.value.what == "Odd cannot be exported"
     assert len(caught.value.why) <= 200
     assert "one batch of images" in caught.value.fix
@@ -212,14 +216,14 @@ DETECTORS = [
 def test_a_segmenter_is_exported_with_all_that_it_says(name: str, tmp_path: Path) -> None:
     model = build(name).eval()
     assert list(model(torch.zeros(1, 3, 64, 64))) == ["out"]
-    made = export(model, (3, 64, 64), tmp_path / "m.pt2", format="pt2")
+    made = export_model(model, (3, 64, 64), tmp_path / "m.pt2", format="pt2")
     assert made.max_error < 1e-4
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_says_that_its_backbone_can_be_exported(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"which boxes stay.*\n.*\.backbone"):
-        export(build(name).eval(), (3, 64, 64), tmp_path / "m.pt2", format="pt2")
+        export_model(build(name).eval(), (3, 64, 64), tmp_path / "m.pt2", format="pt2")
     assert not list(tmp_path.iterdir())
 
 
@@ -230,7 +234,7 @@ def test_segmenters_and_backbones_of_detectors_as_onnx(name: str, tmp_path: Path
     rest = "_320_fpn" if name == "fasterrcnn" else ""
     model = build(f"torchvision/{name}_mobilenet_v3_large{rest}").eval()
     part = model.backbone if name in ("ssdlite320", "fasterrcnn") else model
-    made = export(part, (3, 64, 64), tmp_path / "m.onnx")
+    made = export_model(part, (3, 64, 64), tmp_path / "m.onnx")
     assert made.batches == (1, 2, 5)
     assert made.max_error < 1e-3
 
@@ -238,7 +242,7 @@ def test_segmenters_and_backbones_of_detectors_as_onnx(name: str, tmp_path: Path
 def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EnvironmentFault) as caught:
-        export(nets.Inner(), (3, 16, 16), tmp_path / "m.onnx")
+        export_model(nets.Inner(), (3, 16, 16), tmp_path / "m.onnx")
     assert caught.value.what == "ONNX export needs packages that are not installed"
     assert "onnxruntime" in caught.value.why
     assert caught.value.fix == "pip install 'seprune[onnx]'"
@@ -248,12 +252,12 @@ def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("onnx", reason="the extra onnx is not installed")
     monkeypatch.setattr(exporting, "LARGEST_ONNX", 100)
     with pytest.raises(InputError, match=r"too large for one ONNX file: 2,\d\d\d bytes") as caught:
-        export(nets.Inner(), (3, 16, 16), tmp_path / "m.onnx")
+        export_model(nets.Inner(), (3, 16, 16), tmp_path / "m.onnx")
     assert caught.value.fix == "--pt2 FILE"
 
 
 def test_unknown_format(tmp_path: Path) -> None:
     unknown: Any = "tflite"
     with pytest.raises(UsageError, match="unknown export format 'tflite'") as caught:
-        export(nets.Inner(), (3, 16, 16), tmp_path / "m", format=unknown)
+        export_model(nets.Inner(), (3, 16, 16), tmp_path / "m", format=unknown)
     assert caught.value.why == "known: onnx, pt2"

@@ -21,10 +21,11 @@ from seprune.checkpoint import load_weights
 from seprune.errors import InputError, UsageError
 from seprune.export.architecture import Architecture, architecture_of, rebuilt
 from seprune.export.pruned_model import load, read_architecture, save
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
 from seprune.models import build
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 from seprune.runtime.files import SUMS, check_sums, write_sums
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def cut() -> tuple[nn.Module, Architecture]:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.8, 1.5)
-    plan = random_plan(cuttable(model, images(2, 32)), share=0.5)
+    plan = random_plan(analyse(model, images(2, 32)), share=0.5)
     return prune(model, plan).eval(), Architecture(NAME, 4, plans=(plan,))
 
 
@@ -124,7 +125,7 @@ def test_a_folder_holds_no_pickle_and_sums_that_others_can_check(cut, tmp_path):
 
 def test_a_pruned_network_can_be_pruned_again(cut, tmp_path):
     model, architecture = cut
-    plan = random_plan(cuttable(model, images(2, 32)), seed=1, share=0.7)
+    plan = random_plan(analyse(model, images(2, 32)), seed=1, share=0.7)
     twice = prune(model, plan).eval()
     save(twice, tmp_path / "m", architecture.cut(plan))
     assert (tmp_path / "m" / "plan-2.json").is_file()
@@ -155,7 +156,7 @@ def test_tied_weights_loose_buffers_and_loose_tensors_come_back(tmp_path):
     name = f"{tmp_path / 'odd.py'}:odd"
     torch.manual_seed(0)
     model = build(name, allow_code=True).eval()
-    plan = random_plan(cuttable(model, images(2, 32)))
+    plan = random_plan(analyse(model, images(2, 32)))
     small = prune(model, plan).eval()
     small.table.add_(1)
     save(small, tmp_path / "m", Architecture(name, plans=(plan,)))
@@ -177,7 +178,7 @@ def test_a_network_that_cannot_be_built_without_data_is_built_on_the_cpu(tmp_pat
         rebuilt(architecture)
     torch.manual_seed(0)
     model = build(name, classes=4).eval()
-    plan = random_plan(analyse(model, images(2, 32)))
+    plan = random_plan(find_structure(model, images(2, 32)))
     small = prune(model, plan).eval()
     save(small, tmp_path / "m", architecture.cut(plan))
     again = load(tmp_path / "m")
@@ -285,7 +286,7 @@ def test_a_network_knows_how_it_is_built_again_through_copies_and_cuts(cut, tmp_
     assert [p.widths() for p in known.plans] == [p.widths() for p in given.plans]
     save(small, tmp_path / "m")
     again = load(tmp_path / "m")
-    twice = prune(again, random_plan(analyse(again, images()), seed=3))
+    twice = prune(again, random_plan(find_structure(again, images()), seed=3))
     save(twice, tmp_path / "twice")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "twice")(images()), twice.eval()(images()))

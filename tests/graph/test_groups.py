@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from seprune.errors import InputError
 from seprune.graph.channel_ids import joined
-from seprune.graph.groups import ChannelGroup, analyse, find_groups
+from seprune.graph.groups import ChannelGroup, find_groups, find_structure
 from seprune.graph.op_rules.evens import partners
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.analyse import analyse
+from seprune.pruning.prune import prune
 
 Sides = dict[tuple[str, str], list[list[int]]]
 
@@ -278,7 +279,7 @@ def test_a_rule_that_gives_up_takes_back_what_it_had_done(monkeypatch):
         raise IndexError("list index out of range\nand more")
 
     monkeypatch.setitem(op_rules.registry.RULES, "convolution", clumsy)
-    structure = analyse(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), images())
+    structure = find_structure(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), images())
     assert {g.reason for g in structure.groups} == {
         "convolution in 0 is used in an unknown way (IndexError: list index out of range)",
         "convolution in 1 is used in an unknown way (IndexError: list index out of range)",
@@ -320,7 +321,7 @@ def test_layers_that_fail_are_named():
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_costs_equal_those_of_the_cut_network_to_the_unit(kind):
     model, x = dependent(kind), images()
-    structure = cuttable(model, x)
+    structure = analyse(model, x)
     whole = structure.whole()
     assert (structure.macs_at(whole), structure.params_at(whole)) == counted(model, x)
     for seed, share in enumerate((0.3, 2 / 3, 0.9)):
@@ -331,6 +332,6 @@ def test_costs_equal_those_of_the_cut_network_to_the_unit(kind):
 
 
 def test_costs_do_not_depend_on_the_batch():
-    structures = [analyse(Residual(), images(n)) for n in (1, 2, 5)]
+    structures = [find_structure(Residual(), images(n)) for n in (1, 2, 5)]
     costs = [(s.macs_at(s.whole()), s.params_at(s.whole())) for s in structures]
     assert costs[0] == costs[1] == costs[2]

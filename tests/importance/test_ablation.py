@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seprune import cli
 from seprune.cli.masking import shares_of
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
 from seprune.importance import Importance, Scoring, score
 from seprune.importance.ablation import (
     SHARES,
@@ -30,8 +30,9 @@ from seprune.importance.ablation import (
 )
 from seprune.measure.metrics import evaluate
 from seprune.pipeline.run import run
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import plan_of
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 from seprune.recipe import recipe_of
 from seprune.report import sensitivity as table
 from seprune.report import terminal
@@ -48,7 +49,7 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", sorted(set(DEPENDENT) - LOOKS_AT_ALL_CHANNELS))
 def test_a_masked_group_answers_like_the_cut_network(kind):
     model, x = dependent(kind).double(), images(3).double()
-    structure = cuttable(model, images().double())
+    structure = analyse(model, images().double())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     checked = 0
     for group in (g for g in structure.groups if g.prunable and g.units > 1):
@@ -70,7 +71,7 @@ def measured(*shares: float) -> tuple[nn.Module, Sensitivity, list[tuple[Tensor,
         (images(4, seed=1), torch.tensor([0, 1, 2, 0])),
         (images(2, seed=2), torch.tensor([1, 2])),
     ]
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     scores = score(structure, model=model, scoring=Scoring("l2"))
     options = SensitivityOptions(shares or SHARES, "cpu")
     return model, measure_sensitivity(model, structure, scores, loader, options=options), loader
@@ -78,7 +79,7 @@ def measured(*shares: float) -> tuple[nn.Module, Sensitivity, list[tuple[Tensor,
 
 def test_losses_are_those_of_networks_that_are_cut_in_one_group():
     model, found, loader = measured(0.25, 0.5)
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     scores = score(structure, model=model, scoring=Scoring("l2"))
     assert (found.criterion, found.shares, found.images) == ("l2", (0.25, 0.5), 6)
     whole = evaluate(model, loader, device="cpu")
@@ -102,7 +103,7 @@ def test_it_is_plain_data_that_comes_back():
 
 
 def test_one_unit_goes_at_least_and_one_stays():
-    group = analyse(dependent("residual"), images()).groups[0]
+    group = find_structure(dependent("residual"), images()).groups[0]
     scores = Importance("x", {group.name: torch.tensor([3.0, 1, 2, 9, 8, 7, 6, 5])})
     assert lowest(scores, group, 0.01) == [1]
     assert lowest(scores, group, 0.3) == [1, 2]
@@ -116,7 +117,7 @@ def test_shares_and_groups_that_make_no_sense_are_refused():
     assert caught.value.fix == "for example 0.1,0.3,0.5"
     model = dependent("residual")
     with pytest.raises(InputError, match="no dependency group has a score"):
-        measure_sensitivity(model, analyse(model, images()), Importance("x", {}), [])
+        measure_sensitivity(model, find_structure(model, images()), Importance("x", {}), [])
 
 
 def test_measured_losses_become_scores_in_the_order_of_the_criterion():

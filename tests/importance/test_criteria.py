@@ -12,7 +12,7 @@ from nets import Chain, Inner, LayerScale, Residual, dependent, images
 from torch import Tensor, nn
 
 from seprune.errors import InputError, SepruneError, UsageError
-from seprune.graph.groups import ChannelGroup, NetworkStructure, analyse
+from seprune.graph.groups import ChannelGroup, NetworkStructure, find_structure
 from seprune.importance import CRITERIA, Scoring, criterion, score
 from seprune.importance.joint import joint_scores
 from seprune.importance.propagate import propagate
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 def plain(model: nn.Module, name: str, **how: Any) -> dict[str, Tensor]:
     """Scores of a weight criterion as they are, not normalised."""
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     scoring = Scoring(name, normalize="none", **how)
     return dict(score(structure, model=model, scoring=scoring).scores)
 
@@ -46,7 +46,7 @@ def batches(count: int = 6, dtype: torch.dtype = torch.float32) -> list[tuple[Te
 def collected(
     model: nn.Module, gradients: Any = "none", dtype: torch.dtype = torch.float32
 ) -> tuple[NetworkStructure, GateStatistics]:
-    structure = analyse(model, images(2, 8).to(dtype))
+    structure = find_structure(model, images(2, 8).to(dtype))
     options = CollectOptions(device="cpu")
     loader = batches(dtype=dtype)
     statistics = collect_statistics(
@@ -208,7 +208,7 @@ def test_depthwise_weights_do_not_count():
 
 def test_uniform_scores_take_the_same_share_of_every_group():
     model = dependent("residual")
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     scores = score(structure, model=model, scoring=Scoring("uniform"))
     plan = make_plan(structure, scores, allocation=Allocation(min_channels=1), macs=0.5)
     kept = [list(g.keep) for g in plan.groups if g.reason is None and g.units == 8]
@@ -219,7 +219,7 @@ def test_uniform_scores_take_the_same_share_of_every_group():
 
 def test_squared_sensitivities_alone_add_up():
     model = dependent("residual")
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     found = {}
     for gradients in ("logits", "labels"):
         batches = [(images(), torch.tensor([0, 1]))]
@@ -332,7 +332,7 @@ def test_propagation_worked_out_by_hand():
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([[1.0, -2], [0, 3], [-4, 0]])[..., None, None])
         model[4].weight.copy_(torch.tensor([[1.0, 0, 2], [1, -5, 0]])[..., None, None])
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     given = propagate(model, structure, {"2": torch.tensor([1.0, 2, 3], dtype=torch.float64)})
     # mean 2: 0.5, 1, 1.5 -> |1| 0.5 + |-4| 1.5 and |-2| 0.5 + |3| 1
     assert given["0"].tolist() == [6.5, 4.0]
@@ -347,7 +347,7 @@ def test_propagation_worked_out_by_hand():
 
 def test_propagation_through_conv_groups_reads_their_own_rows_only():
     model = dependent("within conv groups")
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     after = torch.arange(1, 7, dtype=torch.float64)  # of 6 units: channels u and u + 6
     found = propagate(model, structure, {"middle": after})["a"]
     weight = model.middle.weight.detach().double().abs().sum((2, 3))  # (12, 4)
@@ -487,7 +487,7 @@ def test_joint_scores_of_one_unit_and_of_silent_ones():
 
 def test_joint_counts_as_coupled_where_nothing_is_squared():
     model = dependent("residual")
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     labelled = collect_statistics(model, batches(), structure=structure, gradients="labels")
     both = [
         score(structure, labelled, scoring=Scoring("gate_taylor", combine=how)).scores["stem"]
@@ -559,7 +559,7 @@ def test_an_unknown_criterion_names_the_close_ones():
 
 @pytest.mark.parametrize("name", [n for n, c in CRITERIA.items() if c.family != "weights"])
 def test_missing_statistics_say_how_to_collect_them(name):
-    structure = analyse(dependent("residual"), images())
+    structure = find_structure(dependent("residual"), images())
     with pytest.raises(InputError) as caught:
         score(structure, scoring=Scoring(name))
     assert str(caught.value) == (
@@ -577,7 +577,7 @@ def test_statistics_of_other_derivatives_are_refused():
 
 
 def test_a_weight_criterion_needs_a_model():
-    structure = analyse(dependent("residual"), images())
+    structure = find_structure(dependent("residual"), images())
     with pytest.raises(SepruneError) as caught:
         score(structure, scoring=Scoring("l2"))
     assert caught.value.fix == "score(..., model=model)"
@@ -585,7 +585,7 @@ def test_a_weight_criterion_needs_a_model():
 
 def test_scores_that_are_not_finite_name_their_group():
     model = dependent("residual")
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     with torch.no_grad():
         model.blocks[1].conv1.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError) as caught:

@@ -14,11 +14,11 @@ from torch import nn
 from seprune import cli
 from seprune.data import DataSettings, open_data
 from seprune.errors import InputError
-from seprune.graph.groups import NetworkStructure, analyse
+from seprune.graph.groups import NetworkStructure, find_structure
 from seprune.importance.probes import Probe, ProbeSettings, places, probed, train_probes
 from seprune.pipeline.collection import NO_GATES
 from seprune.pipeline.run import run
-from seprune.pruning.prune import cuttable
+from seprune.pruning.analyse import analyse
 from seprune.recipe import recipe_of
 
 
@@ -37,9 +37,9 @@ class Plain(nn.Module):
 
 def test_every_group_without_a_gate_gets_one_and_keeps_its_name():
     model = dependent("residual")
-    structure = cuttable(model, images())
+    structure = analyse(model, images())
     twin = probed(model, structure, ProbeSettings())
-    found = analyse(twin, images())
+    found = find_structure(twin, images())
     assert places(structure) == {"blocks.0.bn1": 8, "blocks.1.bn1": 8}
     own = {g.name for g in structure.gates}
     probes = {g.name: g for g in found.gates if g.name not in own}
@@ -56,7 +56,7 @@ def test_every_group_without_a_gate_gets_one_and_keeps_its_name():
 
 def test_new_probes_let_nearly_everything_through():
     model = Plain().eval()
-    twin = probed(model, analyse(model, torch.rand(2, 1, 8, 8)), ProbeSettings())
+    twin = probed(model, find_structure(model, torch.rand(2, 1, 8, 8)), ProbeSettings())
     x = torch.rand(4, 1, 8, 8)
     gates = [m for m in twin.modules() if isinstance(m, Probe)]
     assert len(gates) == 2
@@ -68,7 +68,7 @@ def test_new_probes_let_nearly_everything_through():
 def test_training_moves_the_probes_and_nothing_else():
     torch.manual_seed(0)  # the loss of the last line falls by a thousandth
     model = Plain().train()
-    structure = analyse(model, torch.rand(2, 1, 8, 8))
+    structure = find_structure(model, torch.rand(2, 1, 8, 8))
     twin = probed(model, structure, ProbeSettings())
     twin.a.weight.requires_grad_(False)
     before = copy.deepcopy(twin.state_dict())
@@ -91,7 +91,7 @@ def test_nothing_to_probe_and_a_learning_rate_that_explodes_are_errors():
         probed(model, NetworkStructure((), (), (), ()), ProbeSettings())
     assert caught.value.what == "there is nothing to probe"
     assert caught.value.fix == "leave out importance.probe"
-    twin = probed(Plain(), analyse(Plain(), torch.rand(2, 1, 8, 8)), ProbeSettings())
+    twin = probed(Plain(), find_structure(Plain(), torch.rand(2, 1, 8, 8)), ProbeSettings())
     with torch.no_grad():
         twin.fc.weight.fill_(float("inf"))
     data = open_data("digits", DataSettings(workers=0, batch_size=512))

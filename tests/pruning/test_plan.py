@@ -13,14 +13,15 @@ from cutting import random_plan
 from nets import DEPENDENT, Residual, dependent, images
 
 from seprune.errors import InputError
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 
 
 @pytest.fixture
 def plan() -> PruningPlan:
-    structure = analyse(Residual(), images())
+    structure = find_structure(Residual(), images())
     keep = {"stem": [0, 2, 4, 6, 7], "blocks.0.conv1": [1, 3]}
     return plan_of(structure.groups, keep, {"criterion": "l2", "macs": [10, 5]})
 
@@ -43,7 +44,7 @@ def edited(plan: PruningPlan, path: Path, group: str, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_a_plan_comes_back_from_its_file_bit_for_bit(kind, tmp_path):
-    before = with_facts(random_plan(cuttable(dependent(kind), images())), note="Grüße", macs=[3, 2])
+    before = with_facts(random_plan(analyse(dependent(kind), images())), note="Grüße", macs=[3, 2])
     before = before.annotated({"a": "weil"}, [{"ratio": 0.1, "macs": 3}])
     before.save(tmp_path / "p.json")
     after = PruningPlan.load(tmp_path / "p.json")
@@ -83,7 +84,7 @@ def test_a_file_can_be_read_and_edited_line_by_line(plan, tmp_path):
 
 
 def test_layers_list_the_positions_that_stay():
-    structure = analyse(dependent("concat"), images())
+    structure = find_structure(dependent("concat"), images())
     plan = plan_of(structure.groups, {"a": [0, 5], "b": [1, 2, 3]}, {})
     assert {k: {s: i.tolist() for s, i in v.items()} for k, v in plan.layers().items()} == {
         "a": {"out": [0, 5]},

@@ -14,16 +14,17 @@ from nets import DEPENDENT, SE, Chain, Gated, Head, Residual, dependent, images
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan, plan_of
-from seprune.pruning.prune import apply, cuttable, prune
+from seprune.pruning.prune import apply, prune
 
 INEXACT = {"group norm": "its mean and variance are over a norm group's channels, cut ones too"}
 
 
 def made(kind: str) -> tuple[nn.Module, PruningPlan, nn.Module]:
     model = dependent(kind)
-    plan = random_plan(cuttable(model, images()))
+    plan = random_plan(analyse(model, images()))
     return model, plan, prune(model, plan)
 
 
@@ -72,7 +73,7 @@ def test_the_model_that_was_passed_stays_as_it_was():
     model, x = Residual().train(), images()
     model.stem.weight.requires_grad_(False)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    plan = random_plan(cuttable(model, x))
+    plan = random_plan(analyse(model, x))
     small = prune(model, plan, x)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
@@ -86,7 +87,7 @@ def test_the_model_that_was_passed_stays_as_it_was():
 def test_frozen_parameters_stay_frozen_and_the_cut_network_learns():
     model = Residual()
     model.stem.weight.requires_grad_(False)
-    small = prune(model, random_plan(cuttable(model, images()))).train()
+    small = prune(model, random_plan(analyse(model, images()))).train()
     assert [n for n, p in small.named_parameters() if not p.requires_grad] == ["stem.weight"]
     small(images()).square().sum().backward()
     assert all(p.grad is not None for n, p in small.named_parameters() if n != "stem.weight")
@@ -107,7 +108,7 @@ def test_a_cut_network_can_be_cut_again():
     model, x = dependent("inner"), images()
     small, plans = model, []
     for seed in range(2):
-        plans.append(random_plan(cuttable(small, x), seed, share=0.7))
+        plans.append(random_plan(analyse(small, x), seed, share=0.7))
         small = prune(small, plans[-1], x)
     assert_same(small(x), masked(prune(model, plans[0]), plans[1])(x))
     assert small.expand.out_channels == 5  # 12 -> 8 -> 5
@@ -117,7 +118,7 @@ def test_a_cut_network_can_be_cut_again():
 
 
 def test_a_plan_for_another_model_is_refused_before_anything_is_cut():
-    plan = random_plan(analyse(Residual(8), images()))
+    plan = random_plan(find_structure(Residual(8), images()))
     other = Residual(12)
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(InputError) as caught:
@@ -132,7 +133,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_is_cut():
 
 def test_a_plan_that_names_other_sides_is_refused():
     model = Chain(nn.PReLU(8))
-    plan = random_plan(analyse(model, images()))
+    plan = random_plan(find_structure(model, images()))
     for layer, side in (("middle.weight", "dim3"), ("middle", ".forward"), ("a", ".nothing")):
         group = plan.groups[0]
         members = (replace(group.members[0], layer=layer, side=side), *group.members[1:])
@@ -144,7 +145,7 @@ def test_a_plan_that_names_other_sides_is_refused():
 def test_nothing_half_cut_leaves_the_function():
     """A network that `analyse` alone believes: the cut is run before it is returned."""
     model, x = dependent("hard view"), images()
-    plan = random_plan(analyse(model, x))
+    plan = random_plan(find_structure(model, x))
     with pytest.raises(InputError) as caught:
         prune(model, plan, x)
     assert caught.value.what.startswith("the cut network does not run: ")
@@ -158,7 +159,7 @@ def test_nothing_half_cut_leaves_the_function():
 
 
 def test_a_trial_cut_leaves_whole_what_fails_and_only_that():
-    structure = cuttable(dependent("hard view"), images())
+    structure = analyse(dependent("hard view"), images())
     found = {g.name: (g.prunable, g.reason) for g in structure.groups}
     assert found["b"] == (True, None)
     assert found["a"][0] is False
@@ -177,7 +178,7 @@ def test_a_layer_of_an_unknown_kind_is_left_whole():
             mean, spread = x.mean((0, 2, 3)), x.var((0, 2, 3))
             return F.batch_norm(x, mean, spread, self.weight, self.bias)
 
-    structure = cuttable(Chain(Scale()), images())
+    structure = analyse(Chain(Scale()), images())
     found = {g.name: g.reason for g in structure.groups}
     assert found["a"] == ("layer 'middle' of type Scale cannot be cut")
     assert found["b"] is None
@@ -187,7 +188,7 @@ def test_a_layer_of_an_unknown_kind_is_left_whole():
 def test_a_parametrized_layer_is_left_whole(norm):
     model = Chain(nn.ReLU())
     getattr(nn.utils.parametrizations, norm)(model.a)
-    structure = cuttable(model.eval(), images())
+    structure = analyse(model.eval(), images())
     found = {g.name: g.reason for g in structure.groups}
     assert found["a"] == "layer 'a' cannot be cut: it is parametrized"
     assert found["b"] is None
@@ -202,7 +203,7 @@ def test_an_output_that_changes_its_shape_is_found():
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).mean((2, 3)).view(-1, 8).sum(1)
 
-    structure = cuttable(Folded(), torch.rand(8, 3, 4, 4))
+    structure = analyse(Folded(), torch.rand(8, 3, 4, 4))
     reason = "a trial cut changes the output from [[8]] to [[5]]"  # 8 images of 5 channels
     assert structure.groups[0].reason == reason
 
@@ -212,7 +213,7 @@ def test_a_model_that_does_not_run_without_data_is_tried_with_it():
         def forward(self, x: Tensor) -> Tensor:
             return x if float(x.mean()) > -9 else -x
 
-    structure = cuttable(Chain(Looks()), images())
+    structure = analyse(Chain(Looks()), images())
     assert [g.prunable for g in structure.groups] == [True, True, False]
 
 
@@ -222,7 +223,7 @@ def test_a_model_that_cannot_be_traced_is_named():
             return x.reshape(7, -1)
 
     with pytest.raises(InputError) as caught:
-        cuttable(Chain(Jagged()), images())
+        analyse(Chain(Jagged()), images())
     assert caught.value.what == "the model's forward fails in layer 'middle'"
     assert "shape '[7, -1]' is invalid" in caught.value.why
     assert "--input" in caught.value.fix
@@ -235,7 +236,7 @@ def test_a_forward_that_does_not_end_is_stopped_in_time():
                 x = x + 1
 
     with pytest.raises(InputError) as caught:
-        cuttable(Chain(Endless()), images(), limit_seconds=0.3)
+        analyse(Chain(Endless()), images(), limit_seconds=0.3)
     assert caught.value.what == "the forward pass did not end within 0.3 s"
     assert caught.value.why == "it was in layer 'middle'"
 
@@ -243,12 +244,12 @@ def test_a_forward_that_does_not_end_is_stopped_in_time():
 def test_a_search_for_what_can_be_cut_ends_in_time(monkeypatch):
     """After the limit everything that is left stays whole, with the reason."""
     clock = iter([0.0, *[100.0] * 99])
-    structure = analyse(model := dependent("hard view"), images())
-    monkeypatch.setattr("seprune.pruning.prune.analyse", lambda *_, **__: structure)
+    structure = find_structure(model := dependent("hard view"), images())
+    monkeypatch.setattr("seprune.pruning.analyse.find_structure", lambda *_, **__: structure)
     monkeypatch.setattr(
-        "seprune.pruning.prune.time", type("Clock", (), {"monotonic": lambda: next(clock)})
+        "seprune.pruning.analyse.time", type("Clock", (), {"monotonic": lambda: next(clock)})
     )
-    found = cuttable(model, images(), limit_seconds=60)
+    found = analyse(model, images(), limit_seconds=60)
     assert not any(g.prunable for g in found.groups)
     assert str(found.groups[0].reason).startswith(
         "no time was left to look for what can be cut after this: a trial cut fails in layer middle"
@@ -258,7 +259,7 @@ def test_a_search_for_what_can_be_cut_ends_in_time(monkeypatch):
 
 def test_groups_of_one_channel_are_not_cut_to_nothing():
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1), Head(2))
-    structure = cuttable(model, images())
+    structure = analyse(model, images())
     assert [(g.units, g.prunable) for g in structure.groups] == [(1, False), (2, True), (3, False)]
     small = prune(model, plan_of(structure.groups, {"2": [1]}, {}), images())
     assert small[2].out_channels == 1
@@ -267,7 +268,7 @@ def test_groups_of_one_channel_are_not_cut_to_nothing():
 def test_a_gated_chain_is_cut_together_with_its_gate():
     torch.manual_seed(0)
     model, x = Gated(SE(8)).eval(), images()
-    structure = analyse(model, x)
+    structure = find_structure(model, x)
     plan = plan_of(structure.groups, {"conv": [0, 3, 6]}, {})
     small = prune(model, plan, x)
     assert torch.equal(small.gate.fc[2].weight, model.gate.fc[2].weight[[0, 3, 6]])

@@ -15,8 +15,9 @@ from nets import images
 from torch import nn
 from torchvision.models import get_model
 
+from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import cuttable, prune
+from seprune.pruning.prune import prune
 
 _STANDARD = "its convolutions standardise their weights over the input channels that are left"
 _POSITION = "its gates look at neighbouring channels: cut ones had been neighbours"
@@ -79,7 +80,7 @@ def build(name: str) -> nn.Module:
 def test_networks_of_the_zoos(name: str, tmp_path: Path):
     model, size = build(name), FIXED.get(name, 64)
     x = images(2, size)
-    structure = cuttable(model, x)
+    structure = analyse(model, x)
     assert any(g.prunable for g in structure.groups)
     plan = random_plan(structure)
     plan.save(tmp_path / "plan.json")

@@ -14,7 +14,7 @@ from nets import SE, Block, Chain, Inner, Residual, dependent, images
 from torch import nn
 
 from seprune.errors import InputError, UsageError
-from seprune.graph.groups import NetworkStructure, analyse
+from seprune.graph.groups import NetworkStructure, find_structure
 from seprune.importance import Importance
 from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
@@ -24,7 +24,7 @@ from seprune.pruning.search import make_plan
 
 
 def structure_of(width: int = 32) -> NetworkStructure:
-    return analyse(Residual(width), images())
+    return find_structure(Residual(width), images())
 
 
 def scores(structure: NetworkStructure, seed: int = 0) -> Importance:
@@ -50,7 +50,7 @@ FREE = Allocation(floor=0.0, min_channels=1)
 def test_a_budget_is_met_within_one_per_cent_by_the_network_actually_cut(scope, kind, budget):
     torch.manual_seed(0)
     model = Residual(64)
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     plan = make_plan(structure, scores(structure), allocation=Allocation(scope), **{kind: budget})
     small = counted(prune(model, plan), images())
     dense = counted(model, images())
@@ -140,7 +140,7 @@ def test_widths_are_rounded(step):
 
 def test_conv_groups_are_rounded_by_channels_not_by_units():
     model = Chain(nn.Conv2d(32, 32, 3, padding=1, groups=16), width=32)
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     plan = make_plan(structure, scores(structure), allocation=Allocation(round_to=8), macs=0.55)
     before, after = plan.widths()["a"]
     assert before == 32
@@ -152,7 +152,7 @@ def test_conv_groups_are_rounded_by_channels_not_by_units():
 
 def test_units_that_leave_hardly_a_rounded_width_are_not_rounded():
     """Two units of four channels between shuffled conv groups: 8 channels are all or nothing."""
-    structure = analyse(dependent("shuffled conv groups"), images())
+    structure = find_structure(dependent("shuffled conv groups"), images())
     rounded = Allocation(floor=0.0, min_channels=1, round_to=8, protect=("a", "middle.two"))
     plan = make_plan(structure, scores(structure), allocation=rounded, macs=0.95)
     assert plan.widths()["middle.one"] == [8, 4]
@@ -162,7 +162,7 @@ def test_units_that_leave_hardly_a_rounded_width_are_not_rounded():
 
 def test_cost_aware_allocation_weighs_scores_against_what_they_free():
     """A unit of `a` frees 9 x 3 + 5 MACs a position, one of `b` 3 + 5: four times as much."""
-    structure = analyse(dependent("concat"), images())
+    structure = find_structure(dependent("concat"), images())
     free = Allocation("cost_aware", floor=0.0, min_channels=1)
 
     def widths(a: float, b: float, macs: float) -> list[int]:
@@ -181,7 +181,7 @@ def test_cost_aware_allocation_loses_little_more_than_the_best_of_all_widths(bud
     """Two layers in a row, whose costs are a product: every pair of widths is tried."""
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 20, 3), nn.ReLU(),
                           nn.Conv2d(20, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # fmt: skip
-    structure = analyse(model, images())
+    structure = find_structure(model, images())
     given = {"0": torch.logspace(0, math.log10(spread), 16).double(),
              "2": 2 * torch.logspace(0, math.log10(2 * spread), 20).double()}  # fmt: skip
 
@@ -282,7 +282,7 @@ def excited(width: int = 32) -> nn.Module:
 
 
 def test_bottlenecks_are_kept_scaled_or_ranked():
-    structure = analyse(excited(), images())
+    structure = find_structure(excited(), images())
     found: dict[str, Any] = {}
     for how in ("keep", "scale", "rank"):
         allocation = Allocation(floor=0.0, min_channels=1, bottleneck=how)
@@ -430,7 +430,7 @@ def test_unknown_and_missing_budgets():
 
 
 def test_a_group_that_nothing_can_be_taken_from_is_no_trouble():
-    structure = analyse(Inner(), images())
+    structure = find_structure(Inner(), images())
     plan = make_plan(structure, scores(structure), macs=0.9)
     assert plan.widths()["stem"] == [6, 6]  # fewer than the floor of 8
     assert plan.widths()["expand"][1] < 12

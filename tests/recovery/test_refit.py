@@ -9,7 +9,7 @@ from nets import Inner, Residual, images
 from torch import nn
 
 from seprune.errors import InputError
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
 from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import prune
 from seprune.recovery.refit import RefitOptions, refit
@@ -40,7 +40,7 @@ def dependent(first, second):
 
 def halved(model, x):
     """The plan that keeps the lower half of every group, and the cut network."""
-    groups = analyse(model, x).groups
+    groups = find_structure(model, x).groups
     plan = plan_of(groups, {g.name: range(g.units // 2) for g in groups if g.prunable}, {})
     return plan, prune(model, plan)
 

@@ -45,7 +45,7 @@ def import_everything() -> None:
     # what libraries import at the first forward; no backward, whose threads would not survive
     recipe = load_recipe("quickstart", ["model.name=seprune/se_resnet8"])
     subject, _ = open_both(recipe)
-    seprune.cuttable(subject.model, subject.example())
+    seprune.analyse(subject.model, subject.example())
 
 
 def serve() -> None:

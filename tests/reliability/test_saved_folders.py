@@ -10,7 +10,7 @@ import torch
 from folders import untouched
 
 import seprune
-from seprune.pruning.prune import cuttable
+from seprune.pruning.analyse import analyse
 from seprune.runtime.files import write_sums
 
 pytestmark = pytest.mark.fault(34)
@@ -125,5 +125,5 @@ def test_a_folder_of_a_newer_version(terminal, folder, tmp_path):
 
 def test_what_was_loaded_is_cut_again(folder):
     small = seprune.load(folder)
-    structure = cuttable(small, torch.rand(2, 1, 8, 8))
+    structure = analyse(small, torch.rand(2, 1, 8, 8))
     assert any(g.prunable for g in structure.groups)

@@ -12,8 +12,8 @@ NETS = Path(__file__).with_name("strange_nets.py")
 BUDGET = ("--set", "plan.min_channels=2", "--set", "collect.images=64")
 SOON = """
 from seprune.graph import trace
-from seprune.pruning import prune
-for function in (prune.cuttable, trace.record):
+from seprune.pruning import analyse
+for function in (analyse.analyse, trace.record):
     function.__kwdefaults__["limit_seconds"] = 0.3
 """
 

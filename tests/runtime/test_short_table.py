@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import seprune
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
 from seprune.runtime.short_table import ROWS, ShortTable
 
 
@@ -51,7 +51,7 @@ class Wide(nn.Module):
 def test_what_people_print_is_a_short_table():
     torch.manual_seed(0)
     model, images = Wide(), torch.rand(4, 3, 8, 8)
-    structure = analyse(model, images)
+    structure = find_structure(model, images)
     statistics = seprune.collect_statistics(model, [images], structure=structure)
     importance = seprune.score(structure, statistics)
     plan = seprune.make_plan(structure, importance, macs=0.5)

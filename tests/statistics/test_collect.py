@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from seprune.errors import EnvironmentFault, InputError
-from seprune.graph.groups import analyse
+from seprune.graph.groups import find_structure
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 from seprune.statistics.accumulate import Observed, merge, new_state, summarise, update
 from seprune.statistics.columns import BINS, Layout, midranks
@@ -660,7 +660,7 @@ def test_out_of_memory_halves_the_batch() -> None:
     torch.manual_seed(0)
     same(got, collect_statistics(Net().double(), loader(), gradients="labels"))
     assert got.warnings[-1].startswith("batches of more than 2 images did not fit into memory")
-    structure = analyse(narrow, images(2).tensors[0])
+    structure = find_structure(narrow, images(2).tensors[0])
     Narrow.room = 2
     try:
         collect_statistics(narrow, loader(), structure=structure, gradients="none")

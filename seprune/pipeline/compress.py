@@ -1,0 +1,161 @@
+"""`compress`: analyse, collect, score, plan, prune and recover in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from seprune.errors import InputError, UsageError
+from seprune.importance.criteria import Scoring, criterion, score
+from seprune.measure.flops import Cost, count
+from seprune.measure.metrics import Evaluation, evaluate
+from seprune.pruning.analyse import analyse
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import prune
+from seprune.pruning.search import make_plan
+from seprune.recovery.recalibrate import recalibrate
+from seprune.recovery.refit.network import RefitOptions, Refitted, refit
+from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.statistics.collect import CollectOptions, collect_statistics
+
+Recover = Literal["none", "bn", "refit"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, repr=False)
+class Compressed(Tabular):
+    """A smaller network and how it came about.
+
+    Attributes:
+        model: the pruned and recovered network; the one that was given is unchanged.
+        plan: which units of which dependency groups it keeps.
+        before, after: MACs of one image, and parameters.
+        refitted: errors by layer, where the network was refitted.
+        scores: evaluations of the `baseline` and the `pruned` network, where a `test_loader` was
+            given.
+        seconds: how long each step took.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    before: Cost
+    after: Cost
+    refitted: Refitted | None
+    scores: Mapping[str, Evaluation]
+    seconds: Mapping[str, float]
+
+    def _short_table(self) -> ShortTable:
+        rows: list[tuple[object, ...]] = [
+            ("MACs", self.before.macs, self.after.macs),
+            ("parameters", self.before.params, self.after.params),
+        ]
+        if self.scores:
+            top1 = (f"{self.scores[name].top1:.2%}" for name in ("baseline", "pruned"))
+            rows.append(("top-1", *top1))
+        title = f"pruned in {sum(self.seconds.values()):.0f} s"
+        return ShortTable.of(title, ("", "before", "after"), rows)
+
+
+def compress(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    test_loader: Iterable[Any] | None = None,
+    recover: Recover = "refit",
+    scoring: Scoring | None = None,
+    device: str = "auto",
+    **budget: float | str,
+) -> Compressed:
+    """A smaller copy of `model` within a budget, recovered without labels.
+
+    Args:
+        loader: calibration batches of images, or of (images, labels), from the training data; it
+            is iterated several times.
+        test_loader: batches of (images, labels) that both networks are evaluated on at the end.
+        recover: `refit` in closed form, `bn` for BatchNorm statistics alone, or `none`.
+        scoring: the criterion and how its parts are combined.
+        budget: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount.
+
+    Raises:
+        UsageError: no budget, or an unknown one.
+        InputError: no images, a network that cannot be analysed, or a budget out of reach.
+    """
+    if recover not in ("none", "bn", "refit"):
+        raise UsageError(
+            f"recover='{recover}' is unknown",
+            why="known: none, bn, refit",
+            fix="recover='refit'",
+        )
+    example, clock = _example(loader), _Clock()
+    scoring = scoring or Scoring()
+    rule = criterion(scoring.criterion)
+    structure = clock("analyse", lambda: analyse(model, example))
+    statistics = None
+    if rule.family != "weights":
+        statistics = clock(
+            "collect",
+            lambda: collect_statistics(
+                model,
+                loader,
+                structure=structure,
+                gradients=rule.gradients,
+                options=CollectOptions(device=device, seed=scoring.seed),
+            ),
+        )
+    importance = score(structure, statistics, model=model, scoring=scoring)
+    plan = clock("plan", lambda: make_plan(structure, importance, **cast(Any, budget)))
+    small = clock("prune", lambda: prune(model, plan, example))
+    refitted = None
+    if recover == "refit":
+        options = RefitOptions(device=device)
+        refitted = clock("recover", lambda: refit(model, small, plan, loader, options=options))
+        small = refitted.model
+    elif recover == "bn":
+        small = clock("recover", lambda: recalibrate(small, loader, device=device))
+    scores = {}
+    if test_loader is not None:
+        for name, network in (("baseline", model), ("pruned", small)):
+            scores[name] = evaluate(network, test_loader, device=device)
+    before, after = (count(network, example[:1]) for network in (model, small))
+    return Compressed(small, plan, before, after, refitted, scores, clock.seconds)
+
+
+def _example(loader: Iterable[Any]) -> Tensor:
+    """Two images of the first batch, on the CPU.
+
+    Raises:
+        InputError: no images, or a loader that can be iterated once only.
+    """
+    if iter(loader) is loader:
+        raise InputError(
+            "the loader can be iterated only once",
+            why="it is a generator, and the images are needed to collect and to recover",
+            fix="give a DataLoader, or a list of batches",
+        )
+    batch = next(iter(loader), None)
+    images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+    if not isinstance(images, Tensor) or not len(images):
+        raise InputError(
+            f"the loader gives no images but {type(images).__name__}",
+            why="a batch is a tensor (B, C, H, W), or such a tensor and labels",
+            fix="give a loader of (images, labels)",
+        )
+    return torch.cat([images, images])[:2].cpu()
+
+
+class _Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], _T]) -> _T:
+        start = time.monotonic()
+        result = work()
+        self.seconds[name] = time.monotonic() - start
+        return result

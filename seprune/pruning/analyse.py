@@ -1,0 +1,164 @@
+"""`analyse`: what a network is made of, and which of it a trial cut shows can be removed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from seprune.errors import InputError, first_line
+from seprune.graph.groups import ChannelGroup, NetworkStructure, find_structure
+from seprune.pruning.plan import plan_of
+from seprune.pruning.surgery import cut_layer
+from seprune.runtime.inference import evaluating
+
+
+def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
+    """Gates, dependency groups and exact costs of `model`; what cannot be cut is named.
+
+    One forward pass is recorded. Groups that a trial cut proves impossible are left whole with the
+    reason: about half of every group is cut on a copy without data (meta device, where the model
+    runs); the groups at a layer that fails, or those of them that fail alone, are left whole and
+    the rest is tried again.
+
+    Args:
+        inputs: one batch (two samples are enough), or a tuple of positional arguments.
+        limit_seconds: for the forward pass, and again for the trial cuts.
+
+    Raises:
+        InputError: the forward fails or does not end (names the layer), or nothing can be cut.
+    """
+    deadline = time.monotonic() + limit_seconds
+    structure = find_structure(model, inputs, limit_seconds=limit_seconds)
+    trial = _Trial(model, inputs)
+    groups = list(structure.groups)
+    while (fault := trial.fault(groups)) is not None:
+        layer, why = fault
+        late = time.monotonic() > deadline
+        blamed = _blamed(groups, "" if late else layer)
+        if late:
+            why = f"no time was left to look for what can be cut after this: {why}"
+        if not blamed:
+            raise InputError(
+                "no channel group of this model can be cut",
+                why=why,
+                fix="use the model as it is, or report its architecture",
+                code="uncuttable",
+            )
+        alone = [] if late else [i for i in blamed if trial.fault([groups[i]]) is not None]
+        for number in alone or blamed:
+            groups[number] = replace(groups[number], prunable=False, reason=why)
+    return replace(structure, groups=tuple(groups))
+
+
+def _blamed(groups: Sequence[ChannelGroup], layer: str) -> list[int]:
+    """The prunable groups that have a side at the failing layer, or at the nearest parent."""
+    while True:
+        found = [
+            i
+            for i, g in enumerate(groups)
+            if g.prunable and any(_under(m.layer, layer) for m in g.members)
+        ]
+        if found or not layer:
+            return found
+        layer = layer.rpartition(".")[0]
+
+
+def _under(path: str, parent: str) -> bool:
+    return not parent or path == parent or path.startswith(parent + ".")
+
+
+class _Trial:
+    """Cuts about half of every group from a copy of the model that holds no data, and runs it."""
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        self.model, self.inputs = model, inputs
+        self.device, self.shapes = "meta", None
+        if isinstance(shapes := self._run(self._copy()), tuple):
+            self.device = "cpu"
+            shapes = self._run(self._copy())
+        self.shapes = shapes
+
+    def fault(self, groups: Sequence[ChannelGroup]) -> tuple[str, str] | None:
+        """(layer, reason) of the first failure, or None."""
+        keep = {g.name: _half(g.units) for g in groups if g.prunable}
+        plan = plan_of(groups, keep, {})
+        small = self._copy()
+        for layer, sides in plan.layers().items():
+            try:
+                cut_layer(small, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
+            except InputError as error:
+                return layer, error.what
+            except Exception as error:  # a stranger's layer decides what it raises
+                where = f"layer '{layer or 'the model'}' cannot be cut"
+                return layer, f"{where}: {first_line(error)}"
+        found = self._run(small)
+        if isinstance(found, tuple):
+            return found
+        if self.device == "meta" and found != self.shapes:  # shapes that no value decides
+            return "", f"a trial cut changes the output from {self.shapes} to {found}"
+        return None
+
+    def _copy(self) -> nn.Module:
+        if self.device != "meta":
+            return copy.deepcopy(self.model).cpu()
+        memo: dict[int, Any] = {}
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        for tensor in tensors:
+            empty = torch.empty_like(tensor, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return copy.deepcopy(self.model, memo)
+
+    def _run(self, model: nn.Module) -> tuple[str, str] | list[list[int]]:
+        """The shapes of the outputs, or (layer, reason) of what fails."""
+        inputs = tree_map(lambda t: t.to(self.device) if isinstance(t, Tensor) else t, self.inputs)
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        with evaluating(model), torch.no_grad(), _where(model) as stack:
+            try:
+                outputs = model(*arguments)
+            except Exception as error:  # the stranger's forward decides what it raises
+                layer = stack[-1] if stack else ""
+                where = f"layer {layer}" if layer else "the model"
+                return layer, f"a trial cut fails in {where}: {first_line(error)}"
+        return [list(t.shape) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+
+
+def _half(units: int) -> list[int]:
+    """About half of the units, spread; no divisor of their number: sizes in code then show up."""
+    count = next((k for k in range(units // 2 + 1, units) if math.gcd(k, units) == 1), 1)
+    return [i * units // count for i in range(count)]
+
+
+@contextmanager
+def _where(model: nn.Module) -> Iterator[list[str]]:
+    """The paths of the modules that are running; a forward that raises leaves its path on."""
+    stack: list[str] = []
+    handles = []
+
+    def leave(*_: Any) -> None:  # what a hook returns would replace the output
+        stack.pop()
+
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+            enter = partial(_enter, stack, name)
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(stack: list[str], name: str, *_: Any) -> None:
+    stack.append(name)
