@@ -7,6 +7,7 @@ model; `convert` is for pickled models whose author the user trusts.
 
 from seprune.checkpoint.apply import apply_weights, check_values
 from seprune.checkpoint.convert import convert
+from seprune.checkpoint.read import read_safetensors
 from seprune.checkpoint.weights import Weights, is_pruned_folder, load_weights
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "convert",
     "is_pruned_folder",
     "load_weights",
+    "read_safetensors",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import pickle
 import re
@@ -22,6 +21,7 @@ from torch.serialization import safe_globals
 from seprune.checkpoint import archive, pickles
 from seprune.checkpoint.sniff import HEAD, Kind, container, damaged, incomplete
 from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime.reading import parse_json, require_regular
 
 HEADER_LIMIT = 100_000_000  # the format's own
 _ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16}
@@ -94,6 +94,7 @@ def read(path: Path, kind: Kind) -> tuple[Any, tuple[str, ...]]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, after its header was checked against its size."""
+    require_regular(path)
     _check_header(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
@@ -194,7 +195,7 @@ def _check_header(path: Path) -> None:
             damaged(path, f"it claims a header of {length:,} bytes; the format allows 100,000,000")
         text = stream.read(length)
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         for name, entry in entries.items():
             if name != "__metadata__":
                 _check_entry(path, name, entry=entry)

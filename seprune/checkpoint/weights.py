@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,8 @@ from seprune.checkpoint.read import read, read_metadata
 from seprune.checkpoint.sniff import damaged, locate, sniff, unreadable
 from seprune.errors import InputError
 from seprune.runtime import files
+from seprune.runtime.reading import read_json
+from seprune.runtime.transaction import settle
 
 Choice = Literal["auto", "raw", "ema"]
 
@@ -68,9 +69,10 @@ def load_weights(path: Path, *, weights: Choice = "auto") -> Weights:
 
 def is_pruned_folder(path: Path) -> bool:
     """Whether `path` is a folder that `seprune.save` wrote: config.json (`seprune`) and weights."""
+    settle(path)
     try:
-        config = json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = read_json(path / "config.json")
+    except InputError:
         return False
     marked = isinstance(config, dict) and "seprune" in config
     return marked and (path / "model.safetensors").is_file()

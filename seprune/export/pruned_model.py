@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from seprune.checkpoint import check_values
+from seprune.checkpoint import check_values, read_safetensors
 from seprune.errors import InputError
 from seprune.export.architecture import Architecture, readable, rebuilt
 from seprune.pruning.plan import PruningPlan
@@ -21,10 +19,11 @@ from seprune.runtime.files import (
     bytes_of,
     check_sums,
     json_text,
-    read_json,
     tensors_of,
     write_folder,
 )
+from seprune.runtime.reading import read_json
+from seprune.runtime.transaction import settle
 
 FORMAT = 1
 CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"
@@ -70,11 +69,12 @@ def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -
     architecture = read_architecture(folder)
     try:
         # copies: the file's own memory is not aligned, and kernels then round differently
-        tensors = {n: t.clone() for n, t in load_file(folder / WEIGHTS, device=device).items()}
-    except (OSError, SafetensorError) as error:
+        read = read_safetensors(folder / WEIGHTS)
+        tensors = {n: t.clone().to(device) for n, t in read.items()}
+    except (OSError, InputError) as error:
         raise InputError(
             f"{folder / WEIGHTS}: cannot be read",
-            why=str(error),
+            why=getattr(error, "why", "") or str(error),
             fix="save the model again, or copy the folder again",
             code="damaged",
         ) from error
@@ -138,6 +138,7 @@ def _check_entries(path: Path, said: Mapping[str, Any]) -> None:
 def read_config(folder: Path | str) -> dict[str, Any]:
     """`config.json` of a folder that seprune wrote."""
     path = Path(folder) / CONFIG
+    settle(path.parent)
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("seprune"), dict):
         raise InputError(

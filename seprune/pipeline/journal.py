@@ -11,6 +11,8 @@ from typing import Any
 
 from seprune.errors import InputError
 from seprune.runtime.files import append_line, write_text
+from seprune.runtime.paths import fault_in
+from seprune.runtime.reading import parse_json, read_bytes
 
 FORMAT = 1
 """Of the journal. A larger number in a folder means that a newer seprune wrote it."""
@@ -63,14 +65,16 @@ def _checksum(body: Mapping[str, Any]) -> str:
 def read_journal(folder: Path) -> tuple[list[Record], list[int]]:
     """The intact records, and the numbers of damaged lines; a last line cut short is neither.
 
+    A line with the name of a file outside of the folder counts as damaged.
+
     Raises:
-        InputError: a newer seprune wrote the folder.
+        InputError: a newer seprune wrote the folder, or its journal is no regular file.
     """
     path = folder / JOURNAL
     records: list[Record] = []
     damaged: list[int] = []
     try:
-        *lines, last = path.read_bytes().split(b"\n")
+        *lines, last = read_bytes(path).split(b"\n")
     except FileNotFoundError:
         return records, damaged
     for number, line in enumerate(lines, start=1):
@@ -86,13 +90,13 @@ def read_journal(folder: Path) -> tuple[list[Record], list[int]]:
 
 def _record(line: bytes, path: Path) -> Record | None:
     try:
-        body = json.loads(line)
+        body = parse_json(line)
         if body.pop("sum") != _checksum(body):
             return None
         written = body.pop("format")
         if written <= FORMAT:
             made = Record(**body)
-            return made if isinstance(made.files, dict) and isinstance(made.facts, dict) else None
+            return made if _as_written(made, path.parent) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     raise InputError(
@@ -103,5 +107,15 @@ def _record(line: bytes, path: Path) -> Record | None:
     )
 
 
+def _as_written(record: Record, folder: Path) -> bool:
+    """Whether the fields are of their types, and every file lies in the run folder."""
+    texts = (record.stage, record.key, record.time)
+    mappings = isinstance(record.files, dict) and isinstance(record.facts, dict)
+    if not mappings or not all(isinstance(text, str) for text in texts):
+        return False
+    names, hashes = record.files.keys(), record.files.values()
+    return all(isinstance(h, str) for h in hashes) and not any(fault_in(folder, n) for n in names)
+
+
 def _ends_whole(path: Path) -> bool:
-    return not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    return not path.exists() or read_bytes(path)[-1:] in (b"", b"\n")

@@ -24,7 +24,8 @@ from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import GateSummary, GroupCut, Measurement, Report
 from seprune.runtime.environment import environment
-from seprune.runtime.files import CARD, read_json, write_text
+from seprune.runtime.files import CARD, write_text
+from seprune.runtime.reading import read_json, read_text
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10
@@ -153,7 +154,7 @@ def write_importance(cut: Cut, path: Path) -> None:
 def read_importance(path: Path, criterion: str) -> Importance:
     """The scores that `write_importance` wrote."""
     scores: dict[str, list[float]] = {}
-    for row in csv.DictReader(io.StringIO(path.read_text())):
+    for row in csv.DictReader(io.StringIO(read_text(path))):
         if row["score"]:
             scores.setdefault(row["group"], []).append(float(row["score"]))
     import torch

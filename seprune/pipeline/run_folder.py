@@ -23,6 +23,9 @@ from seprune.runtime.files import (
 )
 from seprune.runtime.interrupts import safe_point, unbroken
 from seprune.runtime.lock import hold, now
+from seprune.runtime.paths import inside
+from seprune.runtime.reading import read_text
+from seprune.runtime.transaction import RECORD, settle
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 START = "start"
@@ -75,7 +78,7 @@ class RunFolder:
 
     def changed(self, record: Record) -> list[str]:
         """Files of a record that are missing or no longer what was committed."""
-        return [n for n, h in record.files.items() if not holds(self.path / n, h)]
+        return [n for n, h in record.files.items() if not holds(self.path, n, h)]
 
     def _relative(self, name: str | Path) -> str:
         return (self.path / name).relative_to(self.path).as_posix()
@@ -107,6 +110,8 @@ def verify(folder: Path) -> list[str]:
     Raises:
         InputError: nothing in the folder says what should be in it, or a newer seprune wrote it.
     """
+    for unfinished in sorted(folder.rglob(RECORD)):
+        settle(unfinished.parent)
     sums = sorted(folder.rglob(SUMS))
     if not (folder / JOURNAL).is_file() and not sums:
         raise InputError(
@@ -143,7 +148,7 @@ def _settle(run: RunFolder, recipe_text: str) -> None:
     key = stage_key(recipe=recipe_text, environment=lasting)
     if run.committed(START, key) is None:
         texts = {RECIPE: recipe_text, ENVIRONMENT: json_text(facts)}
-        write_together({run.path / n: bytes_of(t.encode()) for n, t in texts.items()})
+        write_together(run.path, {n: bytes_of(t.encode()) for n, t in texts.items()})
         run.commit(START, key, files=list(texts), facts={"recipe": wanted})
 
 
@@ -154,8 +159,8 @@ def _recipe_before(folder: Path, records: Sequence[Record]) -> Mapping[str, str]
             found: Mapping[str, str] = record.facts["recipe"]
             return found
     try:  # that line of the journal is damaged
-        return _entries((folder / RECIPE).read_text())
-    except (OSError, UnicodeDecodeError):
+        return _entries(read_text(inside(folder, RECIPE)))
+    except (OSError, UnicodeDecodeError, InputError):
         return {}
 
 

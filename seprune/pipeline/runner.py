@@ -27,8 +27,9 @@ from seprune.recovery.finetune import METRICS, Teacher, finetune
 from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report
 from seprune.runtime.distributed import first
-from seprune.runtime.files import SUMS, read_json, write_json
+from seprune.runtime.files import SUMS, write_json
 from seprune.runtime.progress import Track
+from seprune.runtime.reading import read_json
 from seprune.statistics import GateStatistics
 from seprune.statistics.result import FORMAT
 

@@ -15,6 +15,7 @@ from seprune.pipeline.run_folder import RunFolder
 from seprune.runtime import files
 from seprune.runtime.distributed import first
 from seprune.runtime.lock import waiting_for
+from seprune.runtime.paths import inside
 
 STAGES = ("train", "baseline", "collect")  # what depends on the dense network alone
 
@@ -41,7 +42,7 @@ class Sharing:
         """
         if name not in STAGES or dist.is_initialized():  # its processes would wait for each other
             return work()
-        place = self.folder / f"{name}-{key[:12]}"
+        place = inside(self.folder, f"{name}-{key[:12]}")
         with ExitStack() as stack:
             first(lambda: stack.enter_context(waiting_for(place)))
             there = RunFolder(place)
@@ -55,7 +56,7 @@ class Sharing:
 
 def _hand_over(record: Record, giver: RunFolder, taker: RunFolder) -> Record:
     for name in record.files:
-        files.copy(giver.path / name, taker.path / name)
+        files.copy(inside(giver.path, name), inside(taker.path, name))
     made = taker.commit(
         record.stage, record.key, files=list(record.files), facts=dict(record.facts)
     )

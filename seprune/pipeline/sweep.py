@@ -21,8 +21,9 @@ from typing import IO, Any
 from seprune.errors import InputError, UsageError
 from seprune.pipeline import run_folder
 from seprune.recipe import Recipe, dump_recipe, load_recipe
-from seprune.runtime import files
+from seprune.runtime import files, reading
 from seprune.runtime.interrupts import safe_point
+from seprune.runtime.paths import inside
 
 SHARED, LOG = "shared", "log.txt"
 LOCKED = 6  # the exit status of a cell that another process works on
@@ -79,8 +80,9 @@ def finished(cell: Cell, out: Path) -> bool:
     """Whether a cell's run has ended in its folder, and nothing there has changed since."""
     folder = out / cell.name
     try:
-        same = (folder / "recipe.yaml").read_text() == dump_recipe(cell.recipe)
-    except (OSError, UnicodeDecodeError):
+        recipe = reading.read_text(inside(out, f"{cell.name}/recipe.yaml"))
+        same = recipe == dump_recipe(cell.recipe)
+    except (OSError, UnicodeDecodeError, InputError):
         return False
     ended = any(record.stage == "report" for record in run_folder.RunFolder(folder).records())
     return same and ended and not run_folder.verify(folder)
@@ -119,7 +121,7 @@ class Crew:
         ]
         for slot in slots[: len(self.waiting)]:
             index = self.waiting.popleft()
-            with files.log(self.out / self.cells[index].name / LOG) as log:
+            with files.log(inside(self.out, f"{self.cells[index].name}/{LOG}")) as log:
                 self.running[index] = slot, self._process(index, slot, log)
 
     def _process(self, index: int, slot: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -198,7 +200,8 @@ def refuse_failed(statuses: dict[str, int], out: Path) -> None:
 
 
 def _last_error(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    text = reading.read_text(path, errors="replace") if path.is_file() else ""
+    lines = text.splitlines()
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return said[-1] if said else (lines or ["no message"])[-1]
 

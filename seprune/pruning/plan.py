@@ -13,12 +13,14 @@ import numpy as np
 
 from seprune.errors import InputError
 from seprune.graph.groups import ChannelGroup, Member, Positions
-from seprune.runtime.files import read_json, write_text
+from seprune.runtime.files import write_text
+from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.short_table import ShortTable, Tabular
 
 FORMAT = 1
 _SIDE = re.compile(r"out|in|dim\d|\.[A-Za-z]\w*(\[\d{1,3}\])?")
-_MOST = 10**7  # positions on one side: more than any layer has
+_MOST = 10**6  # positions on one side: more than any layer has
+_MOST_TOGETHER = 10**7  # in all layers of a plan; each takes 8 bytes when it is read
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class PruningPlan(Tabular):
                 fix="upgrade seprune: pip install -U seprune",
                 code="newer",
             )
+        _refuse_oversized(content["groups"], path)
         groups = tuple(_read_group(g, path) for g in content["groups"])
         facts, trace = content.get("facts") or {}, content.get("trace") or []
         if not isinstance(facts, dict) or not isinstance(trace, list):
@@ -185,6 +188,25 @@ def _index_json(index: Positions) -> dict[str, Any]:
     if np.array_equal(index, row):
         return {"at": first} if each == 1 else {"at": first, "each": each}
     return {"index": index.tolist()}
+
+
+def _refuse_oversized(groups: list[Any], path: Path) -> None:
+    """Add up what the entries claim before anything of that size is made."""
+    claimed = 0
+    for entry in groups:
+        units = entry.get("units") if isinstance(entry, dict) else None
+        members = entry.get("members") if isinstance(entry, dict) else None
+        for member in members if isinstance(members, list) else ():
+            each = member.get("each", 1) if isinstance(member, dict) else 1
+            if isinstance(units, int) and isinstance(each, int):
+                claimed += min(max(units, 0) * max(each, 0), _MOST)  # more is refused anyhow
+    if claimed > _MOST_TOGETHER:
+        raise InputError(
+            f"{path}: the plan claims {claimed:,} channel positions",
+            why=f"no network has more than {_MOST_TOGETHER:,}",
+            fix="restore the file, or make the plan again",
+            code="plan",
+        )
 
 
 def _read_group(entry: Any, path: Path) -> PlannedGroup:
@@ -245,7 +267,7 @@ def _check_group(group: PlannedGroup, path: Path) -> None:
 
 def _impossible(path: Path, name: str, why: str) -> InputError:
     where = f"{path}"
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines = read_text(path, errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         if f'"name": "{name}"' in line:
             where = f"{path}:{number}"

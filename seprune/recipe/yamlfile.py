@@ -21,6 +21,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from seprune.errors import first_line
+from seprune.runtime.reading import read_bytes
 
 LARGEST = 16 * 1024
 """Bytes. The parser is pure Python: this bounds the time that a hostile file takes."""
@@ -156,7 +157,7 @@ def short(value: Any) -> str:
 def _parse(path: Path, document: Document) -> dict[str, Any]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"is larger than {LARGEST // 1024} KB")
-    node = _compose(path.read_bytes().decode("utf-8-sig"))
+    node = _compose(read_bytes(path, limit=LARGEST).decode("utf-8-sig"))
     if node is None:
         raise ValueError("is empty")
     if not isinstance(node, MappingNode):

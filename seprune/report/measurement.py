@@ -16,6 +16,7 @@ import numpy as np
 from seprune.errors import InputError
 from seprune.measure.latency import Latency
 from seprune.runtime import files
+from seprune.runtime.reading import read_json
 
 FORMAT = 1
 _GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")
@@ -222,7 +223,7 @@ def write(report: Report, path: Path) -> None:
 def read(path: Path) -> Report:
     """The report in a file, or in the `report.json` of a run folder."""
     path = path / "report.json" if path.is_dir() else path
-    return from_json(files.read_json(path), source=str(path))
+    return from_json(read_json(path), source=str(path))
 
 
 class _MisfitError(Exception):

@@ -8,13 +8,16 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime.paths import fault_in, inside
+from seprune.runtime.reading import open_regular, read_text
+from seprune.runtime.reading import read_json as read_json
+from seprune.runtime.transaction import Temporary, clear, put_in_place, settle, sync
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,46 +25,46 @@ if TYPE_CHECKING:
 Fill = Callable[[Path], None]
 """Writes the whole of a file to the path that it is given."""
 SUMS, CARD = "SHA256SUMS", "README.md"
-UNFINISHED = ".seprune.part"
-"""How names of temporary files end; nobody else's do."""
+SUMS_LIMIT = 1 << 20  # bytes
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_with(path: Path, fill: Fill, *, need: int = 0) -> None:
     """Let `fill` write a temporary file beside `path`, then put it in place in one step.
 
     Args:
-        path: final name; its folder is created.
+        path: final name; its folder is created. A link there is replaced, never followed.
         fill: writes the whole content to the path that it is given.
         need: bytes that must be free before anything is written.
 
     Raises:
         EnvironmentFault: no space left or no permission; the previous file is untouched.
     """
-    write_together({path: fill}, need=need)
+    write_together(path.parent, {path.name: fill}, need=need)
 
 
-def write_together(parts: Mapping[Path, Fill], *, need: int = 0) -> None:
-    """`write_with` for files that belong together: none is put in place until all are written."""
-    path, made = next(iter(parts)), dict[Path, Path]()
+def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:
+    """`write_with` for files of one folder: all of them are replaced, or none, also by a kill.
+
+    What an earlier writer that was killed left in the folder is completed or removed first.
+    """
+    path, made = folder / next(iter(parts)), dict[str, Temporary]()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        need_space(path.parent, need)
-        for path, fill in parts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made[path] = _temporary(path)
-            fill(made[path])
-            made[path].chmod(0o666 & ~_umask())
-            _sync(made[path])
-        for path, temporary in made.items():
-            temporary.replace(path)
-        for folder in {path.parent for path in made}:
-            _sync(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        clear(folder)
+        need_space(folder, need)
+        for name, fill in parts.items():
+            path = folder / name
+            made[name] = Temporary(path)
+            fill(made[name].path)
+            made[name].path.chmod(0o666 & ~_umask())
+            sync(made[name].path)
+        put_in_place(folder, made)
     except OSError as error:
         raise _environment_fault(path, error) from error
     finally:
         for temporary in made.values():
-            with suppress(OSError):  # what is wrong with the disk was said; `sweep` comes later
-                temporary.unlink(missing_ok=True)
+            temporary.close()
 
 
 def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:
@@ -78,8 +81,8 @@ def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> N
     def sums(temporary: Path) -> None:
         temporary.write_bytes(_sums_of(folder, hashes).encode())
 
-    filled = {folder / name: hashed(name, fill) for name, fill in parts.items()}
-    write_together({**filled, folder / SUMS: sums}, need=need)
+    filled = {name: hashed(name, fill) for name, fill in parts.items()}
+    write_together(folder, {**filled, SUMS: sums}, need=need)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -89,7 +92,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write `content` to `path` atomically, as UTF-8."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -99,7 +102,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def json_text(content: Any) -> str:
     """`content` as seprune spells JSON; NaN and infinities are refused."""
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # names of files that are no UTF-8 hold surrogates, which only escapes can carry
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def bytes_of(content: bytes) -> Fill:
@@ -152,7 +157,7 @@ def append_line(path: Path, line: str) -> None:
     content = line.encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as stream:
+        with open(path, "ab", buffering=0, opener=_open_no_link) as stream:
             before = stream.tell()
             try:
                 if stream.write(content) != len(content):
@@ -163,15 +168,22 @@ def append_line(path: Path, line: str) -> None:
                     stream.truncate(before)
                 raise
         if not before:
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise _environment_fault(path, error) from error
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left under `folder`; only its holder may call this."""
-    for left in folder.rglob(f".*{UNFINISHED}"):
-        left.unlink(missing_ok=True)
+def tidy(folder: Path) -> None:
+    """Complete or remove what writers that were killed left in `folder` and below it.
+
+    Raises:
+        InputError: a folder below it is a link, which writing would follow.
+        OSError: something cannot be read or written.
+    """
+    for place, folders, _ in os.walk(folder):
+        clear(Path(place))
+        for name in folders:
+            inside(Path(place), name)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -188,40 +200,16 @@ def log(path: Path) -> Iterator[IO[bytes]]:
     """`path` opened at its end, for what a child process says."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("ab")
+        stream = open(path, "ab", opener=_open_no_link)  # noqa: SIM115
     except OSError as error:
         raise _environment_fault(path, error) from error
     with stream:
         yield stream
 
 
-def read_json(path: Path) -> Any:
-    """The JSON document in `path`.
-
-    Raises:
-        InputError: missing, unreadable or not JSON; names the line.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file", why="nothing is there", fix="check the path"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read", why=error.strerror or str(error), fix=f"ls -l '{path}'"
-        ) from error
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets
-        raise InputError(
-            f"{path}: not valid JSON",
-            why=str(error),
-            fix="restore the file or run the stage that writes it again",
-        ) from error
-
-
 def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file."""
-    with path.open("rb") as stream:
+    """The hexadecimal SHA-256 of a regular file."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -240,18 +228,19 @@ def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) ->
         sums: another name of that file.
         need: names that it has to list.
     """
+    settle(folder)
     try:
-        text = (folder / sums).read_text()
-    except (OSError, UnicodeDecodeError):
+        text = read_text(inside(folder, sums), limit=SUMS_LIMIT)
+    except (OSError, UnicodeDecodeError, InputError):
         return [sums]
     lines = text.split("\n")
-    if lines.pop():  # the last line is not whole
+    if lines.pop():  # the last line is cut short
         return [sums]
     listed = {line.partition("  ")[2] for line in lines}
     wrong = [sums] if not lines or not listed.issuperset(need) else []
     for line in lines:
         digest, _, name = line.partition("  ")
-        if not name or "/" in name or not holds(folder / name, digest):
+        if "/" in name or not holds(folder, name, digest):
             wrong.append(name or line)
     return wrong
 
@@ -262,11 +251,11 @@ def need_space(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def holds(path: Path, digest: str) -> bool:
-    """Whether `path` is a file with this SHA-256."""
+def holds(folder: Path, name: str, digest: str) -> bool:
+    """Whether `name`, as a file in `folder` has it, is a file there with this SHA-256."""
     try:
-        return path.is_file() and sha256(path) == digest
-    except OSError:  # a name that cannot be, a file that cannot be read: either way not whole
+        return fault_in(folder, name) is None and sha256(folder / name) == digest
+    except (OSError, InputError):  # missing, or a file that cannot be read
         return False
 
 
@@ -281,10 +270,8 @@ def _is_content(name: str) -> bool:
     return name not in (SUMS, CARD, "lock", "lock.json") and not name.startswith(".")
 
 
-def _temporary(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
-    os.close(handle)
-    return Path(name)
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def _umask() -> int:
@@ -293,20 +280,13 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _environment_fault(path: Path, error: OSError) -> EnvironmentFault:
     fixes = {
         errno.ENOSPC: "free some space and run the same command again",
         errno.EFBIG: "raise the file-size limit (ulimit -f) and run the same command again",
         errno.EACCES: "choose a folder you may write to with --out",
         errno.EROFS: "choose a folder you may write to with --out",
+        errno.ELOOP: f"it is a link, which is never followed for writing: rm '{path}'",
     }
     return EnvironmentFault(
         f"{path}: cannot be written",

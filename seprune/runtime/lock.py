@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -14,8 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from seprune.errors import EnvironmentFault, LockedError, UsageError
-from seprune.runtime.files import sweep, write_json
+from seprune.errors import EnvironmentFault, InputError, LockedError, UsageError
+from seprune.runtime.files import tidy, write_json
+from seprune.runtime.paths import inside
+from seprune.runtime.reading import read_json
 
 HOLDER = "lock.json"
 """Beside `lock`, which filelock may empty: who holds the folder."""
@@ -28,6 +29,7 @@ def hold(out: Path) -> Iterator[None]:
     Raises:
         LockedError: another process holds it.
         UsageError: it is not a folder.
+        InputError: its lock or a folder in it is a link.
         EnvironmentFault: it cannot be written.
     """
     if out.exists() and not out.is_dir():
@@ -36,7 +38,7 @@ def hold(out: Path) -> Iterator[None]:
             why="a run writes several files",
             fix="choose another folder with --out",
         )
-    lock = FileLock(out / "lock")  # the operating system's: it dies with its process
+    lock = FileLock(inside(out, "lock"))  # the operating system's: it dies with its process
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -49,7 +51,7 @@ def hold(out: Path) -> Iterator[None]:
     try:
         holder = {"pid": os.getpid(), "host": platform.node(), "since": now()}
         write_json(out / HOLDER, holder)
-        sweep(out)
+        tidy(out)
         yield
     finally:
         with suppress(OSError):  # it only tells who held the lock
@@ -62,9 +64,10 @@ def waiting_for(folder: Path) -> Iterator[None]:
     """Hold `folder` for as long as the block lasts, after whoever holds it now.
 
     Raises:
+        InputError: its lock is a link.
         EnvironmentFault: it cannot be written.
     """
-    lock = FileLock(folder / "lock", poll_interval=0.2)
+    lock = FileLock(inside(folder, "lock"), poll_interval=0.2)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -83,10 +86,10 @@ def _locked(out: Path) -> LockedError:
     holder: dict[str, Any] = {}
     for _ in range(50):
         try:
-            holder = json.loads((out / HOLDER).read_bytes())
+            holder = read_json(inside(out, HOLDER))
             if holder["host"] != platform.node() or _alive(holder["pid"]):
                 break
-        except (OSError, ValueError, KeyError, TypeError):
+        except (InputError, KeyError, TypeError):
             holder = {}
         time.sleep(0.1)
     who = "process {pid} on {host} since {since}".format_map(holder) if holder else "a process"

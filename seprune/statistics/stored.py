@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seprune.errors import InputError, first_line
 from seprune.runtime.files import tensors_of, write_with
+from seprune.runtime.reading import parse_json, require_regular
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -31,13 +32,14 @@ def read_tensors(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str,
     """
     fix = f"restore the file, or collect again: seprune collect ... (it writes {what})"
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             text, digest = metadata["facts"], metadata["sha256"]
         if _digest(tensors, text) != digest:
             raise InputError(f"{path}: damaged {what}", why="its SHA-256 does not match", fix=fix)
-        return tensors, json.loads(text)
+        return tensors, parse_json(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file", why=f"it should hold {what}", fix=fix) from error
     except KeyError as error:

@@ -10,7 +10,10 @@ from folders import contents, leftovers
 from harness import DISK, Subject, fail_operation, operations
 from warm import Warm
 
+from seprune.runtime.transaction import settle
+
 WRITTEN = ("text", "new/json", "folder/a", "folder/model.safetensors", "folder/SHA256SUMS", "lines")
+TOGETHER = [name for name in WRITTEN if name.startswith("folder/")]
 WAYS = ("exit", *DISK)
 WRITE = "import failing, sys; sys.exit(failing.write_everything(*sys.argv[1:]))"
 
@@ -22,7 +25,7 @@ def write(warm: Warm, folder: Path, content: str, **fail: object) -> tuple[int, 
     return done.status, done.said
 
 
-SOME = [("exit", 2), ("ENOSPC", 2), ("EIO", 5), ("EACCES", 7)]
+SOME = [("exit", 5), ("ENOSPC", 2), ("EIO", 5), ("EACCES", 7)]
 ALL = [pytest.param(how, 1, marks=pytest.mark.slow) for how in WAYS]
 
 
@@ -41,6 +44,7 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
         for name, content in old.items():
             (folder / name).write_bytes(content)
         status, said = write(warm, folder, "newer", at=number, how=how)
+        settle(folder / "folder")  # as whoever reads it does
         found = {n: c for n, c in contents(folder).items() if not n.endswith(".part")}
         assert set(found) == set(WRITTEN), number
         if how == "exit":
@@ -54,6 +58,7 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
             assert leftovers(folder) == [] or how == "EACCES", (number, said)
         for name, content in found.items():
             assert content in (old[name], new[name]), (number, name)
+        assert {n: found[n] for n in TOGETHER} in [{n: c[n] for n in TOGETHER} for c in (old, new)]
         for path in folder.rglob("*.part"):
             path.unlink()
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from seprune.errors import EnvironmentFault, InputError
+from seprune.errors import EnvironmentFault
 from seprune.runtime import files
+from seprune.runtime.reading import read_json
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -25,7 +26,7 @@ def test_bytes_text_and_json_are_written_as_they_are(tmp_path):
     assert (tmp_path / "new" / "folder" / "a").read_bytes() == b"\x00\xff"
     assert (tmp_path / "b").read_bytes() == "größe\n".encode()
     assert "größe" in (tmp_path / "c").read_text()
-    assert files.read_json(tmp_path / "c") == {"name": "größe", "value": 0.1}
+    assert read_json(tmp_path / "c") == {"name": "größe", "value": 0.1}
     assert leftovers(tmp_path) == []
 
 
@@ -138,27 +139,6 @@ def test_lines_are_added_at_the_end(tmp_path):
     assert (tmp_path / "new" / "log").read_text() == "eins\ngröße\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"a: no such file\nwhy: nothing is there\nnext: check the path"),
-        (b"", r"a: not valid JSON\nwhy: Expecting value: line 1 column 1 .*\nnext: restore"),
-        (b'{"a": 1,\n}', r"a: not valid JSON\nwhy: .* line 2 column 1 .*\nnext: restore"),
-        (b"\xff\xfe\xfa", r"a: not valid JSON\nwhy: .*decode.*\nnext: restore"),
-    ],
-)
-def test_json_that_cannot_be_read_is_told_with_its_line(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "a").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        files.read_json(tmp_path / "a")
-
-
-def test_a_folder_in_place_of_json_is_told(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        files.read_json(tmp_path)
-
-
 def test_sha256_is_the_well_known_one(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
@@ -215,9 +195,9 @@ def test_of_files_that_belong_together_none_is_replaced_if_one_fails(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    parts = {tmp_path / "a": files.bytes_of(b"new"), tmp_path / "b": full}
+    parts = {"a": files.bytes_of(b"new"), "b": full}
     with pytest.raises(EnvironmentFault, match=r"b: cannot be written\nwhy: No space left"):
-        files.write_together(parts)
+        files.write_together(tmp_path, parts)
     assert [(p.name, p.read_text()) for p in sorted(tmp_path.iterdir())] == [
         ("a", "good"),
         ("b", "good"),
@@ -236,11 +216,11 @@ def test_a_folder_is_written_with_the_hashes_of_all_that_it_holds(tmp_path):
     assert files.check_sums(tmp_path) == ["SHA256SUMS"]
 
 
-def test_what_killed_writers_left_is_swept(tmp_path):
+def test_what_killed_writers_left_is_removed(tmp_path):
     files.write_text(tmp_path / "deep" / "a", "x")
     (tmp_path / "deep" / ".a.01234567.seprune.part").write_text("half")
     (tmp_path / "deep" / ".film.part").write_text("somebody else's")
-    files.sweep(tmp_path)
+    files.tidy(tmp_path)
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == [".film.part", "a"]
 
 

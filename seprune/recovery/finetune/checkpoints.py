@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seprune.errors import InputError
 from seprune.runtime.files import sha256, tensors_of, write_text, write_with
+from seprune.runtime.reading import parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def load_generation(folder: Path) -> Generation | None:
         if not digest.is_file():
             continue
         committed = True
-        if path.is_file() and digest.read_bytes() == f"{sha256(path)}  {path.name}\n".encode():
+        if path.is_file() and read_bytes(digest) == f"{sha256(path)}  {path.name}\n".encode():
             try:
                 return _read(path)
             except (SafetensorError, ValueError, KeyError):
@@ -68,7 +69,7 @@ def load_generation(folder: Path) -> Generation | None:
 
 def _read(path: Path) -> Generation:
     with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+        facts = parse_json(file.metadata()["facts"])
         return Generation({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
 
 

@@ -1,0 +1,51 @@
+"""Names that come from a file: relative, below their folder, and through no link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seprune.errors import InputError
+
+LONGEST = 4096  # characters of a name; what Linux allows for a path
+
+
+def fault_in(folder: Path, name: object) -> str | None:
+    """Why `name`, read from a file in `folder`, may not be used; None where it may.
+
+    A name has to be relative, without `.`, `..` and empty parts, and no part of it below `folder`
+    may be a symbolic link: neither reading nor writing it can leave the folder then. `folder`
+    itself is the user's own choice and may be a link.
+    """
+    if not isinstance(name, str) or not name or len(name) > LONGEST:
+        return "it is not a file name"
+    parts = name.split("/")
+    if "\0" in name or "\\" in name:
+        return "it holds a character that no file name here has"
+    if any(part in ("", ".", "..") for part in parts):
+        return "it is absolute, or has empty, '.' or '..' parts"
+    place = folder
+    for part in parts:
+        place = place / part
+        try:
+            if place.is_symlink():
+                return f"{place} is a link"
+        except OSError as error:  # a part that is too long, a folder that may not be looked into
+            return error.strerror or str(error)
+    return None
+
+
+def inside(folder: Path, name: object) -> Path:
+    """`folder / name`, where `name` comes from a file or from a folder somebody else filled.
+
+    Raises:
+        InputError: the name leaves the folder, or a part of it is a link.
+    """
+    fault = fault_in(folder, name)
+    if fault is None:
+        return folder / str(name)
+    raise InputError(
+        f"{folder}: refused to use the name {str(name)[:80]!r} in it",
+        why=fault,
+        fix=f"remove the entry or the link, or use another folder: ls -lR '{folder}'",
+        code="path",
+    )

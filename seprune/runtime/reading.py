@@ -1,0 +1,156 @@
+"""The one reader of text and JSON: regular files only, within limits that are checked first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seprune.errors import InputError
+
+TEXT_LIMIT = 64 << 20  # bytes; a report of 100,000 channels takes 20 MB
+VALUES_LIMIT = 4_000_000  # of one JSON document
+DEPTH_LIMIT = 64  # brackets in brackets
+DIGITS_LIMIT = 19  # of an integer: what 64 bits hold
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_LONG_NUMBER = re.compile(rb"\d{%d}|\d[eE]" % (DIGITS_LIMIT + 1))
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """`path` opened for reading; a pipe, a device or a socket is refused, and never waited for.
+
+    Raises:
+        OSError: as of `open`.
+        InputError: not a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as stream:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            _refuse(path, "not a regular file", why=f"it is {_kind(mode)}")
+        yield stream
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what a library that opens `path` by its name would wait for.
+
+    Raises:
+        OSError: it cannot be opened.
+        InputError: not a regular file.
+    """
+    with open_regular(path):
+        pass
+
+
+def read_bytes(path: Path, *, limit: int = TEXT_LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: as of `open` and `read`.
+        InputError: not a regular file, or a longer one.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(limit + 1) if size <= limit else b""
+    if size > limit or len(content) > limit:
+        _refuse(path, "too large to be read", why=f"more than {limit:,} bytes")
+    return content
+
+
+def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") -> str:
+    """`read_bytes` as UTF-8 text.
+
+    Raises:
+        OSError: as of `open`.
+        UnicodeDecodeError: not UTF-8, unless `errors` says otherwise.
+        InputError: not a regular file, or a longer one.
+    """
+    return read_bytes(path, limit=limit).decode("utf-8", errors)
+
+
+def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
+    """The JSON document in `path`.
+
+    Raises:
+        InputError: missing, unreadable, too large or deep, or not JSON; names the line.
+    """
+    try:
+        return parse_json(read_bytes(path, limit=limit))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: no such file", why="nothing is there", fix="check the path"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read", why=error.strerror or str(error), fix=f"ls -l '{path}'"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not valid JSON",
+            why=str(error),
+            fix="restore the file or run the stage that writes it again",
+        ) from error
+
+
+def parse_json(text: bytes | str) -> Any:
+    """A JSON document whose size, depth and numbers are within the limits above.
+
+    Raises:
+        ValueError: not JSON, or beyond a limit; nothing is built before that is known.
+    """
+    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    values = content.count(b",") + content.count(b"[") + content.count(b"{")
+    if values > VALUES_LIMIT:
+        raise ValueError(f"{values:,} values, the limit is {VALUES_LIMIT:,}")
+    depth = 0
+    for found in _BRACKETS.finditer(content):
+        first = found.group()[:1]
+        depth += 1 if first in b"[{" else -1 if first in b"]}" else 0
+        if depth > DEPTH_LIMIT:
+            raise ValueError(f"brackets in brackets, more than {DEPTH_LIMIT} deep")
+    if _LONG_NUMBER.search(content):  # slower: a call for every number
+        return json.loads(content, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+    return json.loads(content, parse_constant=_constant)
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > DIGITS_LIMIT:
+        raise ValueError(f"an integer of {len(digits.lstrip('-'))} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {digits[:40]} is beyond what a float holds")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISFIFO: "a pipe (FIFO)",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISSOCK: "a socket",
+    }
+    return next((name for test, name in kinds.items() if test(mode)), "something else")
+
+
+def _refuse(path: Path, what: str, *, why: str) -> NoReturn:
+    raise InputError(
+        f"{path}: {what}", why=why, fix=f"give another file, or look at it: ls -lL '{path}'",
+        code="unreadable",
+    )  # fmt: skip

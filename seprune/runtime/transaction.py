@@ -1,0 +1,184 @@
+"""Files of one folder that are put in place together, whenever the process dies.
+
+Every file is written beside its place under a temporary name, which its writer keeps locked. For
+several files a record then names each temporary file and its place. From the moment that the
+record has its name the new files count: whoever looks at the folder next (`settle`) completes the
+renames that are missing. Before that moment the old ones count, and the temporary files, which
+nobody has locked any more, are removed (`clear`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime.paths import inside
+from seprune.runtime.reading import read_json
+
+UNFINISHED = ".seprune.part"
+"""How names of temporary files end; nobody else's do."""
+RECORD = ".seprune.commit"
+
+
+class Temporary:
+    """A temporary file beside `path`, locked for as long as its writer lives."""
+
+    def __init__(self, path: Path) -> None:
+        while True:
+            self.handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name[:40]}.", path.parent)
+            self.path = Path(name)
+            with suppress(OSError):  # a file system without locks: nobody removes it then
+                fcntl.flock(self.handle, fcntl.LOCK_EX)
+            if self.path.exists():  # else somebody took it for a left-over before it was locked
+                return
+            os.close(self.handle)
+
+    def close(self) -> None:
+        """Give the lock back, and remove the file if it was not put in place."""
+        with suppress(OSError):  # what is wrong with the disk was reported; `clear` comes later
+            self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.close(self.handle)
+
+
+def put_in_place(folder: Path, made: Mapping[str, Temporary]) -> None:
+    """Give every temporary file of `folder` its name: all of them, or none.
+
+    Raises:
+        OSError: the disk failed; what was not put in place will be by `settle`, or never counted.
+    """
+    if len(made) == 1:
+        ((name, temporary),) = made.items()
+        temporary.path.replace(folder / name)
+        sync(folder)
+        return
+    with _alone(folder):
+        _settle(folder)
+        names = {name: temporary.path.name for name, temporary in made.items()}
+        record = Temporary(folder / RECORD)
+        try:
+            record.path.write_text(json.dumps(names), encoding="utf-8")
+            sync(record.path)
+            record.path.replace(folder / RECORD)
+        finally:
+            record.close()
+        for temporary in made.values():  # from here on they belong to the record
+            temporary.path = folder / f".{UNFINISHED}"
+        sync(folder)
+        try:
+            _settle(folder)
+        except OSError:  # committed, so worth a second attempt before `settle` has to do it
+            _settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Complete what a writer of `folder` that was killed had committed; no more than a look else.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+        InputError: a record that seprune did not write.
+    """
+    if not os.path.lexists(folder / RECORD):
+        return
+    try:
+        with _alone(folder):
+            _settle(folder)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: an interrupted save cannot be completed",
+            why=error.strerror or str(error),
+            fix=f"give the command again where {folder} may be written",
+        ) from error
+
+
+def clear(folder: Path) -> None:
+    """`settle`, and remove the temporary files that writers which were killed left in `folder`.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    if not os.path.lexists(folder / RECORD) and not any(_left(folder)):
+        return
+    with _alone(folder):
+        _settle(folder)
+        for path in _left(folder):
+            with suppress(FileNotFoundError):
+                _remove_unlocked(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file or the names of a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _settle(folder: Path) -> None:
+    """Carry out the record of `folder`, if there is one."""
+    path = folder / RECORD
+    if not os.path.lexists(path):
+        return
+    names = read_json(inside(folder, RECORD))
+    if not isinstance(names, dict) or not all(map(_possible, names, names.values())):
+        raise InputError(
+            f"{path}: not a record that seprune wrote",
+            why="it does not name temporary files and their places",
+            fix=f"remove it: rm '{path}'",
+            code="damaged",
+        )
+    for name, temporary in names.items():
+        source = inside(folder, temporary)
+        if source.is_file():
+            source.replace(folder / name)
+    sync(folder)
+    path.unlink(missing_ok=True)
+    sync(folder)
+
+
+def _possible(name: object, temporary: object) -> bool:
+    """Whether a record may say this: two names in the folder itself, the second a temporary one."""
+    plain = all(isinstance(n, str) and "/" not in n for n in (name, temporary))
+    return plain and str(temporary).startswith(".") and str(temporary).endswith(UNFINISHED)
+
+
+def _left(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name.endswith(UNFINISHED) and e.name[0] == "."]
+    yield from (folder / name for name in names)
+
+
+def _remove_unlocked(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:  # somebody else's, who may still be writing
+        return
+    except OSError:  # a link, or something else that no writer made
+        path.unlink(missing_ok=True)
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except OSError:  # its writer lives
+        return
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time puts files of `folder` in place."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""Files that are put in place together survive a kill at every rename and fsync, all or none."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime import files
+from seprune.runtime.transaction import RECORD, Temporary, clear, settle
+
+NAMES = ("a", "b", "c")
+DIES = """
+import os, sys
+from pathlib import Path
+from seprune.runtime import files
+count, at = 0, int(sys.argv[2])
+def dying(function):
+    def call(*given):
+        global count
+        count += 1
+        if count == at: os._exit(9)
+        result = function(*given)
+        if count == -at: os._exit(9)
+        return result
+    return call
+os.replace, os.fsync = dying(os.replace), dying(os.fsync)
+files.write_folder(Path(sys.argv[1]), {n: files.bytes_of(b"new " + n.encode()) for n in "abc"})
+print(count)
+"""
+
+
+def write(folder, word):
+    parts = {n: files.bytes_of(f"{word} {n}".encode()) for n in NAMES}
+    files.write_folder(folder, parts)
+
+
+def state(folder):
+    return {n: (folder / n).read_text() for n in NAMES if (folder / n).exists()}
+
+
+def dying(folder, at):
+    command = [sys.executable, "-c", DIES, str(folder), str(at)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_kill_at_every_rename_and_fsync_leaves_the_old_or_the_new(tmp_path):
+    count = int(dying(tmp_path / "count", 0).stdout)
+    assert count == 4 + 1 + 1 + 1 + 4 + 2  # syncs, record: sync, rename, sync; renames; syncs
+    seen = []
+    for at in (n * sign for n in range(1, count + 1) for sign in (1, -1)):
+        folder = tmp_path / f"at{at}"
+        write(folder, "old")
+        assert dying(folder, at).returncode == 9
+        assert files.check_sums(folder) == []  # completes what was committed
+        words = {text.split()[0] for text in state(folder).values()}
+        assert len(state(folder)) == 3
+        assert words in ({"old"}, {"new"}), at
+        seen.append((at, words.pop()))
+        files.write_text(folder / "later", "x")
+        assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [], at
+    assert {word for _, word in seen} == {"old", "new"}
+    order = [word for at, word in seen if at > 0]
+    assert order == sorted(order, reverse=True)  # old up to the commit, new from there on
+
+
+def test_a_kill_while_a_new_folder_is_written_leaves_none_or_all(tmp_path):
+    for at in (1, 5, 6, 7, 9, 12):
+        folder = tmp_path / f"at{at}"
+        assert dying(folder, at).returncode == 9
+        settle(folder)
+        assert len(state(folder)) in (0, 3), at
+
+
+def test_left_overs_go_with_the_next_write_and_those_of_living_writers_stay(tmp_path):
+    (tmp_path / ".a.0123.seprune.part").write_text("of one that was killed")
+    (tmp_path / ".film.part").write_text("somebody else's")
+    living = Temporary(tmp_path / "b")
+    files.write_text(tmp_path / "c", "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [".film.part", living.path.name, "c"]
+    )
+    living.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".film.part", "c"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"../outside": ".x.seprune.part"},
+        {"a": "secret"},
+        {"a": "../.x.seprune.part"},
+        {"a": 3},
+        ["a"],
+        "a",
+    ],
+)
+def test_a_record_that_names_other_places_is_refused(tmp_path, record):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        (place / ".x.seprune.part").write_text("evidence")
+    (folder / "secret").write_text("kept")
+    (folder / RECORD).write_text(json.dumps(record))
+    with pytest.raises(InputError, match="not a record that seprune wrote"):
+        settle(folder)
+    assert not (tmp_path / "outside").exists()
+    assert (folder / "secret").read_text() == "kept"
+
+
+def test_a_temporary_file_that_is_a_link_is_not_put_in_place(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / ".x.seprune.part").symlink_to(tmp_path / "secret")
+    (folder / RECORD).write_text(json.dumps({"a": ".x.seprune.part"}))
+    with pytest.raises(InputError, match=r"refused to use the name .*\nwhy: .* is a link"):
+        settle(folder)
+    clear_names = [p.name for p in folder.iterdir()]
+    assert "a" not in clear_names
+
+
+def test_an_interrupted_save_that_cannot_be_completed_is_an_environment_fault(
+    tmp_path, monkeypatch
+):
+    (tmp_path / ".x.seprune.part").write_text("new")
+    (tmp_path / RECORD).write_text(json.dumps({"a": ".x.seprune.part"}))
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", denied)
+    with pytest.raises(EnvironmentFault, match="interrupted save cannot be completed\nwhy: Perm"):
+        settle(tmp_path)
+    monkeypatch.undo()
+    settle(tmp_path)
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_clearing_a_folder_without_left_overs_changes_nothing(tmp_path):
+    (tmp_path / "a").write_text("x")
+    clear(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
