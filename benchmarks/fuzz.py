@@ -28,7 +28,8 @@ import torch  # noqa: E402
 from child import Child, Crash  # noqa: E402
 from damage import TARGETS, Range, Target, random_steps  # noqa: E402
 
-from seprune.runtime.files import read_json, write_json, write_text  # noqa: E402
+from seprune.runtime.files import write_json, write_text  # noqa: E402
+from seprune.runtime.reading import read_json  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 

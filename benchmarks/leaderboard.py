@@ -33,7 +33,8 @@ from standings import rank_correlation
 
 from seprune.errors import SepruneError
 from seprune.recipe import dump_recipe, load_recipe
-from seprune.runtime.files import read_json, write_json, write_text
+from seprune.runtime.files import write_json, write_text
+from seprune.runtime.reading import read_json
 
 RESULTS = Path(__file__).parent / "results"
 

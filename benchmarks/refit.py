@@ -36,7 +36,8 @@ from seprune.recipe import recipe_of
 from seprune.recovery import refit
 from seprune.recovery.recalibrate import recalibrate
 from seprune.runtime.distributed import resolve_device
-from seprune.runtime.files import read_json, write_json, write_text
+from seprune.runtime.files import write_json, write_text
+from seprune.runtime.reading import read_json
 from seprune.statistics import GateStatistics
 
 RESULTS = Path(__file__).parent / "results"

@@ -30,7 +30,8 @@ from support_row import CLOSE, LIMIT_SECONDS
 from seprune.measure.latency import device_name
 from seprune.models import NETWORKS
 from seprune.runtime.environment import environment
-from seprune.runtime.files import read_json, write_json, write_text
+from seprune.runtime.files import write_json, write_text
+from seprune.runtime.reading import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "support.json"

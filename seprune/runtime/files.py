@@ -16,7 +16,6 @@ from typing import IO, TYPE_CHECKING, Any
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import open_regular, read_text
-from seprune.runtime.reading import read_json as read_json
 from seprune.runtime.transaction import Temporary, clear, put_in_place, settle, sync
 
 if TYPE_CHECKING:

@@ -86,6 +86,18 @@ def _uncuttable(scene: Scene) -> Ended:
     return scene("inspect", folder, "--allow-code")
 
 
+def _linked(scene: Scene) -> Ended:
+    """A run folder in which a link leads to somebody's networks."""
+    (scene.folder / "run").mkdir()
+    (scene.folder / "run" / "pruned").symlink_to(scene.pruned)
+    return scene("run", "quickstart", "--out", scene.folder / "run")
+
+
+def _piped(scene: Scene) -> Ended:
+    os.mkfifo(scene.folder / "report.json")
+    return scene("report", scene.folder / "report.json")
+
+
 def _unreadable(scene: Scene) -> Ended:
     os.mkfifo(scene.folder / "w.pth")
     return scene.checkpoint(scene.folder / "w.pth")
@@ -260,6 +272,8 @@ CATALOGUE: dict[str, Row] = {
         ),
         "pip install 'seprune[onnx]'", 4,
     ),
+    "path": Row(_linked, "pruned is a link"),
+    "unreadable": Row(_piped, "it is a pipe (FIFO)"),
     "mismatch": Row(
         lambda s: s(
             "inspect", corpus.edited(s.pruned, s.folder / "m", model="seprune/se_resnet20")
