@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch_pruning as tp
 from nets import Inner, Residual, images
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -58,28 +57,6 @@ def test_a_pruned_network_is_saved_and_loaded_without_pickle(tmp_path):
     x = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(back(x), small(x))
-
-
-def test_gate_importance_drops_into_a_stock_torch_pruning_pruner():
-    torch.manual_seed(0)
-    model = Inner()
-    statistics = seprune.collect_statistics(model, _loader())
-    lowest = statistics.values["se"]["mean"].argsort()[:6].tolist()
-    kept = sorted(set(range(12)) - set(lowest))
-    expected = model.depthwise.weight.detach()[kept].clone()
-    pruner = tp.pruner.BasePruner(
-        model,
-        images(),
-        importance=seprune.GateImportance(statistics),
-        pruning_ratio=0.5,
-        ignored_layers=[model.fc, model.stem],
-        in_channel_groups={},
-        out_channel_groups={},
-        num_heads={},
-    )
-    pruner.step()
-    assert model.depthwise.out_channels == 6
-    assert torch.equal(model.depthwise.weight.detach(), expected)
 
 
 STUB = Path(seprune.__file__).with_suffix(".pyi")
