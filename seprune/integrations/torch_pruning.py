@@ -28,6 +28,8 @@ class GateImportance(tp.importance.Importance):  # type: ignore[misc]
     Args:
         statistics: what `collect_statistics` returned. Collected with `structure`, they cover
             groups without a gate too.
+        statistic: without a structure, the value per channel; default: `sensitivity_square` where
+            the statistics hold derivatives, else `mean`.
         structure: what `analyse` returned; then any criterion of seprune can be used.
         model: for criteria that look at weights.
         scoring: with a structure, how statistics become scores; default: `Scoring()` where the
@@ -40,14 +42,17 @@ class GateImportance(tp.importance.Importance):  # type: ignore[misc]
     def __init__(
         self,
         statistics: GateStatistics,
-        structure: NetworkStructure | None = None,
+        statistic: str | None = None,
         *,
+        structure: NetworkStructure | None = None,
         model: nn.Module | None = None,
         scoring: Scoring | None = None,
     ) -> None:
         derivatives = statistics.gradients not in ("none", "weights")
         if structure is None:
-            self.scores = _of_statistics(statistics, SQUARE if derivatives else "mean")
+            self.scores = _of_statistics(
+                statistics, statistic or (SQUARE if derivatives else "mean")
+            )
         else:
             scoring = scoring or Scoring("gate_logit" if derivatives else "gate_mean")
             self.scores = _of_structure(structure, statistics, model, scoring)
@@ -107,10 +112,19 @@ class GateImportance(tp.importance.Importance):  # type: ignore[misc]
 
 def _of_statistics(statistics: GateStatistics, statistic: str) -> dict[str, Tensor]:
     """Scores (channels,) by layer, from the gates that scale it alone and from its unit gates."""
-    scores = {name: table[statistic] for name, table in statistics.units.items()}
+    scores = {n: table[statistic] for n, table in statistics.units.items() if statistic in table}
     for gate in statistics.gates:
         if gate.runs and len(gate.scales) == 1 and gate.name in statistics.values:
-            value = statistics.values[gate.name][statistic]
+            table = statistics.values[gate.name]
+            if statistic not in table:
+                raise InputError(
+                    f"the statistics hold no '{statistic}'",
+                    why=f"they hold {', '.join(sorted(table))}; derivatives are: "
+                    f"{statistics.gradients}",
+                    fix="collect_statistics(model, loader, structure=structure)",
+                    code="statistics",
+                )
+            value = table[statistic]
             layer = gate.scales[0]
             same = layer in scores and len(scores[layer]) == len(value)
             scores[layer] = (scores[layer] + value) / 2 if same else value

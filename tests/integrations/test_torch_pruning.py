@@ -47,7 +47,9 @@ def test_with_a_structure_every_group_has_the_scores_of_the_criterion(criterion)
     structure = seprune.analyse(model, images(2))
     statistics = seprune.collect_statistics(model, batches(), structure=structure)
     scoring = seprune.Scoring(criterion)
-    importance = seprune.GateImportance(statistics, structure, model=model, scoring=scoring)
+    importance = seprune.GateImportance(
+        statistics, structure=structure, model=model, scoring=scoring
+    )
     scores = seprune.score(structure, statistics, model=model, scoring=scoring).scores
     graph = tp.DependencyGraph().build_dependency(model, images(1))
     seen = set()
@@ -107,6 +109,12 @@ def test_a_layer_that_was_cut_behind_its_back_is_named():
     group = graph.get_pruning_group(model.depthwise, tp.prune_conv_out_channels, list(range(6)))
     with pytest.raises(seprune.InputError, match="has 6 outputs, and the statistics hold 12"):
         importance(group)
+
+
+def test_a_statistic_that_was_not_collected_is_named():
+    statistics = seprune.collect_statistics(Inner(), batches())
+    with pytest.raises(seprune.InputError, match="the statistics hold no 'sensitivity_square'"):
+        seprune.GateImportance(statistics, "sensitivity_square")
 
 
 KINDS = ["MetaPruner", "MagnitudePruner", "BNScalePruner", "GroupNormPruner", "GrowingRegPruner"]
