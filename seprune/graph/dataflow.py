@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from seprune.graph.channel_ids import Labelling
+from seprune.graph.channel_ids import Labelling, compact, varying
 from seprune.graph.trace import Node, Ref, Trace
 
 VIEWS = {
@@ -67,7 +67,7 @@ class Flow:
     """A recorded pass with its squeezed values worked out."""
 
     def __init__(self, trace: Trace, labelling: Labelling) -> None:
-        self.trace = trace
+        self.trace, self.labelling = trace, labelling
         self.depends = labelling.depends
         self.layers = {s.node: s.layer for s in labelling.slots if s.side != "in"}
         self.mapped: set[int] = set()  # what depends on a map, not only on a vector, of the input
@@ -130,7 +130,24 @@ class Flow:
         """How many dimensions of a sample are longer than 1."""
         shape = self.trace.shape(value)
         inner = sum(n > 1 for n in shape[1:])
-        return inner + (bool(shape) and shape[0] not in (1, self.trace.batch))
+        return inner + (bool(shape) and shape[0] not in (1, self.rows(value)))
+
+    def rows(self, value: int) -> int:
+        """Samples along dimension 0: the batch, or the frames of all images folded into it.
+
+        Channels that are folded into the batch are no samples: their ids differ.
+        """
+        shape, batch = self.trace.shape(value), self.trace.batch
+        if len(shape) < 2 or shape[0] <= batch or shape[0] % batch:
+            return batch
+        labels = self.labelling.values.get(value)
+        if labels is None or 0 in varying(labels) or not self._numbered(labels):
+            return batch
+        return shape[0]
+
+    def _numbered(self, labels: Tensor) -> bool:
+        """Whether some of the labels are ids of channels."""
+        return bool((compact(labels) > 0).any())
 
     def excitation(self, value: int) -> Excitation:
         """Walk back from a squeezed value to its squeezes."""

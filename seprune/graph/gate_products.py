@@ -89,9 +89,13 @@ def _placed(flow: Flow, labelling: Labelling, product: tuple[Node, int, int]) ->
 
 
 def sampled(flow: Flow, value: int) -> Iterator[Sampled]:
-    """The readings of a tensor as one row per sample, the usual one (dimension 0) first."""
-    shape, batch = flow.trace.shape(value), flow.trace.batch
+    """The readings of a tensor as one row per sample, the usual one (dimension 0) first.
+
+    A sample is a frame where frames are folded into the batch.
+    """
+    shape = flow.trace.shape(value)
     for d, length in enumerate(shape):
+        batch = flow.rows(value) if d == 0 else flow.trace.batch
         if length == batch or (d == 0 and length and length % batch == 0):
             rows = torch.arange(length) // (length // batch)
             samples = rows.reshape([-1 if i == d else 1 for i in range(len(shape))])
@@ -150,7 +154,8 @@ def _batch_dim(flow: Flow, features: int, samples: Tensor) -> int:
     stacked = stacked if made and base(made) == "stack" else -1
     for numbers in sampled(flow, features):
         d = numbers.batch_dim
-        rows = samples.shape == numbers.samples.shape and samples.shape[d] == flow.trace.batch
+        count = flow.rows(features) if d == 0 else flow.trace.batch
+        rows = samples.shape == numbers.samples.shape and samples.shape[d] == count
         if d != stacked and rows and torch.equal(_distinct(samples), _distinct(numbers.samples)):
             return d
     return -1

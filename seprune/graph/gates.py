@@ -50,8 +50,11 @@ class Gate:
     tap: Tap | None = None
     features: Tap | None = None
     order: tuple[int, ...] = ()  # channel c is element order[c] of the tapped sample; () = as is
+    size: int = 0  # elements of one sample of the tapped tensor
     labels: Tensor | None = None  # of the scaled channels, for `groups`
-    node: int = -1  # the product in the recorded pass, for `sources`
+    node: int = -1  # the product in the recorded pass, for `score_sites`
+    tapped: int = -1  # the value that the tap shows
+    excitation_nodes: frozenset[int] = frozenset()  # from the squeeze to the gate
 
 
 def find_gates(model: nn.Module, inputs: Any) -> tuple[Gate, ...]:
@@ -116,7 +119,8 @@ def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
             path = name + gate.name.removeprefix("module")
             gates.append(
                 replace(gate, name=path, runs=False, scales=(), excitation=(), labels=None,
-                        tap=None, features=None, node=-1)
+                        tap=None, features=None, node=-1, tapped=-1,
+                        excitation_nodes=frozenset())
             )  # fmt: skip
     return gates
 
@@ -211,6 +215,7 @@ class _Finder:
                 excitation=self.layers(excitation),
                 labels=branch.labels,
                 node=product.node.id,
+                excitation_nodes=excitation.nodes | set(excitation.squeezes),
                 **self.tapped(product, branch),
             )
             found.append(_Found(gate, product.root, frozenset(branch.elements.tolist())))
@@ -276,21 +281,28 @@ class _Finder:
     def tapped(self, product: Product, branch: _Branch) -> dict[str, Any]:
         """Where the gate and, as (B, C, *), its features show themselves."""
         chain = self.flow.strip(product.gate)
-        seen = self.taps.first(chain)
+        makers = [node.id for v in chain[1:] if (node := self.flow.producer(v)) is not None]
+        uses = list(zip(chain, [*makers, product.node.id]))
+        cut = [i for i, v in enumerate(chain) if self.detached(v)]
+        seen = self.taps.before(uses[max(cut, default=0) :]) or self.taps.before(uses)
         if seen is None:
             return {}
         features = self.taps.first([branch.features]) if branch.plain else None
-        batch_dim, order = self.order(chain[: chain.index(seen[0]) + 1], product, branch)
+        place = self.order(chain[: chain.index(seen[0]) + 1], product, branch)
         return {
-            "tap": replace(seen[1], batch_dim=batch_dim),
-            "order": order,
+            "tap": replace(seen[1], batch_dim=place.pop("batch_dim")),
+            "tapped": seen[0],
             "features": features[1] if features else None,
+            **place,
         }
 
-    def order(
-        self, chain: list[int], product: Product, branch: _Branch
-    ) -> tuple[int, tuple[int, ...]]:
-        """The tapped tensor's batch dimension, and its element for every channel of the branch.
+    def detached(self, value: int) -> bool:
+        """Whether derivatives end at a value, so that a gate has to be read behind it."""
+        node = self.flow.producer(value)
+        return node is not None and base(node) == "detach"
+
+    def order(self, chain: list[int], product: Product, branch: _Branch) -> dict[str, Any]:
+        """The tapped tensor's batch dimension, its size, and its element for every channel.
 
         () stands for the elements 0, 1, ...
         """
@@ -300,7 +312,9 @@ class _Finder:
         elements = self.flow.positions(chain, numbers.elements)
         lengths = enumerate(samples.shape)
         batch_dim = next(iter(varying(samples) or [d for d, n in lengths if n == 1]), 0)
-        rows = elements.movedim(batch_dim, 0).reshape(self.trace.batch, -1)[0].tolist()
+        count = int(numbers.samples.max()) + 1
+        rows = elements.movedim(batch_dim, 0).reshape(count, -1)[0].tolist()
         place = {element: i for i, element in reversed(list(enumerate(rows)))}
         order = tuple(place[e] for e in branch.elements.tolist())
-        return batch_dim, () if order == tuple(range(len(rows))) else order
+        plain = order == tuple(range(len(rows)))
+        return {"batch_dim": batch_dim, "size": len(rows), "order": () if plain else order}

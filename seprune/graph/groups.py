@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from seprune.graph.channel_ids import Labelling, solve
 from seprune.graph.gates import Gate, gates_of
 from seprune.graph.op_rules import label
-from seprune.graph.score_sites import Site, sites
-from seprune.graph.trace import record
+from seprune.graph.score_sites import ScoreSites, Site
+from seprune.graph.tap_points import Tap
+from seprune.graph.trace import Trace, record
 from seprune.runtime.short_table import ShortTable, Tabular
 
 Positions: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -41,14 +42,20 @@ class GateLink:
 class Source:
     """Where a number per sample stands for the group's channels.
 
-    `kind` is `gate`, or `unit` for a virtual gate of 1 on the output of the module `name`; unit u
-    of the group is its channels `index[u]`. A group made in several layers has one at each.
+    Attributes:
+        kind: `gate`; `unit` for a virtual gate of 1 on the output of the module `name`; `read` for
+            one at another place, often on what a single layer reads.
+        index: unit u of the group is the source's channels `index[u]`.
+        total: its channels.
+        tap: where a unit gate sits; its channels lie along `channel_dim`.
     """
 
     kind: str
     name: str
     index: Positions
     total: int
+    tap: Tap | None = None
+    channel_dim: int = 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def find_structure(
     trace = record(model, inputs, limit_seconds=limit_seconds)
     labelling = label(trace, model)
     gates = gates_of(trace, labelling, model)
-    builder = _Builder(labelling, gates, sites(trace, labelling, gates))
+    builder = _Builder(trace, labelling, gates)
     groups = builder.groups()
     return NetworkStructure(gates, groups, builder.macs(), builder.params(model))
 
@@ -177,10 +184,8 @@ class _Draft:
 
 
 class _Builder:
-    def __init__(
-        self, labelling: Labelling, gates: Sequence[Gate], sites: Mapping[int, Site]
-    ) -> None:
-        self.labelling, self.gates, self.sites = labelling, gates, sites
+    def __init__(self, trace: Trace, labelling: Labelling, gates: Sequence[Gate]) -> None:
+        self.trace, self.labelling, self.gates = trace, labelling, gates
         self.classes = solve(labelling).numpy()
         self.held = [self.of(slot.labels) for slot in labelling.slots]
         self.owner: dict[int, str] = {}  # class -> group
@@ -194,13 +199,15 @@ class _Builder:
     def groups(self) -> tuple[ChannelGroup, ...]:
         seen: dict[str, int] = {}
         made = []
-        for draft in self.drafts():
+        drafts = self.drafts()
+        sites = self.sites(drafts)
+        for number, draft in enumerate(drafts):
             layer = self.labelling.slots[draft.first].layer
             seen[layer] = seen.get(layer, 0) + 1
             name = layer if seen[layer] == 1 else f"{layer}#{seen[layer]}"
             self.owner.update(dict.fromkeys(draft.classes, name))
             self.units[name] = len(draft.classes)
-            made.append(self.group(name, draft))
+            made.append(self.group(name, draft, sites.of(number)))
         return tuple(made)
 
     def drafts(self) -> list[_Draft]:
@@ -229,7 +236,7 @@ class _Builder:
                 reasons.setdefault(int(number), reason)
         return reasons
 
-    def group(self, name: str, draft: _Draft) -> ChannelGroup:
+    def group(self, name: str, draft: _Draft, sites: Sequence[Site]) -> ChannelGroup:
         members = tuple(self.member(n, draft.classes) for n in draft.slots)
         slots = [self.labelling.slots[n] for n in draft.slots]
         channels = members[draft.slots.index(draft.first)].index.size
@@ -241,7 +248,7 @@ class _Builder:
             units=len(draft.classes),
             members=members,
             gates=self.links(draft.classes),
-            sources=self.sources(draft),
+            sources=self.sources(draft, sites),
             role="bottleneck" if {s.layer for s in slots if s.produces} <= inside else "features",
             prunable=reason is None,
             reason=reason,
@@ -259,18 +266,24 @@ class _Builder:
                 found.append(GateLink(gate.name, _positions(held, classes)))
         return tuple(found)
 
-    def sources(self, draft: _Draft) -> tuple[Source, ...]:
-        found: dict[tuple[str, str], Source] = {}
-        own = [self.sites[n] for n in draft.slots if n in self.sites]
-        outside = [s for s in own if not s.squeezed]  # a gate's own excitation says nothing new
-        for site in outside or own:
-            held = self.of(site.labels)
-            if set(draft.classes) <= set(held.tolist()):
-                index = _positions(held, draft.classes)
-                found.setdefault(
-                    (site.kind, site.name), Source(site.kind, site.name, index, len(held))
+    def sites(self, drafts: Sequence[_Draft]) -> ScoreSites:
+        group_of = np.full(len(self.classes), -1)
+        for number, draft in enumerate(drafts):
+            group_of[list(draft.classes)] = number
+        return ScoreSites(
+            self.trace, self.labelling, self.gates, classes=self.classes, group_of=group_of
+        )
+
+    def sources(self, draft: _Draft, sites: Sequence[Site]) -> tuple[Source, ...]:
+        found = []
+        for site in sites:
+            ids = self.of(site.labels)
+            if set(draft.classes) <= set(ids.tolist()):
+                index = _positions(ids, draft.classes)
+                found.append(
+                    Source(site.kind, site.name, index, len(ids), site.tap, site.channel_dim)
                 )
-        return tuple(found.values())
+        return tuple(found)
 
     # -- costs --------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,22 +26,33 @@ TensorCallback = Callable[[Tensor], Tensor | None]
 
 
 @contextmanager
-def watch(model: nn.Module, gates: Sequence[Gate], callback: GateCallback) -> Iterator[None]:
+def watch(
+    model: nn.Module,
+    gates: Sequence[Gate],
+    callback: GateCallback,
+    *,
+    derivatives: bool = False,
+) -> Iterator[None]:
     """Call `callback(gate, gate_BC, features)` for every gate in every forward.
 
     `gate_BC` has shape (B, C) and is what the network goes on with: `gate_BC.register_hook` sees
     the derivative of the loss. `features` is the (B, C, *) map
     before the gate is applied, or None where no module and no function shows it. All hooks are
-    removed at the end, whatever happens inside.
+    removed at the end, whatever happens inside. B counts frames where those are folded into the
+    batch.
+
+    Args:
+        derivatives: a gate that was made without a graph (detached, under `no_grad`) starts one.
     """
     pending: dict[str, dict[str, Tensor]] = {}
+    receive = partial(_receive, pending, callback, derivatives)
     taps: list[tuple[Tap, TensorCallback]] = []
     for gate in gates:
         if gate.tap is None:
             continue
-        taps.append((gate.tap, _receiver(gate, "gate", pending, callback)))
+        taps.append((gate.tap, partial(receive, gate, "gate")))
         if gate.features is not None:
-            taps.append((gate.features, _receiver(gate, "features", pending, callback)))
+            taps.append((gate.features, partial(receive, gate, "features")))
     fresh = model.register_forward_pre_hook(lambda *_: pending.clear(), prepend=True)
     try:  # a forward that raised has left half a pair behind
         with tapped(model, taps):
@@ -73,15 +85,15 @@ def tapped(model: nn.Module, taps: Sequence[tuple[Tap, TensorCallback]]) -> Iter
 def _hook(
     module: nn.Module, name: str, calls: dict[str, int], wanted: list[tuple[Tap, TensorCallback]]
 ) -> list[Any]:
-    modes: list[_Functions] = []
+    modes: list[_FunctionHooks] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = calls.get(name, 0)
         calls[name] = call + 1
         given = _give(wanted, call, "input", (args, kwargs))
-        functions = _functions(wanted, call)
-        if functions:
-            modes.append(_Functions(functions))
+        functions, arguments = (_functions(wanted, call, k) for k in ("function", "argument"))
+        if functions or arguments:
+            modes.append(_FunctionHooks(functions, arguments))
             modes[-1].__enter__()  # type: ignore[no-untyped-call]
         return given
 
@@ -99,14 +111,17 @@ def _hook(
 
 def _give(wanted: list[tuple[Tap, TensorCallback]], call: int, kind: str, tree: Any) -> Any:
     """Show the wanted tensors of a tree; returns the tree with the new ones, None without any."""
-    here = [(tap, give) for tap, give in wanted if tap.call == call and tap.kind == kind]
-    if not here or tree is None:
-        return None
+    here = [(tap.index, give) for tap, give in wanted if tap.call == call and tap.kind == kind]
+    return _changed(here, tree) if here and tree is not None else None
+
+
+def _changed(here: list[tuple[int, TensorCallback]], tree: Any) -> Any:
+    """A tree with new tensors at some places among its tensors; None if all stay."""
     leaves, spec = tree_flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     changed = False
-    for tap, give in here:
-        place = places[tap.index]
+    for index, give in here:
+        place = places[index]
         with torch._C.DisableTorchFunction():
             new = give(leaves[place])
         if new is not None:
@@ -114,51 +129,64 @@ def _give(wanted: list[tuple[Tap, TensorCallback]], call: int, kind: str, tree: 
     return tree_unflatten(leaves, spec) if changed else None
 
 
-Wanted = dict[tuple[str, int], list[TensorCallback]]
+Wanted = dict[tuple[str, int], list[tuple[int, TensorCallback]]]
 
 
-def _functions(wanted: list[tuple[Tap, TensorCallback]], call: int) -> Wanted:
+def _functions(wanted: list[tuple[Tap, TensorCallback]], call: int, kind: str) -> Wanted:
     found: Wanted = {}
     for tap, give in wanted:
-        if tap.kind == "function" and tap.call == call:
-            found.setdefault((tap.function, tap.index), []).append(give)
+        if tap.kind == kind and tap.call == call:
+            found.setdefault((tap.function, tap.index), []).append((tap.argument, give))
     return found
 
 
-class _Functions(TorchFunctionMode):
-    """Counts the torch functions of one module call as `trace` did, and hands some results on."""
+class _FunctionHooks(TorchFunctionMode):
+    """Counts the torch functions of one module call as `trace` did, and hands some tensors on."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, results: Wanted, arguments: Wanted) -> None:
         super().__init__()
-        self.wanted = wanted
+        self.results, self.arguments = results, arguments
         self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs, name = kwargs or {}, function_name(func)
+        here = self.arguments.get((name, self.counts[name] + 1))
+        if here:
+            args, kwargs = _changed(here, (args, kwargs)) or (args, kwargs)
+        result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            name = function_name(func)
             self.counts[name] += 1
-            for give in self.wanted.get((name, self.counts[name]), ()):
+            for _, give in self.results.get((name, self.counts[name]), ()):
                 with torch._C.DisableTorchFunction():
                     new = give(result)
                 result = result if new is None else new
         return result
 
 
-def _receiver(
-    gate: Gate, part: str, pending: dict[str, dict[str, Tensor]], callback: GateCallback
-) -> TensorCallback:
+def _receive(
+    pending: dict[str, dict[str, Tensor]],
+    callback: GateCallback,
+    derivatives: bool,
+    gate: Gate,
+    part: str,
+    tensor: Tensor,
+) -> Tensor | None:
     """Collect a gate and its features, whichever comes first, and report them together."""
-
-    def receive(tensor: Tensor) -> Tensor | None:
-        held = pending.setdefault(gate.name, {})
-        held[part], new = (tensor, None) if part == "features" else _through(gate, tensor)
-        if len(held) == (2 if gate.features is not None else 1):
-            del pending[gate.name]
-            callback(gate, held["gate"], held.get("features"))
-        return new
-
-    return receive
+    parts = pending.setdefault(gate.name, {})
+    new = None
+    if part == "features":
+        parts[part] = tensor
+    else:
+        if derivatives and not tensor.requires_grad and tensor.is_floating_point():
+            with torch.enable_grad():
+                tensor = new = tensor.detach().requires_grad_().clone()
+        with torch.set_grad_enabled(torch.is_grad_enabled() or new is not None):
+            parts[part], through = _through(gate, tensor)
+        new = new if through is None else through
+    if len(parts) == (2 if gate.features is not None else 1):
+        del pending[gate.name]
+        callback(gate, parts["gate"], parts.get("features"))
+    return new
 
 
 def flat(gate: Gate, tensor: Tensor) -> Tensor:
@@ -192,9 +220,8 @@ def _rows(gate: Gate, tensor: Tensor) -> Tensor:
     dim = gate.tap.batch_dim if gate.tap else 0
     if dim:
         tensor = tensor.movedim(dim, 0)
-    if not gate.order:
-        return tensor if tensor.dim() == 2 else tensor.reshape(-1, gate.channels)
-    return tensor.reshape(tensor.shape[0], -1)
+    size = gate.size or gate.channels
+    return tensor if tensor.dim() == 2 and tensor.shape[1] == size else tensor.reshape(-1, size)
 
 
 def _start(gate: Gate) -> int:

@@ -1,97 +1,323 @@
-"""Where one number per sample can stand for a channel: its gate, or a unit gate at its layer.
+"""Where one number per sample can stand for the channels of a dependency group.
 
-A channel that is made in several places (a residual sum) has one source at each of them.
+The derivative that scores a group is that of a mask on every read of its channels by a layer
+outside the excitations. It is taken at gates, or at unit gates (factors of 1) far enough up that
+few are needed, where everything between there and the reads scales with its input; else by a unit
+gate at each single read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
-from seprune.graph.channel_ids import Labelling, along
-from seprune.graph.dataflow import ACTIVATIONS, PRODUCTS, Flow, base
+from seprune.graph.channel_ids import Labelling, along, compact, varying
+from seprune.graph.dataflow import ACTIVATIONS, COPIES, MIXING, VIEWS, Flow, base
+from seprune.graph.gate_products import sampled
+from seprune.graph.gate_uses import GateUses
 from seprune.graph.gates import Gate
-from seprune.graph.trace import Node, Trace
-
-_NORMS = {"native_batch_norm", "native_group_norm", "native_layer_norm", "cudnn_batch_norm",
-          "_native_batch_norm_legit_no_training"}  # fmt: skip
-_SCALARS = {"mul", "div", "add", "sub"}
+from seprune.graph.homogeneous import homogeneous
+from seprune.graph.tap_points import Tap, Taps
+from seprune.graph.trace import Node, Ref, Trace
 
 
 @dataclass(frozen=True)
 class Site:
-    """A gate, or the output of a module (`kind` is `gate` or `unit`), and the labels it carries."""
+    """A gate (`kind` is `gate`), the output of a module (`unit`), or another tap (`read`).
+
+    Attributes:
+        labels: of its channels.
+        channel_dim: of the tensor at `tap`; gates are flattened to (B, C).
+    """
 
     kind: str
     name: str
     labels: Tensor
-    squeezed: bool = False  # inside an excitation
+    tap: Tap | None = None
+    channel_dim: int = 1
 
 
-def sites(trace: Trace, labelling: Labelling, gates: Sequence[Gate]) -> dict[int, Site]:
-    """For every slot that makes channels, the last place before they are mixed or added."""
-    walk = _Walk(trace, labelling, gates)
-    found = {}
-    for number, slot in enumerate(labelling.slots):
-        if slot.produces and (site := walk.site(slot.node)) is not None:
-            found[number] = site
-    return found
+class ScoreSites:
+    """The sites of every dependency group in a recorded pass.
 
+    Args:
+        group_of: for every class of channels the number of its group, -1 for none.
+    """
 
-class _Walk:
-    def __init__(self, trace: Trace, labelling: Labelling, gates: Sequence[Gate]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        labelling: Labelling,
+        gates: Sequence[Gate],
+        *,
+        classes: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+        group_of: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    ) -> None:
         self.trace, self.labelling = trace, labelling
-        self.flow = Flow(trace, labelling)
+        self.flow, self.taps = Flow(trace, labelling), Taps(trace)
+        self.classes, self.group_of = classes, group_of
         self.readers = trace.consumers()
-        self.whole = labelling.whole
-        self.by_node = {g.node: g for g in reversed(gates) if g.labels is not None}
-        self.by_layer = {
-            layer: g for g in reversed(gates) if g.labels is not None for layer in g.scales
-        }
-        counts: dict[str, int] = {}
-        for call in trace.calls:
-            counts[call.module] = counts.get(call.module, 0) + 1
-        self.shown = {
-            v: call.module
-            for call in reversed(trace.calls)
-            for v in call.outputs[:1]
-            if call.module and counts[call.module] == 1
-        }
+        self.by_node: dict[int, list[Gate]] = {}
+        for gate in gates:
+            if gate.node >= 0 and gate.labels is not None:
+                self.by_node.setdefault(gate.node, []).append(gate)
+        self.gates = [gate for own in self.by_node.values() for gate in own]
+        self.uses = GateUses(trace, self.gates, self.readers, classes)
+        self.gate_names = {"", *(gate.name for gate in gates)}
+        self.excitation = {n for gate in self.gates for n in gate.excitation_nodes}
+        self.attached = self._attached()
+        self.carried: dict[int, set[int]] = {}  # group -> values that hold its channels
+        for value, labels in labelling.values.items():
+            for group in self.groups_in(labels):
+                self.carried.setdefault(group, set()).add(value)
 
-    def site(self, start: int) -> Site | None:
-        """Follow the channels from the layer that makes them while they stay themselves."""
-        node: Node | None = self.trace.nodes[start]
-        layer, unit = "", None
-        while node is not None:
-            value = node.outputs[0]
-            if node.id in self.by_node and base(node) in PRODUCTS:
-                return self.gate(self.by_node[node.id])
-            if base(node) in ("convolution", "addmm", "mm", "linear"):
-                layer = node.module
-            labels = self.labelling.values.get(value)
-            channels = along(labels, 1 if labels.dim() != 3 else -1) if labels is not None else None
-            if value in self.shown and channels is not None and int(channels.max()) > 0:
-                unit = Site("unit", self.shown[value], channels, value in self.flow.squeezed)
-            node = self.next(value)
-        return self.gate(self.by_layer[layer]) if layer in self.by_layer else unit
+    def groups_in(self, labels: Tensor) -> set[int]:
+        """Numbers of the groups whose channels are among `labels`."""
+        found = self.group_of[self.classes[compact(labels).clamp_min(0).reshape(-1).numpy()]]
+        return set(np.unique(found).tolist()) - {-1}
 
-    def gate(self, gate: Gate) -> Site:
-        assert gate.labels is not None  # by construction of the two tables
-        return Site("gate", gate.name, gate.labels)
+    def of(self, group: int) -> list[Site]:
+        """The sites of one group; none where nothing in the pass shows its channels."""
+        return _Region(self, group).sites()
 
-    def next(self, value: int) -> Node | None:
-        """The one operator that reads the channels and keeps them apart, if there is just one."""
-        nodes = [self.trace.nodes[n] for n in self.readers.get(value, [])]
-        nodes = [n for n in nodes if n.outputs and n.outputs[0] not in self.flow.squeezed]
-        if len(nodes) != 1:
+    def _attached(self) -> set[int]:
+        """The nodes of all excitations, and those that do nothing but prepare their squeeze."""
+        nodes = set(self.excitation)
+        outputs = set(self.trace.outputs)
+        for node in reversed(self.trace.nodes):
+            readers = [r for v in node.outputs for r in self.readers.get(v, [])]
+            alone = bool(readers) and nodes.issuperset(readers) and not outputs & set(node.outputs)
+            if alone and base(node) not in MIXING and self.flow.live(node):
+                nodes.add(node.id)
+        return nodes
+
+
+class _Region:
+    """The part of a pass through which the channels of one group go."""
+
+    def __init__(self, context: ScoreSites, group: int) -> None:
+        self.context, self.group = context, group
+        self.trace, self.flow, self.taps = context.trace, context.flow, context.taps
+        self.values = context.carried.get(group, set()) & self.flow.depends
+        makers = [n for v in self.values if (n := self.flow.producer(v)) and self.makes(n)]
+        inside = bool(makers) and all(n.id in context.excitation for n in makers)
+        self.apart: set[int] = set() if inside else context.attached
+        self.layers = set() if inside else context.excitation
+        self.reads = self._reads()
+        self.known: dict[int, list[Site] | None] = {}
+        self.origins: dict[tuple[str, str], int] = {}  # site -> the value that it scales
+
+    def makes(self, node: Node) -> bool:
+        """Whether a node mixes channels into new ones."""
+        if base(node) not in MIXING or self.depthwise(node) or (data := self.data(node)) < 0:
+            return False
+        labels = self.context.labelling.values.get(data)
+        if labels is None:
+            return True
+        dim = 1 if base(node) == "convolution" else labels.dim() - 1
+        return dim in (varying(labels) or [dim])
+
+    def depthwise(self, node: Node) -> bool:
+        """Whether a convolution keeps channels apart."""
+        if base(node) != "convolution":
+            return False
+        groups = int(node.args[8])
+        return groups > 1 and groups == self.trace.shape(node.args[0].value)[1]
+
+    def data(self, node: Node) -> int:
+        """The operand of a layer that its weight meets, -1 where two activations meet."""
+        reads = [a.value for a in node.args if isinstance(a, Ref)]
+        at = 1 if base(node) in ("addmm", "baddbmm") else 0
+        weight = reads[at + 1] if len(reads) > at + 1 else -1
+        return reads[at] if weight >= 0 and weight not in self.flow.depends else -1
+
+    def _reads(self) -> list[tuple[int, Node]]:
+        """Every read by a layer outside the excitations: the value, and the layer's node."""
+        found = []
+        for value in sorted(self.values):
+            for number in self.context.readers.get(value, []):
+                node = self.trace.nodes[number]
+                if number not in self.layers and self.makes(node) and self.data(node) == value:
+                    found.append((value, node))
+        return found
+
+    def sites(self) -> list[Site]:
+        reads = self.reads or self._ends()
+        covers = [self.cover(value) for value, _ in reads]
+        found = {(s.kind, s.name): s for cover in covers for s in cover or []}
+        if reads and all(cover is not None for cover in covers) and self.scales(found):
+            return [found[key] for key in self.context.uses.once(found)]
+        single = [self.read_site(value, node) for value, node in self.reads]
+        if single and all(site is not None for site in single):
+            return list({s.name: s for s in single if s}.values())
+        return [s for s in found.values() if s.kind != "gate" or s.tap is not None]
+
+    def _ends(self) -> list[tuple[int, Node]]:
+        """The values that no layer reads: where the group's channels stop."""
+        found = []
+        for value in sorted(self.values):
+            node = self.flow.producer(value)
+            if node is None or node.id in self.apart or value not in self.flow.depends:
+                continue
+            on = [self.trace.nodes[r] for r in self.context.readers.get(value, [])]
+            if not any(self.values & set(n.outputs) for n in on if n.id not in self.apart):
+                found.append((value, node))
+        return found
+
+    # -- where a mask may stand ---------------------------------------------------------------
+
+    def cover(self, value: int) -> list[Site] | None:
+        """Sites that together scale `value`; None where nothing shows them."""
+        if value not in self.known:
+            self.known[value] = None  # a value does not cover itself
+            self.known[value] = self._cover(value)
+        return self.known[value]
+
+    def _cover(self, value: int) -> list[Site] | None:
+        node = self.flow.producer(value)
+        if node is None:
             return None
-        node, op = nodes[0], base(nodes[0])
-        if op in PRODUCTS and node.id in self.by_node:
-            return node
-        live = set(self.flow.live(node)) - {value}
-        depthwise = op == "convolution" and node.args[8] == self.trace.shape(value)[1] > 1
-        depthwise = depthwise or node.module in self.whole  # conv groups go as one
-        plain = op in _NORMS or op in ACTIVATIONS or depthwise or op == "clone"
-        return node if plain or (op in _SCALARS and not live) else None
+        gates = self.gates_at(node)
+        if gates:
+            return [self.keep(gate, value) for gate in gates]
+        operands = self.operands(node)
+        if operands and not self.makes(node) and homogeneous(node, set(operands), set()):
+            parts = [self.cover(v) for v in operands]
+            if all(part is not None for part in parts):
+                joined = {(s.kind, s.name): s for part in parts for s in part or []}
+                later = self.later(value, node, list(joined.values()))
+                return [later] if later else list(joined.values())
+        unit = self.unit(value)
+        return None if unit is None else [self.keep(unit, value)]
+
+    def operands(self, node: Node) -> list[int]:
+        """The operands that hold the group's channels and are no part of an excitation."""
+        found = []
+        for value in dict.fromkeys(node.inputs()):
+            maker = self.flow.producer(value)
+            if value in self.values and (maker is None or maker.id not in self.apart):
+                found.append(value)
+        return found
+
+    def later(self, value: int, node: Node, before: list[Site]) -> Site | None:
+        """A module's output behind an activation rather than in front of it: no copy is kept."""
+        on_the_way = base(node) in ACTIVATIONS or base(node) in COPIES or self.depthwise(node)
+        if not on_the_way or len(before) != 1 or before[0].kind == "gate":
+            return None
+        site = self.unit(value, plain=True)
+        return None if site is None else self.keep(site, value)
+
+    def keep(self, site: Site, value: int) -> Site:
+        self.origins[site.kind, site.name] = value
+        return site
+
+    def gates_at(self, node: Node) -> list[Site]:
+        """The gates that scale the group's channels in a product and nothing else."""
+        if node.id in self.apart or base(node) == "addcmul":  # x + x * g
+            return []
+        return [
+            Site("gate", g.name, g.labels, g.tap)
+            for g in self.context.by_node.get(node.id, [])
+            if g.tap is not None and g.labels is not None
+            and self.group in self.context.groups_in(g.labels)
+        ]  # fmt: skip
+
+    def unit(self, value: int, *, plain: bool = False) -> Site | None:
+        """A unit gate that all readers of `value` come after."""
+        readers = self.context.readers.get(value, [])
+        tap = (self.taps.plain if plain else self.taps.ahead)(value, readers)
+        return None if tap is None else self.site(value, tap)
+
+    def site(self, value: int, tap: Tap) -> Site | None:
+        """The site at a tap, if samples and channels lie along one dimension each."""
+        labels = self.context.labelling.values[value]
+        dims = varying(labels)
+        batch_dim = self.samples_along(value)
+        if len(dims) != 1 or batch_dim < 0 or batch_dim == dims[0]:
+            return None
+        channels = along(labels, dims[0])
+        if channels is None:
+            return None
+        plain = tap.kind == "output" and tap.index == 0 and self.taps.counts[tap.module] == 1
+        plain = plain and tap.module not in self.context.gate_names  # one name, one column
+        name = tap.module if plain and tap.module else _name(tap)
+        tap = replace(tap, batch_dim=batch_dim)
+        return Site("unit" if plain else "read", name, channels, tap, dims[0])
+
+    def samples_along(self, value: int) -> int:
+        """The dimension of a value that counts samples, -1 if there is none."""
+        chain = self.flow.strip(value)
+        numbers = next(sampled(self.flow, chain[0]), None)
+        if numbers is None:
+            return -1
+        moved = self.flow.positions(chain, numbers.samples)
+        dims = varying(moved)
+        if not dims and self.trace.batch == 1:
+            return 0
+        return dims[0] if len(dims) == 1 else -1
+
+    def read_site(self, value: int, node: Node) -> Site | None:
+        """A unit gate on what one layer reads, and on nothing else."""
+        chain = self.flow.strip(value)
+        for at in range(len(chain) - 1, -1, -1):
+            for tap, first, end in self.taps.reading(chain[at], node.id):
+                if not self.lone(chain[at], node, first, end):
+                    continue
+                if site := self.site(chain[at], tap):
+                    return site
+        return None
+
+    def lone(self, value: int, node: Node, first: int, end: int) -> bool:
+        """Whether, among some nodes, a value is read by one node alone, up to views."""
+        todo = [value]
+        while todo:
+            for number in self.context.readers.get(todo.pop(), []):
+                reader = self.trace.nodes[number]
+                if not first <= number < end or number == node.id:
+                    continue
+                if base(reader) not in VIEWS or not self.leads(reader, node):
+                    return False
+                todo.extend(reader.outputs)
+        return True
+
+    def leads(self, view: Node, node: Node) -> bool:
+        chain = self.flow.strip(self.data(node))
+        return any(v in chain for v in view.outputs)
+
+    # -- is it the mask on every read? ----------------------------------------------------------
+
+    def scales(self, sites: Mapping[tuple[str, str], Site]) -> bool:
+        """Whether masks at the sites scale every read once, and nothing else."""
+        begins = {self.origins[key] for key in sites}
+        scaled: set[int] = set(begins)
+        after = self.trace.values[min(begins)].node
+        outside = set(self.trace.outputs)
+        for node in self.trace.nodes[after:]:
+            read = scaled & set(node.inputs())
+            if not read:
+                continue
+            if node.id in self.apart or (self.makes(node) and node.id in self.layers):
+                return False
+            if self.makes(node):
+                continue
+            held = self.values & set(node.outputs)
+            other = set(self.operands(node)) - scaled
+            if not held or not homogeneous(node, read, other) or begins & set(node.outputs):
+                return False
+            scaled |= held
+        reads = {value for value, _ in self.reads}
+        own = {name for kind, name in sites if kind == "gate"}
+        return reads <= scaled and not outside & scaled and self.context.uses.settled(own)
+
+
+def _name(tap: Tap) -> str:
+    """What a unit gate at a tap is called: `conv2:input`, `head:output[1]`, `:relu#2`."""
+    what = tap.function if tap.kind in ("function", "argument") else tap.kind
+    number = f"#{tap.index}" if tap.kind in ("function", "argument") else f"[{tap.index}]"
+    argument = f"({tap.argument})" if tap.kind == "argument" else ""
+    call = f"@{tap.call + 1}" if tap.call else ""
+    plain = number in ("[0]", "#1")
+    return f"{tap.module}{call}:{what}{'' if plain else number}{argument}"

@@ -79,6 +79,7 @@ class FunctionCall:
     """The `index`-th call of the torch function `function` inside one call of a module.
 
     `fresh` tells a result that is a new tensor from one that was handed in (in-place functions).
+    The operators of the call are the nodes [first_node, end_node); `inputs` are its tensors.
     """
 
     module: str
@@ -87,6 +88,9 @@ class FunctionCall:
     index: int
     output: int
     fresh: bool
+    inputs: tuple[int, ...] = ()
+    first_node: int = 0
+    end_node: int = 0
 
 
 @dataclass
@@ -170,6 +174,7 @@ class _Functions(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first, inputs = len(self.recorder.trace.nodes), self.recorder.ids((args, kwargs))
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and self.recorder.stack:
             name = function_name(func)
@@ -185,6 +190,9 @@ class _Functions(TorchFunctionMode):
                     last.functions[name],
                     self.recorder.id(result),
                     fresh=not any(result is a for a in given),
+                    inputs=inputs,
+                    first_node=first,
+                    end_node=len(self.recorder.trace.nodes),
                 )
             )
         return result

@@ -94,13 +94,13 @@ def _through_probe(module: nn.Module, _inputs: Any, output: Any) -> Any:
 
 def places(structure: NetworkStructure) -> dict[str, int]:
     """Modules whose outputs are to be probed, and their channels."""
-    return {
-        source.name: source.total
-        for group in structure.groups
-        if group.prunable and group.role == "features" and not group.gates
-        for source in group.sources
-        if source.kind == "unit"
-    }
+    found: dict[str, int] = {}
+    for group in structure.groups:
+        if group.prunable and group.role == "features" and not group.gates:
+            units = {s.name: s.total for s in group.sources if s.kind == "unit"}
+            first = {m.layer: m.total for m in group.members if m.layer == group.name}
+            found |= units or first  # a group that is scored where it is read
+    return found
 
 
 def train_probes(

@@ -25,7 +25,13 @@ from seprune.statistics.batches import Pair, count_images, open_batches
 from seprune.statistics.caveats import caveats
 from seprune.statistics.columns import Layout
 from seprune.statistics.for_structure import units_and_couplings
-from seprune.statistics.gate_gradients import Couplings, Gradients, inspect_units, resolve_couplings
+from seprune.statistics.gate_gradients import (
+    Couplings,
+    Gradients,
+    UnitGate,
+    inspect_units,
+    resolve_couplings,
+)
 from seprune.statistics.observe import Observer, Scene
 from seprune.statistics.result import GateStatistics, described, fingerprint
 from seprune.statistics.rows import open_rows
@@ -97,7 +103,7 @@ def collect_statistics(
         EnvironmentFault: no such device, a single image does not fit into memory, a full disk.
     """
     gradients = gradients or ("none" if structure is None else "logits")
-    options = _complete(options or CollectOptions(), structure, gradients)
+    options, taps = _complete(options or CollectOptions(), structure, gradients)
     _require_image_model(model)
     device = resolve_device(options.device)
     rank, world = join(device)
@@ -105,7 +111,7 @@ def collect_statistics(
     with united(), evaluating(model, device), _frozen(model):
         first, pairs = open_batches(loader, device, rank, world)
         found = tuple(structure.gates if structure else find_gates(model, first[0][:2]))
-        scene = _scene(model, found, first, gradients, options)
+        scene = _scene(model, found, first, options, _Derivatives(gradients, taps))
         unfinished = _unfinished(scene, options, meta, rank, world)
         with open_rows(options.per_sample, scene.layout.width) as rows:
             observer = Observer(scene, rows)
@@ -124,16 +130,13 @@ def collect_statistics(
 
 def _complete(
     options: CollectOptions, structure: NetworkStructure | None, gradients: Gradients
-) -> CollectOptions:
-    """The options with the unit gates and couplings that every group of `structure` needs."""
+) -> tuple[CollectOptions, Mapping[str, UnitGate]]:
+    """The options with the couplings of every group of `structure`, and its unit gates."""
     if structure is None or gradients in ("none", "weights"):
-        return options
+        return options, {}
     units, couplings = units_and_couplings(structure)
-    return replace(
-        options,
-        units=tuple(dict.fromkeys((*options.units, *units))),
-        couplings={**couplings, **options.couplings},
-    )
+    taps = {name: unit for name, unit in units.items() if name not in options.units}
+    return replace(options, couplings={**couplings, **options.couplings}), taps
 
 
 def _finish(
@@ -177,16 +180,25 @@ def _work(observer: Observer, pairs: Iterator[Pair], unfinished: Unfinished) -> 
         skip = 0
 
 
+@dataclass(frozen=True)
+class _Derivatives:
+    """Which derivatives are taken, and the unit gates of a structure."""
+
+    gradients: Gradients
+    units: Mapping[str, UnitGate]
+
+
 def _scene(
     model: nn.Module,
     found: tuple[Gate, ...],
     first: Pair,
-    gradients: Gradients,
     options: CollectOptions,
+    derivatives: _Derivatives,
 ) -> Scene:
     images, labels = first
+    gradients, taps = derivatives.gradients, derivatives.units
     running = tuple(gate for gate in found if gate.runs)
-    if not running and not options.units and gradients != "weights":
+    if not running and not options.units and not taps and gradients != "weights":
         raise InputError(
             f"no gates: {len(found)} gate modules, none of which runs" if found else "no gates",
             why="no squeezed tensor multiplies the channels of a feature map in this model",
@@ -194,7 +206,7 @@ def _scene(
             "importance.name=l2",
         )
     _require_gradients(gradients, options, labels)
-    sizes, copied = inspect_units(model, options.units, images[:2])
+    sizes, copied = inspect_units(model, options.units, images[:2], taps=taps)
     sizes_of_all = sizes | {gate.name: gate.channels for gate in running}
     gpu = images.device.type == "cuda"
     return Scene(
@@ -209,6 +221,7 @@ def _scene(
         ),
         gradients=gradients,
         units=sizes,
+        taps=taps,
         copied=copied,
         couplings=resolve_couplings(options.couplings, sizes_of_all, images.device),
         precision=options.precision or ("bf16" if gpu else "no"),

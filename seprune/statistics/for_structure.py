@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from seprune.graph.groups import NetworkStructure
-from seprune.statistics.gate_gradients import Couplings
+from seprune.statistics.gate_gradients import Couplings, UnitGate
 
 
-def units_and_couplings(structure: NetworkStructure) -> tuple[Sequence[str], Couplings]:
-    """Modules that get a unit gate, and which channels of which gates share a group's unit."""
-    units: dict[str, None] = {}
+def units_and_couplings(
+    structure: NetworkStructure,
+) -> tuple[Mapping[str, UnitGate], Couplings]:
+    """The unit gates by name, and which channels of which gates share a group's unit."""
+    units: dict[str, UnitGate] = {}
     couplings = {}
     for group in structure.groups:
         members = []
@@ -21,8 +23,8 @@ def units_and_couplings(structure: NetworkStructure) -> tuple[Sequence[str], Cou
             index = np.full(source.total, -1)
             index[source.index] = np.arange(group.units)[:, None]
             members.append((source.name, torch.from_numpy(index)))
-            if source.kind == "unit":
-                units[source.name] = None
+            if source.tap is not None and source.kind != "gate":
+                units[source.name] = UnitGate(source.tap, source.channel_dim, source.total)
         if members:
             couplings[group.name] = members
-    return tuple(units), couplings
+    return units, couplings

@@ -1,8 +1,8 @@
 """What each channel does to the network's answer: u = gate * dz/dgate, one number per sample.
 
-z is summed over samples, so that one backward pass gives every sample's own derivative. A channel
-without a gate gets a unit gate, one that multiplies by 1: there u is the sum over positions of
-y * dz/dy. No derivative of a parameter is ever computed.
+z is summed over samples, so that one backward pass gives every sample's own derivative. Channels
+that no gate can speak for get a unit gate, one that multiplies by 1: there u is the sum over
+positions of y * dz/dy. No derivative of a parameter is ever computed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from seprune.errors import InputError
+from seprune.graph.hooks import tapped
+from seprune.graph.tap_points import Tap
 
 Gradients = Literal["none", "labels", "smoothed", "sampled", "logits", "weights"]
 Couplings = Mapping[str, Sequence[tuple[str, Tensor | None]]]
 
 _PIXELS = 1024  # how many values of an image name it
-_VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Clone", "Alias", "Slice", "Index", "Expand")
 
 
 def objective(
@@ -81,8 +81,20 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
+@dataclass(frozen=True)
+class UnitGate:
+    """A factor of 1 at a tap, for the channels along one dimension."""
+
+    tap: Tap
+    channel_dim: int
+    channels: int
+
+
 class Sensor:
     """Collects u of every gate and unit during one backward pass after another.
+
+    Attributes:
+        images: how many there are in this pass; the frames of an image are added up.
 
     Args:
         copied: units whose output the model changes in place, see `inspect_units`.
@@ -90,50 +102,77 @@ class Sensor:
 
     def __init__(self, copied: frozenset[str] = frozenset()) -> None:
         self.found: dict[str, list[Tensor]] = {}
+        self.images = 1
         self._copied = copied
+        self._gates: list[tuple[str, Tensor]] = []
+        self._starts: list[Tensor] = []  # where a graph begins anew
 
-    def gate(self, name: str, gate_BC: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
-        """Catch the derivative of a gate; `flat` made it (B, C) out of the tensor that flows."""
-        kept, done = gate_BC.detach(), False
-
-        def catch(gradients: Sequence[Tensor | None], output: int) -> None:
-            nonlocal done
-            gradient = gradients[output]
-            if not done and gradient is not None:
-                done = True
-                self._add(name, kept * _per_gate(gradient, kept, flat))
-
-        for node, output in _edges(gate_BC):
-            # `gate_BC` may be a view beside the path; the first node that fires is on the path
-            node.register_prehook(lambda gradients, output=output: catch(gradients, output))
+    def gate(self, name: str, gate_BC: Tensor) -> None:
+        """Ask for the derivative of a gate that lies on the path; zero where none can come."""
+        if gate_BC.requires_grad:
+            self._gates.append((name, gate_BC))
 
     def unit(self, name: str, output: Tensor) -> None:
-        """Catch y * dz/dy of a module's output (B, C, *)."""
+        """Catch y * dz/dy of a module's output (B, C, *).
+
+        Raises:
+            InputError: no derivative reaches it.
+        """
         if not output.requires_grad:
             raise InputError(
                 f"unit {name!r}: its output does not depend on the image",
                 why="autograd does not reach it",
                 fix="leave this module out of the units",
             )
-        kept = output.detach()
+        self._catch(name, output, 0, 1)
+
+    def tapped(self, name: str, unit: UnitGate, tensor: Tensor) -> Tensor | None:
+        """Catch y * dz/dy of a tensor; of one reader alone where the tap shows it to one."""
+        if not tensor.is_floating_point():
+            return None
+        given = tensor
+        if not tensor.requires_grad:  # what comes before it was detached
+            self._starts.append(tensor.detach().requires_grad_())
+            with torch.enable_grad():
+                tensor = self._starts[-1].clone()
+        elif unit.tap.kind in ("input", "argument"):
+            tensor = tensor.view_as(tensor)
+        self._catch(name, tensor, unit.tap.batch_dim, unit.channel_dim)
+        return None if tensor is given else tensor
+
+    def _catch(self, name: str, tensor: Tensor, batch_dim: int, channel_dim: int) -> None:
+        kept = tensor.detach()
         if name in self._copied:
             kept = kept.clone()
-        positions = tuple(range(2, output.dim()))
+        positions = [d for d in range(tensor.dim()) if d not in (batch_dim, channel_dim)]
 
         def catch(gradient: Tensor) -> None:
             wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
             product = kept * gradient
-            self._add(name, product.sum(positions, dtype=wide) if positions else product)
+            u = product.sum(positions, dtype=wide) if positions else product
+            self._add(name, u if batch_dim < channel_dim else u.t())
 
-        output.register_hook(catch)  # type: ignore[no-untyped-call]
+        tensor.register_hook(catch)  # type: ignore[no-untyped-call]
 
     def backward(self, z: Tensor, images: Tensor) -> dict[str, list[Tensor]]:
         """u (B, C) of each call of each gate and unit; `images` is where the graph begins."""
         self.found = {}
-        torch.autograd.grad(z, images)
+        gates, starts = self._gates, self._starts
+        self.forget()
+        ends = [images, *(gate_BC for _, gate_BC in gates), *starts]
+        found = torch.autograd.grad(z, ends, allow_unused=True)
+        for (name, gate_BC), gradient in zip(gates, found[1:]):
+            if gradient is not None:
+                self._add(name, gate_BC.detach() * gradient)
         return self.found
 
+    def forget(self) -> None:
+        """Let go of what a forward pass has left, for one that did not come to its backward."""
+        self._gates, self._starts = [], []
+
     def _add(self, name: str, u_BC: Tensor) -> None:
+        if len(u_BC) != self.images:
+            u_BC = u_BC.reshape(self.images, -1, u_BC.shape[-1]).sum(1)
         self.found.setdefault(name, []).append(u_BC)
 
 
@@ -182,19 +221,26 @@ def _forward_hook(
 
 
 def inspect_units(
-    model: nn.Module, units: Sequence[str], images: Tensor
+    model: nn.Module,
+    units: Sequence[str],
+    images: Tensor,
+    *,
+    taps: Mapping[str, UnitGate] | None = None,
 ) -> tuple[dict[str, int], frozenset[str]]:
-    """Channels of each unit, and the units whose output has to be copied.
+    """Channels of each unit, and the units whose tensor has to be copied.
 
     That is where the model changes it in place by anything but a ReLU: what a ReLU sets to zero has
-    a derivative of zero, so y * dz/dy is the same before and after.
+    a derivative of zero, so y * dz/dy is the same before and after. Where one reader alone counts,
+    a ReLU behind it changes what that reader saw.
     """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
+    taps = taps or {}
 
     def see(name: str, output: Tensor) -> None:
         seen[name] = (output, output.clone())
 
-    with torch.no_grad(), units_of(model, units, see):
+    at_taps = [(unit.tap, partial(see, name)) for name, unit in taps.items()]
+    with torch.no_grad(), units_of(model, units, see), tapped(model, at_taps):
         model(images)
     silent = [name for name in units if name not in seen]
     if silent:
@@ -203,12 +249,14 @@ def inspect_units(
             why="a unit gate needs an output to scale",
             fix="leave this module out of the units",
         )
+    alone = {name for name, unit in taps.items() if unit.tap.kind in ("input", "argument")}
     copied = {
         name
         for name, (now, before) in seen.items()
-        if not torch.equal(now, before) and not torch.equal(now, before.relu())
+        if not torch.equal(now, before) and (name in alone or not torch.equal(now, before.relu()))
     }
-    return {name: out.shape[1] for name, (out, _) in seen.items()}, frozenset(copied)
+    sizes = {name: seen[name][0].shape[1] for name in units}
+    return sizes | {name: unit.channels for name, unit in taps.items()}, frozenset(copied)
 
 
 @dataclass(frozen=True)
@@ -252,21 +300,3 @@ def resolve_couplings(
         width = max(int(units.max()) + 1 for _, _, units in rows)
         resolved[group] = Coupling(width, tuple(rows))
     return resolved
-
-
-def _edges(gate_BC: Tensor) -> list[tuple[Node, int]]:
-    """The nodes through which the derivative of a gate can come, nearest first."""
-    edges: list[tuple[Node, int]] = []
-    node, output = gate_BC.grad_fn, gate_BC.output_nr
-    while node is not None:
-        edges.append((node, output))
-        if not node.name().startswith(_VIEWS):
-            break
-        node, output = node.next_functions[0]
-    return edges
-
-
-def _per_gate(gradient: Tensor, gate_BC: Tensor, flat: Callable[[Tensor], Tensor]) -> Tensor:
-    """The derivative of the tensor that the gate was taken from, as (B, C)."""
-    expanded = gradient.numel() > gate_BC.numel() and gradient.shape[:2] == gate_BC.shape
-    return gradient.flatten(2).sum(2) if expanded else flat(gradient)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.graph.gates import Gate
-from seprune.graph.hooks import flat, watch
+from seprune.graph.hooks import tapped, watch
 from seprune.measure.metrics import logits_of
 from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.inference import autocast
@@ -34,6 +34,7 @@ from seprune.statistics.gate_gradients import (
     Coupling,
     Gradients,
     Sensor,
+    UnitGate,
     image_keys,
     objective,
     units_of,
@@ -53,7 +54,8 @@ class Scene:
     gates: tuple[Gate, ...]
     layout: Layout
     gradients: Gradients = "none"
-    units: Mapping[str, int] | None = None  # module name -> channels
+    units: Mapping[str, int] | None = None  # unit -> channels
+    taps: Mapping[str, UnitGate] | None = None  # the units that are no module's output
     copied: frozenset[str] = frozenset()
     couplings: Mapping[str, Coupling] | None = None
     precision: str = "no"
@@ -112,10 +114,15 @@ class Observer:
     def attached(self) -> Iterator[None]:
         """Hooks are in place while the context is open."""
         with ExitStack() as stack:
-            stack.enter_context(watch(self.scene.model, self.scene.gates, self._see))
-            if self.scene.senses:
-                names = tuple(self.scene.units or ())
-                stack.enter_context(units_of(self.scene.model, names, self._sensor.unit))
+            model, taps = self.scene.model, self.scene.taps or {}
+            senses = self.scene.senses
+            stack.enter_context(watch(model, self.scene.gates, self._see, derivatives=senses))
+            if senses:
+                names = tuple(name for name in self.scene.units or () if name not in taps)
+                stack.enter_context(units_of(model, names, self._sensor.unit))
+                catch = self._sensor.tapped
+                at_taps = [(u.tap, partial(catch, name, u)) for name, u in taps.items()]
+                stack.enter_context(tapped(model, at_taps))
             yield
 
     def observe(self, images: Tensor, labels: Tensor | None) -> None:
@@ -170,6 +177,8 @@ class Observer:
 
     def _forward(self, images: Tensor, labels: Tensor | None) -> Tensor | None:
         scene = self.scene
+        self._sensor.images = len(images)
+        self._sensor.forget()
         if not scene.senses:
             with torch.no_grad(), autocast(images.device, scene.precision):
                 scene.model(images)
@@ -222,9 +231,13 @@ class Observer:
             size = root_mean_square(features.detach())
         else:
             size = torch.full_like(value, torch.nan)
-        self._seen[self._numbers[gate.name]].append((value, size))
+        uses = self._seen[self._numbers[gate.name]]
+        count = self._sensor.images
+        frames = len(value) // count  # of each image, where they are folded into the batch
+        for frame in range(frames):
+            uses.append((value[frame::frames], size[frame::frames]))
         if self.scene.senses:
-            self._sensor.gate(gate.name, gate_BC, partial(flat, gate))
+            self._sensor.gate(gate.name, gate_BC)
 
     def _record(self, labels: Tensor | None) -> None:
         """Add what the gates showed in one forward: all of them at once, as they have run."""
