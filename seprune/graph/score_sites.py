@@ -104,6 +104,7 @@ class _Region:
         self.values = context.carried.get(group, set()) & self.flow.depends
         makers = [n for v in self.values if (n := self.flow.producer(v)) and self.makes(n)]
         inside = bool(makers) and all(n.id in context.excitation for n in makers)
+        self.inside = inside
         self.apart: set[int] = set() if inside else context.attached
         self.layers = set() if inside else context.excitation
         self.reads = self._reads()
@@ -205,7 +206,7 @@ class _Region:
     def later(self, value: int, node: Node, before: list[Site]) -> Site | None:
         """A module's output behind an activation rather than in front of it: no copy is kept."""
         on_the_way = base(node) in ACTIVATIONS or base(node) in COPIES or self.depthwise(node)
-        if not on_the_way or len(before) != 1 or before[0].kind == "gate":
+        if self.inside or not on_the_way or len(before) != 1 or before[0].kind == "gate":
             return None
         site = self.unit(value, plain=True)
         return None if site is None else self.keep(site, value)
