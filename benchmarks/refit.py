@@ -32,6 +32,7 @@ from seprune.pipeline import stages
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
 from seprune.pipeline.inputs import open_both
+from seprune.pruning.budget import Budget
 from seprune.recipe import recipe_of
 from seprune.recovery import refit
 from seprune.recovery.recalibrate import recalibrate
@@ -235,7 +236,7 @@ class Work:
             self.held[key] = collect(bench) if bench.needs_statistics else None
         began = time.perf_counter()
         with aiming(parts):
-            cut = stages.cut_in_steps(bench, self.held[key], {"macs": macs})
+            cut = stages.cut_in_steps(bench, self.held[key], Budget.parse(macs=macs))
         row = {
             "variant": name,
             "macs": macs,
