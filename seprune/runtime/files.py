@@ -56,6 +56,7 @@ def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) ->
             path = folder / name
             made[name] = Temporary(path)
             fill(made[name].path)
+            made[name].lock_again()
             made[name].path.chmod(0o666 & ~_umask())
             sync(made[name].path)
         put_in_place(folder, made)

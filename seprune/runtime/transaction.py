@@ -39,6 +39,15 @@ class Temporary:
                 return
             os.close(self.handle)
 
+    def lock_again(self) -> None:
+        """Lock what lies at the path now: a library may write by replacing the file."""
+        if os.path.samestat(os.fstat(self.handle), self.path.stat()):
+            return
+        os.close(self.handle)
+        self.handle = os.open(self.path, os.O_RDONLY)
+        with suppress(OSError):
+            fcntl.flock(self.handle, fcntl.LOCK_EX)
+
     def close(self) -> None:
         """Give the lock back, and remove the file if it was not put in place."""
         with suppress(OSError):  # what is wrong with the disk was reported; `clear` comes later
