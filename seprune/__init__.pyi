@@ -20,7 +20,7 @@ from .integrations.torch_pruning import GateImportance
 from .measure.flops import count
 from .measure.latency import latency
 from .measure.metrics import Evaluation, evaluate
-from .models.registry import build
+from .models.loader import ModelLoader, build
 from .pipeline.compress import Compressed, compress
 from .pipeline.run import run
 from .pruning.analyse import analyse
@@ -60,6 +60,7 @@ __all__ = [
     "InputError",
     "LockedError",
     "Measurement",
+    "ModelLoader",
     "NetworkStructure",
     "PeerError",
     "PlannedGroup",

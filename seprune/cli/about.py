@@ -41,11 +41,11 @@ def inspect(
 
     if data is None:
         quiet = statistics is None
-        subject = opening.network(recipe, allow_code=network.allow_code, quiet=quiet)
+        subject = opening.network(recipe, loader=opening.loader(network.allow_code), quiet=quiet)
         bench = Bench(recipe, subject, None)
         held = opening.statistics(statistics, subject)
     else:
-        both = opening.network_and_data(recipe, allow_code=network.allow_code)
+        both = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
         bench = Bench(recipe, *both, console.track)
         held = collect(bench)
     if work.json:
@@ -173,10 +173,14 @@ def export(
     if onnx is None and pt2 is None:
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
-    from seprune.cli import exporting
+    from seprune.cli import exporting, opening
 
     made = exporting.export(
-        _network(Path(run)), {"onnx": onnx, "pt2": pt2}, data, opset=opset, allow_code=allow_code
+        _network(Path(run)),
+        {"onnx": onnx, "pt2": pt2},
+        data,
+        opset=opset,
+        loader=opening.loader(allow_code),
     )
     if json:
         console.give(made)

@@ -9,6 +9,7 @@ from typing import Any
 from seprune.cli import console
 from seprune.export.onnx import export_model as write
 from seprune.export.onnx import side_by_side
+from seprune.models import ModelLoader
 from seprune.pipeline.inputs import open_section, open_subject
 from seprune.recipe import recipe_of
 
@@ -19,7 +20,7 @@ def export(
     data: str | None,
     *,
     opset: int | None = None,
-    allow_code: bool = False,
+    loader: ModelLoader,
 ) -> dict[str, Any]:
     """Export a saved network to the given paths, by format; sizes, errors and latencies."""
     values = {
@@ -28,11 +29,11 @@ def export(
         "data": {"source": data or "digits"},
     }
     recipe = recipe_of(values)
-    subject = open_subject(recipe.model, allow_code=allow_code)
+    subject = open_subject(recipe.model, loader=loader)
     images = None
     if data is not None:
-        loader = open_section(recipe.data, subject.shape, track=console.track).reporting(32)
-        images = next(iter(loader))[0]
+        batches = open_section(recipe.data, subject.shape, track=console.track).reporting(32)
+        images = next(iter(batches))[0]
     said: dict[str, Any] = {}
     for form, path in paths.items():
         if path is None:

@@ -44,7 +44,7 @@ def sensitivity(
     from seprune.pipeline.collection import collect
     from seprune.pipeline.context import Bench
 
-    subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
+    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
     bench = Bench(recipe, subject, found, console.track)
     held = opening.statistics(statistics, subject)
     if held is None and bench.needs_statistics:

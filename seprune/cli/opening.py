@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seprune.cli import console
+from seprune.models import ModelLoader
 from seprune.pipeline import inputs as subjects
 from seprune.pipeline.inputs import Subject
 from seprune.runtime.distributed import join, resolve_device
@@ -15,17 +16,22 @@ if TYPE_CHECKING:
     from seprune.recipe import Recipe
 
 
-def network_and_data(recipe: Recipe, *, allow_code: bool) -> tuple[Subject, Any]:
+def loader(allow_code: bool) -> ModelLoader:
+    """What `--allow-code` permits."""
+    return ModelLoader(any_file=allow_code)
+
+
+def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[Subject, Any]:
     """Both, each at the other's size; under `torchrun` the processes join."""
     join(resolve_device(recipe.device))
     tell_device(recipe)
-    subject, found = subjects.open_both(recipe, allow_code=allow_code, track=console.track)
+    subject, found = subjects.open_both(recipe, loader=loader, track=console.track)
     _say(subject)
     return subject, found
 
 
 def network(
-    recipe: Recipe, *, allow_code: bool, like: Subject | None = None, quiet: bool = False
+    recipe: Recipe, *, loader: ModelLoader, like: Subject | None = None, quiet: bool = False
 ) -> Subject:
     """The network alone.
 
@@ -38,7 +44,7 @@ def network(
         shape=like.shape if like else None,
         classes=like.architecture.classes if like else None,
         seed=recipe.seed,
-        allow_code=allow_code,
+        loader=loader,
     )
     _say(subject, quiet=quiet)
     return subject

@@ -43,7 +43,9 @@ def run(
 
     opening.tell_device(loaded)
     command = shlex.join(["seprune", *sys.argv[1:]])
-    report = carry_out(loaded, out, track=console.track, allow_code=allow_code, command=command)
+    report = carry_out(
+        loaded, out, track=console.track, loader=opening.loader(allow_code), command=command
+    )
     console.stderr().print(terminal.results(report))
     for note in (*report.model.get("notes", ()), *report.warnings):
         console.tell(f"note: {note}")
@@ -87,7 +89,7 @@ def collect(
     from seprune.pipeline.context import Bench
     from seprune.runtime.distributed import first
 
-    both = opening.network_and_data(recipe, allow_code=network.allow_code)
+    both = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
     bench = Bench(recipe, *both, console.track)
     folder = out.with_name(f".{out.name}.collecting")
     statistics = collect(bench, folder, per_sample=per_sample)
@@ -120,7 +122,7 @@ def rank(
     from seprune.pipeline import stages
     from seprune.pipeline.context import Bench
 
-    subject = opening.network(recipe, allow_code=network.allow_code)
+    subject = opening.network(recipe, loader=opening.loader(network.allow_code))
     made = stages.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
     if out is not None:
         from seprune.runtime.files import write_text
@@ -180,9 +182,9 @@ def prune(
     from seprune.pipeline.context import Bench
 
     if data is None:
-        subject, found = opening.network(recipe, allow_code=network.allow_code), None
+        subject, found = opening.network(recipe, loader=opening.loader(network.allow_code)), None
     else:
-        subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
+        subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
     bench = Bench(recipe, subject, found, console.track)
     if plan is not None:
         pruning.refuse_beside_plan({**budget, "dry-run": dry_run})
@@ -224,11 +226,13 @@ def finetune(
     from seprune.pipeline.context import Bench
     from seprune.recovery.finetune import Teacher
 
-    subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
+    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
     parent = None
     if teacher is not None:
         other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
-        dense = opening.network(options.recipe(other), allow_code=network.allow_code, like=subject)
+        dense = opening.network(
+            options.recipe(other), loader=opening.loader(network.allow_code), like=subject
+        )
         plans = subject.architecture.plans[len(dense.architecture.plans) :]
         parent = Teacher(dense.model, plans)
     result = pruning.tune(Bench(recipe, subject, found, console.track), parent, out)
@@ -248,7 +252,7 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
     from seprune.cli import opening
     from seprune.measure.metrics import evaluate as score
 
-    subject, found = opening.network_and_data(recipe, allow_code=network.allow_code)
+    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
     images = found.reporting()
     result = asdict(score(subject.model, images, device=recipe.device, track=console.track))
     if work.json:

@@ -85,6 +85,7 @@ def _one(
         )
     if workers:
         _end_with_parent()
+    from seprune.cli import opening
     from seprune.pipeline.run import run
     from seprune.pipeline.stage_cache import Sharing
 
@@ -96,7 +97,7 @@ def _one(
         cell.recipe,
         folder,
         track=console.track,
-        allow_code=allow_code,
+        loader=opening.loader(allow_code),
         command=command,
         sharing=sharing,
     )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from seprune.errors import InputError
-from seprune.models import build, origin_of
+from seprune.models import NO_CODE, ModelLoader, origin_of
 from seprune.models.usercode import CODE, is_code
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import apply, plans_of
@@ -65,10 +65,11 @@ def readable(
     if is_code(architecture.name) and (known is None or known.name != architecture.name):
         _require_function(architecture.name)  # nobody has allowed to run that file
         return architecture
+    loader = ModelLoader.allowing(architecture.name)  # this process has built it before
     try:
-        made = rebuilt(architecture, allow_code=True)
+        made = rebuilt(architecture, loader=loader)
     except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
-        made = rebuilt(architecture, allow_code=True, device="cpu")
+        made = rebuilt(architecture, loader=loader, device="cpu")
     named = {**dict(made.named_buffers()), **made.state_dict()}
     _require_same(architecture, {n: tuple(t.shape) for n, t in named.items()}, tensors)
     return architecture
@@ -117,15 +118,14 @@ def _require_function(name: str) -> None:
 
 
 def rebuilt(
-    architecture: Architecture, *, allow_code: bool = False, device: str = "meta"
+    architecture: Architecture, *, loader: ModelLoader = NO_CODE, device: str = "meta"
 ) -> nn.Module:
     """The network of an architecture, cuts included, without its weights."""
     with torch.device(device):
-        model = build(
+        model = loader.build(
             architecture.name,
             classes=architecture.classes,
             input=architecture.input,
-            allow_code=allow_code,
             **(architecture.args or {}),
         )
     for plan in architecture.plans:

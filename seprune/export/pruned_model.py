@@ -12,6 +12,7 @@ from torch import nn
 from seprune.checkpoint import check_values, read_safetensors
 from seprune.errors import InputError
 from seprune.export.architecture import Architecture, readable, rebuilt
+from seprune.models import NO_CODE, ModelLoader
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import tied
 from seprune.runtime.files import (
@@ -59,7 +60,7 @@ def save(
     write_folder(folder, {**parts, CONFIG: bytes_of(config.encode())}, need=size + 100_000)
 
 
-def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -> nn.Module:
+def load(folder: Path | str, *, device: str = "cpu", loader: ModelLoader = NO_CODE) -> nn.Module:
     """The network in `folder`: built on the meta device, cut by its plans, loaded strictly.
 
     Raises:
@@ -79,12 +80,12 @@ def load(folder: Path | str, *, device: str = "cpu", allow_code: bool = False) -
             code="damaged",
         ) from error
     try:
-        model = rebuilt(architecture, allow_code=allow_code)
+        model = rebuilt(architecture, loader=loader)
     except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
-        model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)
+        model = rebuilt(architecture, loader=loader, device="cpu").to(device)
     _fill(model, tensors, folder)
     if _unfilled(model):  # tensors that only a real build computes (anchors, index tables)
-        model = rebuilt(architecture, allow_code=allow_code, device="cpu").to(device)
+        model = rebuilt(architecture, loader=loader, device="cpu").to(device)
         _fill(model, tensors, folder)
     return model.eval()
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from seprune.errors import SepruneError, UsageError
-from seprune.models import inception, plain, residual, usercode, zoos
-from seprune.models.origin import Origin, remember
+from seprune.models import inception, plain, residual, zoos
+from seprune.models.origin import Origin
 
 NETWORKS = residual.NETWORKS | inception.NETWORKS | plain.NETWORKS
 Size = tuple[int, int, int]
@@ -21,38 +21,10 @@ _NOT_HERE = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "che
 _NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir"}
 
 
-def build(
-    name: str,
-    *,
-    classes: int | None = None,
-    input: Size | None = None,
-    allow_code: bool = False,
-    **args: Any,
-) -> nn.Module:
-    """The network called `name`, with random weights.
-
-    Args:
-        name: torchvision/NAME, timm/NAME, seprune/NAME or FILE.py:FUNCTION.
-        classes: outputs of the classifier; None takes the network's own number.
-        input: (C, H, W) of one image; C is the number of input channels, 3 by default.
-        allow_code: whether FILE.py may be run.
-        args: passed on; for seprune/ networks the fields of `blocks.SE`.
-
-    Raises:
-        UsageError: no such network or argument, or code without `allow_code`.
-        InputError: FILE.py fails or gives something else than a module.
-        EnvironmentFault: timm is not installed.
-    """
-    origin = Origin(name, classes, input, dict(args))
-    return remember(_built(origin, allow_code=allow_code), origin)
-
-
-def _built(origin: Origin, *, allow_code: bool) -> nn.Module:
+def build(origin: Origin) -> nn.Module:
+    """The network of a zoo, with random weights; see `ModelLoader.build`."""
     name, classes, input, args = origin.name, origin.classes, origin.input, dict(origin.args)
     _check_numbers(classes, input)
-    if usercode.is_code(name):
-        wishes = {"classes": classes, "input": input, **args}
-        return usercode.build(name, wishes, allow_code=allow_code)
     door, _, rest = name.partition("/")
     _check_name(name, door, rest)
     _refuse_weights(name, args)

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from seprune.errors import InputError, UsageError
+from seprune.errors import InputError
+from seprune.models.origin import Origin
 
 CODE = re.compile(r"(.+\.py):(\w+)")
 
@@ -21,22 +22,22 @@ def is_code(name: str) -> bool:
     return CODE.fullmatch(name) is not None
 
 
-def build(name: str, wishes: dict[str, Any], *, allow_code: bool) -> nn.Module:
-    """What FUNCTION returns.
+def file_of(name: str) -> Path:
+    """The resolved FILE.py of FILE.py:FUNCTION or of FILE.py."""
+    matched = CODE.fullmatch(name)
+    return Path(matched[1] if matched else name).resolve()
 
-    Args:
-        wishes: arguments; `classes` and `input` only reach a function that has them.
+
+def build(origin: Origin) -> nn.Module:
+    """What FUNCTION returns; `classes` and `input` only reach a function that has them.
+
+    It runs the file: `ModelLoader` decides whether it may.
 
     Raises:
-        UsageError: `allow_code` is false.
         InputError: no such file or function, it fails, or it returns something else.
     """
-    if not allow_code:
-        raise UsageError(
-            f"{name}: refused to run code",
-            why="a model given as FILE.py:FUNCTION runs that file, also when a recipe names it",
-            fix="read the file, then add --allow-code to the command",
-        )
+    name = origin.name
+    wishes: dict[str, Any] = {"classes": origin.classes, "input": origin.input, **origin.args}
     function = _load(name)
     takes = inspect.signature(function).parameters
     optional = {key for key in ("classes", "input") if wishes[key] is None or key not in takes}

@@ -18,6 +18,7 @@ from seprune.export import pruned_model
 from seprune.export.architecture import Architecture
 from seprune.graph.trace import record
 from seprune.measure.metrics import logits_of
+from seprune.models import NO_CODE, ModelLoader
 from seprune.recipe.sections import Data as DataSection
 from seprune.recipe.sections import Model as ModelSection
 from seprune.recipe.sections import Recipe
@@ -47,7 +48,7 @@ class Subject:
 
 
 def open_both(
-    recipe: Recipe, *, allow_code: bool = False, track: Track = silent
+    recipe: Recipe, *, loader: ModelLoader = NO_CODE, track: Track = silent
 ) -> tuple[Subject, Data]:
     """Network and data of a recipe, each at the other's size; the network has seen one image.
 
@@ -59,7 +60,7 @@ def open_both(
     section = recipe.model
     saved_one = _folder(section) is not None
     if saved_one:
-        subject = open_subject(section, allow_code=allow_code)
+        subject = open_subject(section, loader=loader)
         data = open_section(recipe.data, subject.shape, track=track)
     else:
         data = open_section(recipe.data, section.input, track=track)
@@ -69,7 +70,7 @@ def open_both(
             shape=info.input_shape,
             classes=len(info.classes),
             seed=recipe.seed,
-            allow_code=allow_code,
+            loader=loader,
         )
     outputs = logits_of(run_once(subject.model, subject.example(1))).shape[-1]
     if outputs != len(data.info.classes):
@@ -103,7 +104,7 @@ def open_subject(
     shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
     seed: int = 0,
-    allow_code: bool = False,
+    loader: ModelLoader = NO_CODE,
 ) -> Subject:
     """The network of a recipe's model section, with its weights.
 
@@ -115,12 +116,10 @@ def open_subject(
     folder = _folder(section)
     if folder is not None:
         _check_folder(folder, section)
-        return _from_folder(folder, shape, allow_code=allow_code)
+        return _from_folder(folder, shape, loader=loader)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = models.build(
-            section.name, classes=classes, input=shape, allow_code=allow_code, **section.args
-        )
+        model = loader.build(section.name, classes=classes, input=shape, **section.args)
     shape = shape or models.input_size(section.name, model)
     architecture = Architecture(section.name, classes, shape, dict(section.args))
     subject = Subject(model.eval(), architecture, shape)
@@ -185,9 +184,11 @@ def _spelled(name: str, args: Mapping[str, object]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in args.items())])
 
 
-def _from_folder(folder: Path, shape: tuple[int, int, int] | None, *, allow_code: bool) -> Subject:
+def _from_folder(
+    folder: Path, shape: tuple[int, int, int] | None, *, loader: ModelLoader
+) -> Subject:
     architecture = pruned_model.read_architecture(folder)
-    model = pruned_model.load(folder, allow_code=allow_code)
+    model = pruned_model.load(folder, loader=loader)
     shape = architecture.input or shape or models.input_size(architecture.name, model)
     digest = sha256(folder / pruned_model.WEIGHTS)
     return Subject(model, architecture, shape, str(folder), digest)

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from seprune.importance import criterion
+from seprune.models import NO_CODE, ModelLoader
 from seprune.pipeline.run_folder import RunFolder, open_run
 from seprune.pipeline.runner import Story
 from seprune.pipeline.stage_cache import Sharing
@@ -29,7 +30,7 @@ def run(
     out: Path,
     *,
     track: Track = silent,
-    allow_code: bool = False,
+    loader: ModelLoader = NO_CODE,
     command: str = "",
     sharing: Sharing | None = None,
 ) -> Report:
@@ -45,7 +46,7 @@ def run(
     criterion(recipe.importance.criterion)
     join(resolve_device(recipe.device))
     with united(), _held(out, recipe) as folder:
-        story = Story(recipe, folder, track, allow_code, sharing)
+        story = Story(recipe, folder, track, loader, sharing)
         story.tell()
         return story.report(command or f"seprune run RECIPE --out {out}")
 

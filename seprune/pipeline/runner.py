@@ -14,6 +14,7 @@ import torch
 from seprune.data import Data
 from seprune.export import pruned_model
 from seprune.importance.ablation import Sensitivity
+from seprune.models import NO_CODE, ModelLoader
 from seprune.pipeline import reporting, stages, timing
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
@@ -44,7 +45,7 @@ class Story:
     recipe: Recipe
     folder: RunFolder
     track: Track
-    allow_code: bool = False
+    loader: ModelLoader = NO_CODE
     sharing: Sharing | None = None
     measurements: list[Measurement] = field(default_factory=list)
     chapters: list[reporting.Chapter] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Story:
 
     @cached_property
     def opened(self) -> tuple[Subject, Data]:
-        return open_both(self.recipe, allow_code=self.allow_code, track=self.track)
+        return open_both(self.recipe, loader=self.loader, track=self.track)
 
     @property
     def crowded(self) -> bool:
@@ -74,7 +75,7 @@ class Story:
             return given
         key = self.key("train", self.recipe.train)
         self.stage("train", key, lambda: self.train(given))
-        model = pruned_model.load(self.folder.path / TRAINED, allow_code=self.allow_code)
+        model = pruned_model.load(self.folder.path / TRAINED, loader=self.loader)
         return Subject(model, given.architecture, given.shape, None, key, given.notes)
 
     @cached_property
@@ -239,12 +240,12 @@ class Story:
         sections = (self.recipe.importance, self.recipe.plan, self.recipe.prune, str(part))
         name = folder.relative_to(self.folder.path).as_posix()
         self.stage(f"prune/{name}", self.key("step", *sections, after=name), work)
-        model = pruned_model.load(folder, allow_code=self.allow_code)
+        model = pruned_model.load(folder, loader=self.loader)
         return bench.after(model, pruned_model.read_architecture(folder))
 
     def tune(self, home: Path) -> _Done:
         section, into = self.recipe.finetune, home / FINETUNED
-        pruned = pruned_model.load(home / PRUNED, allow_code=self.allow_code)
+        pruned = pruned_model.load(home / PRUNED, loader=self.loader)
         cut, dense = pruned_model.read_architecture(home / PRUNED), self.subject
         teacher = Teacher(dense.model, cut.plans[len(dense.architecture.plans) :])
         tuned = finetune(
@@ -285,7 +286,7 @@ class Story:
             tuned = (chapter.home / FINETUNED / pruned_model.CONFIG).is_file()
             stage, name = ("fine-tuned", FINETUNED) if tuned else ("pruned", PRUNED)
             networks[stage, chapter.label] = pruned_model.load(
-                chapter.home / name, allow_code=self.allow_code
+                chapter.home / name, loader=self.loader
             )
         bench = self.bench
         self.measurements = first(lambda: timing.with_latency(self.measurements, networks, bench))

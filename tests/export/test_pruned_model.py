@@ -22,7 +22,7 @@ from seprune.errors import InputError, UsageError
 from seprune.export.architecture import Architecture, architecture_of, rebuilt
 from seprune.export.pruned_model import load, read_architecture, save
 from seprune.graph.groups import find_structure
-from seprune.models import build
+from seprune.models import ModelLoader, build
 from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
@@ -75,12 +75,13 @@ def answer(model: nn.Module) -> Tensor:
         return model(images(2, 32))
 
 
-def elsewhere(folder: Path, code: bool = False) -> Tensor:
+def elsewhere(folder: Path, code: str = "") -> Tensor:
     """The outputs of the network in `folder`, loaded by another process."""
     script = (
         "import sys, torch, seprune; torch.set_num_threads(1)\n"
         "x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))\n"
-        f"model = seprune.load(sys.argv[1], allow_code={code})\n"
+        f"loader = seprune.ModelLoader.allowing({code!r})\n"
+        "model = seprune.load(sys.argv[1], loader=loader)\n"
         "print(model(x).detach().double().tolist())"
     )
     done = subprocess.run(
@@ -155,17 +156,17 @@ def test_tied_weights_loose_buffers_and_loose_tensors_come_back(tmp_path):
     (tmp_path / "odd.py").write_text(CODE)
     name = f"{tmp_path / 'odd.py'}:odd"
     torch.manual_seed(0)
-    model = build(name, allow_code=True).eval()
+    model = ModelLoader.allowing(name).build(name).eval()
     plan = random_plan(analyse(model, images(2, 32)))
     small = prune(model, plan).eval()
     small.table.add_(1)
     save(small, tmp_path / "m", Architecture(name, plans=(plan,)))
-    again = load(tmp_path / "m", allow_code=True)
+    again = load(tmp_path / "m", loader=ModelLoader.allowing(name))
     assert torch.equal(answer(again), answer(small))
     assert again.one.weight is again.two.weight
     assert again.table.tolist() == [1, 2, 3]
     assert len(list(again.parameters())) == len(list(small.parameters()))
-    assert torch.equal(elsewhere(tmp_path / "m", code=True), answer(small).double())
+    assert torch.equal(elsewhere(tmp_path / "m", code=name), answer(small).double())
     with pytest.raises(UsageError, match="allow-code"):
         load(tmp_path / "m")
 

@@ -171,13 +171,17 @@ def test_code_runs_only_when_it_is_allowed(file: Path) -> None:
     assert caught.value.what == f"{file}:net: refused to run code"
     assert "--allow-code" in caught.value.fix
     assert caught.value.exit_status == 2
+    other = models.ModelLoader.allowing(file.with_name("other.py"))
+    with pytest.raises(UsageError, match="refused to run code"):
+        other.build(f"{file}:net")
     assert not file.with_suffix(".ran").exists()
 
 
 def test_a_function_gets_the_arguments_that_it_has(file: Path) -> None:
-    model = models.build(f"{file}:net", classes=5, input=(2, 8, 8), allow_code=True, width=6)
+    loader = models.ModelLoader.allowing(file)
+    model = loader.build(f"{file}:net", classes=5, input=(2, 8, 8), width=6)
     assert model(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 8, 8)
-    assert isinstance(models.build(f"{file}:plain", classes=5, allow_code=True), nn.Conv2d)
+    assert isinstance(loader.build(f"{file}:plain", classes=5), nn.Conv2d)
     with pytest.raises(UsageError, match="its input size is not known") as caught:
         models.input_size(f"{file}:net", model)
     assert caught.value.fix == "--input 3x224x224"
@@ -193,7 +197,7 @@ def test_a_function_gets_the_arguments_that_it_has(file: Path) -> None:
 )
 def test_faults_in_the_users_file(file: Path, function: str, what: str, why: str) -> None:
     with pytest.raises(InputError) as caught:
-        models.build(f"{file}:{function}", allow_code=True)
+        models.ModelLoader.allowing(file).build(f"{file}:{function}")
     assert what in caught.value.what
     assert why in caught.value.why
     assert caught.value.fix
@@ -201,10 +205,10 @@ def test_faults_in_the_users_file(file: Path, function: str, what: str, why: str
 
 def test_a_file_that_is_not_there_or_not_python(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        models.build(f"{tmp_path}/none.py:net", allow_code=True)
+        models.ModelLoader(any_file=True).build(f"{tmp_path}/none.py:net")
     (tmp_path / "bad.py").write_text("def net(:\n")
     with pytest.raises(InputError, match="SyntaxError"):
-        models.build(f"{tmp_path}/bad.py:net", allow_code=True)
+        models.ModelLoader(any_file=True).build(f"{tmp_path}/bad.py:net")
 
 
 def test_neither_zoo_is_imported_before_it_is_asked_for() -> None:

@@ -52,7 +52,7 @@ def test_channels_last_and_tied_weights_are_saved(terminal, tmp_path):
     name, out = f"{tmp_path}/tied.py:tied", tmp_path / "m"
     ended = terminal("prune", name, "--allow-code", "--importance", "l2", *SMALL, "--out", out)
     assert ended.status == 0, ended.err
-    small = seprune.load(out, allow_code=True)
+    small = seprune.load(out, loader=seprune.ModelLoader.allowing(name))
     assert small.one.weight is small.two.weight
     assert small.one.in_channels < 16
     ended = terminal("evaluate", out, "--allow-code", "--data", "digits", "--json")
