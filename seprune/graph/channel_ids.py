@@ -1,9 +1,9 @@
-"""Which channels are the same channel: labels that flow through a recorded pass.
+"""Which channels are the same channel: ids that flow through a recorded pass.
 
-Every output channel of a convolution or linear layer gets a label; views carry labels along,
-elementwise operators make two labels equal, and the next layer reads them as its inputs. The
-classes of equal labels are the channels that must be removed together. Whatever the rules do not
-know freezes the labels that meet it, with a reason: nothing is guessed and nothing can hang.
+Every output channel of a convolution or linear layer gets an id; views carry ids along,
+elementwise operators make two ids equal, and the next layer reads them as its inputs. The
+classes of equal ids are the channels that must be removed together. Whatever the rules do not
+know freezes the ids that meet it, with a reason: nothing is guessed and nothing can hang.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ FIXED = -1  # a position whose number cannot change
 NEUTRAL = 0  # no channel at all: spatial positions, scalars, mixtures of channels
 
 
-class Unforeseen(Exception):
+class UnknownUse(Exception):
     """An operator is used in a way that its rule does not know; the text says in which."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One side of one layer: position i carries the channel `labels[i]`."""
+    """One side of one layer: position i carries the channel `ids[i]`."""
 
     layer: str  # module path, or parameter path for bare parameters
     side: str  # "out" | "in" | "dim0" ... of a bare parameter | ".name" of a Python attribute
-    labels: Tensor
+    ids: Tensor
     node: int
     produces: bool = False
 
 
 @dataclass(frozen=True)
-class Cost:
+class OpCost:
     """MACs of one operator on one sample: proportional to the length of every factor."""
 
     macs: int
@@ -46,56 +46,58 @@ class Cost:
 
 
 @dataclass
-class Labelling:
-    """The result: labels of all values, what reads and makes them, and what ties them."""
+class ChannelIds:
+    """The result: ids of all values, what reads and makes them, and what ties them."""
 
     values: dict[int, Tensor] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
+    costs: list[OpCost] = field(default_factory=list)
     edges: list[Tensor] = field(default_factory=list)  # each (n, 2)
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
-    sums: list[tuple[int, Tensor]] = field(default_factory=list)  # (node, labels) of additions
-    whole: set[str] = field(default_factory=set)  # grouped convolutions that give up conv groups
+    sums: list[tuple[int, Tensor]] = field(default_factory=list)  # (node, ids) of additions
+    by_conv_group: set[str] = field(
+        default_factory=set
+    )  # grouped convolutions that give up conv groups
     even: list[tuple[Tensor, str]] = field(default_factory=list)  # rows keep as many; where
     depends: set[int] = field(default_factory=set)  # values that depend on the input
     count: int = 0
 
 
-def along(labels: Tensor, dim: int) -> Tensor | None:
-    """The labels along `dim` as a vector, or None where other dimensions change them."""
-    narrow = compact(labels)
-    dim %= labels.dim()
+def along(ids: Tensor, dim: int) -> Tensor | None:
+    """The ids along `dim` as a vector, or None where other dimensions change them."""
+    narrow = compact(ids)
+    dim %= ids.dim()
     vector = narrow
-    for other in range(labels.dim()):
+    for other in range(ids.dim()):
         if other != dim:
             vector = vector.narrow(other, 0, 1)
     if narrow.shape != vector.shape and not bool((narrow == vector).all()):
         return None
-    return vector.reshape(-1).expand(labels.shape[dim])
+    return vector.reshape(-1).expand(ids.shape[dim])
 
 
-def varying(labels: Tensor) -> list[int]:
-    """The dimensions along which labels differ."""
-    narrow = compact(labels)
+def varying(ids: Tensor) -> list[int]:
+    """The dimensions along which ids differ."""
+    narrow = compact(ids)
     return [
         d
-        for d in range(labels.dim())
+        for d in range(ids.dim())
         if narrow.shape[d] > 1 and not bool((narrow == narrow.narrow(d, 0, 1)).all())
     ]
 
 
-def compact(labels: Tensor) -> Tensor:
-    """The same labels with every expanded dimension at length 1."""
-    for d in range(labels.dim()):
-        if labels.shape[d] > 1 and labels.stride(d) == 0:
-            labels = labels.narrow(d, 0, 1)
-    return labels
+def compact(ids: Tensor) -> Tensor:
+    """The same ids with every expanded dimension at length 1."""
+    for d in range(ids.dim()):
+        if ids.shape[d] > 1 and ids.stride(d) == 0:
+            ids = ids.narrow(d, 0, 1)
+    return ids
 
 
-def solve(labelling: Labelling) -> Tensor:
-    """The class of every label: the smallest label that it is tied to."""
-    pairs = torch.cat([torch.zeros(0, 2, dtype=torch.int64), *labelling.edges])
-    return joined(labelling.count + 1, pairs)
+def solve(channel_ids: ChannelIds) -> Tensor:
+    """The class of every id: the smallest id that it is tied to."""
+    pairs = torch.cat([torch.zeros(0, 2, dtype=torch.int64), *channel_ids.edges])
+    return joined(channel_ids.count + 1, pairs)
 
 
 def joined(count: int, pairs: Tensor) -> Tensor:
@@ -113,12 +115,12 @@ def joined(count: int, pairs: Tensor) -> Tensor:
 
 
 class Walker:
-    """Carries labels from node to node; the rules in `rules/` say how each operator does it."""
+    """Carries ids from node to node; the rules in `rules/` say how each operator does it."""
 
     def __init__(self, trace: Trace, model: nn.Module) -> None:
         self.trace = trace
         self.modules = dict(model.named_modules())
-        self.result = Labelling()
+        self.result = ChannelIds()
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
         self.first = {  # of the modules that hold the same weight
@@ -127,10 +129,10 @@ class Walker:
             if isinstance(getattr(module, "weight", None), nn.Parameter)
         }
 
-    # -- labels of values -------------------------------------------------------------------
+    # -- ids of values -------------------------------------------------------------------
 
-    def labels(self, value: int) -> Tensor:
-        """The labels of a value, in its shape."""
+    def ids(self, value: int) -> Tensor:
+        """The ids of a value, in its shape."""
         known = self.result.values.get(value)
         if known is not None:
             return known
@@ -144,7 +146,7 @@ class Walker:
         return made
 
     def uniform(self, number: int, shape: tuple[int, ...]) -> Tensor:
-        """One label (`FIXED` or `NEUTRAL`) everywhere, without memory."""
+        """One id (`FIXED` or `NEUTRAL`) everywhere, without memory."""
         return torch.full((), number, dtype=torch.int64).expand(shape)
 
     def fresh(self, count: int) -> Tensor:
@@ -160,28 +162,28 @@ class Walker:
             return self.uniform(NEUTRAL, shape)
         if len(wide) > 1:
             return self.uniform(FIXED, shape)
-        labels = self.fresh(shape[wide[0]])
-        self.slot(Slot(name, f"dim{wide[0]}", labels, -1))
-        return labels.reshape(shape)
+        ids = self.fresh(shape[wide[0]])
+        self.slot(Slot(name, f"dim{wide[0]}", ids, -1))
+        return ids.reshape(shape)
 
     # -- ties -------------------------------------------------------------------------------
 
     def slot(self, slot: Slot) -> None:
-        """Note a side of a layer; a second call of a shared layer ties its labels to the first.
+        """Note a side of a layer; a second call of a shared layer ties its ids to the first.
 
         So does another layer with the same weight.
         """
         for layer in (slot.layer, self.first.get(slot.layer, slot.layer)):
             before = self.by_layer.get((layer, slot.side))
-            if before is not None and before.shape == slot.labels.shape:
-                self.tie(before, slot.labels, f"{layer}, which is shared")
+            if before is not None and before.shape == slot.ids.shape:
+                self.tie(before, slot.ids, f"{layer}, which is shared")
                 if layer == slot.layer:
                     return
-        self.by_layer[slot.layer, slot.side] = slot.labels
+        self.by_layer[slot.layer, slot.side] = slot.ids
         self.result.slots.append(slot)
 
     def tie(self, one: Tensor, two: Tensor, where: str) -> None:
-        """Make two label tensors of one shape equal."""
+        """Make two id tensors of one shape equal."""
         one, two = one.expand(two.shape), two.expand(one.shape)
         for d in range(one.dim()):
             if one.shape[d] > 1 and one.stride(d) == 0 and two.stride(d) == 0:
@@ -195,9 +197,9 @@ class Walker:
         if bool(stiff.any()):
             self.freeze(pairs[stiff], f"it meets a tensor of fixed size in {where}")
 
-    def freeze(self, labels: Tensor, reason: str) -> None:
-        """Leave whole the channels of `labels`, and all that they are or will be tied to."""
-        numbers = torch.unique(compact(labels))
+    def freeze(self, ids: Tensor, reason: str) -> None:
+        """Leave whole the channels of `ids`, and all that they are or will be tied to."""
+        numbers = torch.unique(compact(ids))
         numbers = numbers[numbers > 0]
         if len(numbers):
             self.result.frozen.append((numbers, reason))
@@ -222,23 +224,23 @@ class Walker:
         """The last resort: leave whole whatever goes in; what comes out has a fixed size."""
         for value in node.inputs():
             if self.trace.values[value].kind == "result" or value in self.result.values:
-                self.freeze(self.labels(value), why)
+                self.freeze(self.ids(value), why)
         for value in node.outputs:
             shape = self.trace.shape(value)
             number = FIXED if torch.Size(shape).numel() > 1 else NEUTRAL
             self.result.values[value] = self.uniform(number, shape)
         self.cost(node, ())
 
-    def set(self, node: Node, labels: Tensor, index: int = 0) -> None:
-        """Give the node's result `index` its labels; they broadcast to its shape."""
+    def set(self, node: Node, ids: Tensor, index: int = 0) -> None:
+        """Give the node's result `index` its ids; they broadcast to its shape."""
         value = node.outputs[index]
-        labels = labels.expand(self.trace.shape(value))
-        if compact(labels).numel() > 100_000:  # a reshape copied what was expanded
-            differ = varying(labels)
-            for d in set(range(labels.dim())) - set(differ):
-                labels = labels.narrow(d, 0, 1)
-            labels = labels.expand(self.trace.shape(value))
-        self.result.values[value] = labels
+        ids = ids.expand(self.trace.shape(value))
+        if compact(ids).numel() > 100_000:  # a reshape copied what was expanded
+            differ = varying(ids)
+            for d in set(range(ids.dim())) - set(differ):
+                ids = ids.narrow(d, 0, 1)
+            ids = ids.expand(self.trace.shape(value))
+        self.result.values[value] = ids
 
     def cost(self, node: Node, factors: Iterable[Tensor]) -> None:
         """Note the node's MACs: they fall with the length of every factor."""
@@ -246,15 +248,15 @@ class Walker:
             per_sample, rest = divmod(node.macs, self.trace.batch)
             if rest:
                 per_sample = node.macs // self.trace.batch
-            self.result.costs.append(Cost(per_sample, tuple(factors), node.module))
+            self.result.costs.append(OpCost(per_sample, tuple(factors), node.module))
 
     def arg(self, node: Node, index: int, name: str = "", default: Any = None) -> Any:
         """An argument of the operator, by position or by name."""
         return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
     def tensors(self, node: Node) -> list[Tensor]:
-        """The labels of everything that the operator reads."""
-        return [self.labels(v) for v in node.inputs()]
+        """The ids of everything that the operator reads."""
+        return [self.ids(v) for v in node.inputs()]
 
     def parameter_name(self, value: int) -> tuple[str, bool]:
         """The parameter behind a weight argument, and whether it arrives transposed."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from seprune.graph.channel_ids import Labelling, compact, varying
+from seprune.graph.channel_ids import ChannelIds, compact, varying
 from seprune.graph.trace import Node, Ref, Trace
 
 VIEWS = {
@@ -66,7 +66,7 @@ class Excitation:
 class Flow:
     """A recorded pass with its squeezed values worked out."""
 
-    def __init__(self, trace: Trace, labelling: Labelling) -> None:
+    def __init__(self, trace: Trace, labelling: ChannelIds) -> None:
         self.trace, self.labelling = trace, labelling
         self.depends = labelling.depends
         self.layers = {s.node: s.layer for s in labelling.slots if s.side != "in"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seprune.graph.channel_ids import Labelling, compact, varying
+from seprune.graph.channel_ids import ChannelIds, compact, varying
 from seprune.graph.dataflow import COPIES, PRODUCTS, Flow, base
 from seprune.graph.trace import Node, Ref
 
@@ -44,12 +44,12 @@ class Product:
     batch_dim: int
 
 
-def find_products(flow: Flow, labelling: Labelling) -> list[Product]:
+def find_products(flow: Flow, labelling: ChannelIds) -> list[Product]:
     """Every product of a map with a tensor that holds one value per sample and channel."""
     return [p for node in flow.trace.nodes for p in _products(flow, labelling, node)]
 
 
-def _products(flow: Flow, labelling: Labelling, node: Node) -> list[Product]:
+def _products(flow: Flow, labelling: ChannelIds, node: Node) -> list[Product]:
     if base(node) not in PRODUCTS:
         return []
     pair = [a.value for a in node.args if isinstance(a, Ref)][-2:]
@@ -61,7 +61,7 @@ def _products(flow: Flow, labelling: Labelling, node: Node) -> list[Product]:
     return []
 
 
-def _placed(flow: Flow, labelling: Labelling, product: tuple[Node, int, int]) -> Iterator[Product]:
+def _placed(flow: Flow, labelling: ChannelIds, product: tuple[Node, int, int]) -> Iterator[Product]:
     """The product for every way to tell samples from channels that fits; the usual one first."""
     node, gate, features = product
     chain = flow.strip(gate)
@@ -140,7 +140,7 @@ def _distinct(ids: Tensor) -> Tensor:
     return ids
 
 
-def _branchwise(flow: Flow, labelling: Labelling, gate: int, features: int) -> bool:
+def _branchwise(flow: Flow, labelling: ChannelIds, gate: int, features: int) -> bool:
     """Whether a batched matrix product keeps channels apart: it adds up branches, not channels."""
     rows, columns = flow.trace.shape(gate)[1:]
     labels = labelling.values[features].expand(flow.trace.shape(features))

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.graph.channel_ids import Labelling, solve, varying
+from seprune.graph.channel_ids import ChannelIds, solve, varying
 from seprune.graph.dataflow import LEARNED, SUMS, VIEWS, Excitation, Flow, base
 from seprune.graph.gate_names import gate_name, inside
 from seprune.graph.gate_products import Product, find_products, sampled
-from seprune.graph.op_rules import label
+from seprune.graph.op_rules import assign_channel_ids
 from seprune.graph.tap_points import Tap, Taps
 from seprune.graph.trace import Trace, record
 
@@ -68,15 +68,15 @@ def find_gates(model: nn.Module, inputs: Any) -> tuple[Gate, ...]:
         InputError: the forward fails; names the layer.
     """
     trace = record(model, inputs)
-    return gates_of(trace, label(trace, model), model)
+    return gates_of(trace, assign_channel_ids(trace, model), model)
 
 
-def gates_of(trace: Trace, labelling: Labelling, model: nn.Module) -> tuple[Gate, ...]:
+def gates_of(trace: Trace, labelling: ChannelIds, model: nn.Module) -> tuple[Gate, ...]:
     """The gates in a recorded and labelled pass, and the gate modules that it never called."""
     return tuple(_found(trace, labelling)) + tuple(_idle(trace, model))
 
 
-def _found(trace: Trace, labelling: Labelling) -> list[Gate]:
+def _found(trace: Trace, labelling: ChannelIds) -> list[Gate]:
     return _named(_Finder(trace, labelling).find())
 
 
@@ -139,7 +139,7 @@ def _alone(module: nn.Module) -> list[Gate]:
             trace = record(holder, probe, limit_seconds=5)
         except InputError:
             continue
-        found = _found(trace, label(trace, holder))
+        found = _found(trace, assign_channel_ids(trace, holder))
         if found:
             return found if width == channels else [replace(g, channels=0) for g in found]
     return []
@@ -183,7 +183,7 @@ class _Found:
 
 
 class _Finder:
-    def __init__(self, trace: Trace, labelling: Labelling) -> None:
+    def __init__(self, trace: Trace, labelling: ChannelIds) -> None:
         self.trace, self.labelling = trace, labelling
         self.flow = Flow(trace, labelling)
         self.classes = solve(labelling)

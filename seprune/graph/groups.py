@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
-from seprune.graph.channel_ids import Labelling, solve
+from seprune.graph.channel_ids import ChannelIds, solve
 from seprune.graph.gates import Gate, gates_of
-from seprune.graph.op_rules import label
+from seprune.graph.op_rules import assign_channel_ids
 from seprune.graph.score_sites import ScoreSites, Site
 from seprune.graph.tap_points import Tap
 from seprune.graph.trace import Trace, record
@@ -39,7 +39,7 @@ class GateLink:
 
 
 @dataclass(frozen=True)
-class Source:
+class ScoreSource:
     """Where a number per sample stands for the group's channels.
 
     Attributes:
@@ -74,7 +74,7 @@ class ChannelGroup:
     units: int
     members: tuple[Member, ...]
     gates: tuple[GateLink, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[ScoreSource, ...] = ()
     role: str = "features"
     prunable: bool = True
     reason: str | None = None
@@ -166,9 +166,9 @@ def find_structure(
         InputError: the forward fails or does not end; names the layer.
     """
     trace = record(model, inputs, limit_seconds=limit_seconds)
-    labelling = label(trace, model)
-    gates = gates_of(trace, labelling, model)
-    builder = _Builder(trace, labelling, gates)
+    channel_ids = assign_channel_ids(trace, model)
+    gates = gates_of(trace, channel_ids, model)
+    builder = _Builder(trace, channel_ids, gates)
     groups = builder.groups()
     return NetworkStructure(gates, groups, builder.macs(), builder.params(model))
 
@@ -184,15 +184,15 @@ class _Draft:
 
 
 class _Builder:
-    def __init__(self, trace: Trace, labelling: Labelling, gates: Sequence[Gate]) -> None:
-        self.trace, self.labelling, self.gates = trace, labelling, gates
-        self.classes = solve(labelling).numpy()
-        self.held = [self.of(slot.labels) for slot in labelling.slots]
+    def __init__(self, trace: Trace, channel_ids: ChannelIds, gates: Sequence[Gate]) -> None:
+        self.trace, self.channel_ids, self.gates = trace, channel_ids, gates
+        self.classes = solve(channel_ids).numpy()
+        self.classes_at = [self.of(slot.ids) for slot in channel_ids.slots]
         self.owner: dict[int, str] = {}  # class -> group
         self.units: dict[str, int] = {}
 
-    def of(self, labels: Tensor) -> Positions:
-        return np.asarray(self.classes[labels.clamp_min(0).numpy()])
+    def of(self, ids: Tensor) -> Positions:
+        return np.asarray(self.classes[ids.clamp_min(0).numpy()])
 
     # -- groups -------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class _Builder:
         drafts = self.drafts()
         sites = self.sites(drafts)
         for number, draft in enumerate(drafts):
-            layer = self.labelling.slots[draft.first].layer
+            layer = self.channel_ids.slots[draft.first].layer
             seen[layer] = seen.get(layer, 0) + 1
             name = layer if seen[layer] == 1 else f"{layer}#{seen[layer]}"
             self.owner.update(dict.fromkeys(draft.classes, name))
@@ -214,8 +214,8 @@ class _Builder:
         """Channels with the same layers, sides and multiplicities belong to one group."""
         frozen = self.frozen()
         signatures: dict[int, list[tuple[int, int]]] = {}
-        for number, held in enumerate(self.held):
-            for name, count in zip(*np.unique(held[held > 0], return_counts=True)):
+        for number, classes_at in enumerate(self.classes_at):
+            for name, count in zip(*np.unique(classes_at[classes_at > 0], return_counts=True)):
                 signatures.setdefault(int(name), []).append((number, int(count)))
         alike: dict[tuple[Any, ...], set[int]] = {}
         for name, signature in signatures.items():
@@ -223,22 +223,22 @@ class _Builder:
         drafts = []
         for (reason, *signature), names in alike.items():
             slots = tuple(n for n, _ in signature)
-            makers = [n for n in slots if self.labelling.slots[n].produces]
+            makers = [n for n in slots if self.channel_ids.slots[n].produces]
             if makers:
-                order = dict.fromkeys(int(c) for c in self.held[makers[0]] if int(c) in names)
+                order = dict.fromkeys(int(c) for c in self.classes_at[makers[0]] if int(c) in names)
                 drafts.append(_Draft(makers[0], slots, tuple(order), reason))
         return sorted(drafts, key=lambda d: d.first)
 
     def frozen(self) -> dict[int, str]:
         reasons: dict[int, str] = {}
-        for labels, reason in self.labelling.frozen:
-            for number in np.unique(self.of(labels)):
+        for ids, reason in self.channel_ids.frozen:
+            for number in np.unique(self.of(ids)):
                 reasons.setdefault(int(number), reason)
         return reasons
 
     def group(self, name: str, draft: _Draft, sites: Sequence[Site]) -> ChannelGroup:
         members = tuple(self.member(n, draft.classes) for n in draft.slots)
-        slots = [self.labelling.slots[n] for n in draft.slots]
+        slots = [self.channel_ids.slots[n] for n in draft.slots]
         channels = members[draft.slots.index(draft.first)].index.size
         reason = draft.reason or (_one_unit(channels) if len(draft.classes) == 1 else None)
         inside = {layer for gate in self.gates for layer in gate.excitation}
@@ -255,15 +255,15 @@ class _Builder:
         )
 
     def member(self, number: int, classes: tuple[int, ...]) -> Member:
-        slot, held = self.labelling.slots[number], self.held[number]
-        return Member(slot.layer, slot.side, _positions(held, classes), len(held))
+        slot, classes_at = self.channel_ids.slots[number], self.classes_at[number]
+        return Member(slot.layer, slot.side, _positions(classes_at, classes), len(classes_at))
 
     def links(self, classes: tuple[int, ...]) -> tuple[GateLink, ...]:
         found = []
         for gate in self.gates:
-            held = self.of(gate.labels) if gate.labels is not None else np.zeros(0, np.int64)
-            if set(classes) <= set(held.tolist()):
-                found.append(GateLink(gate.name, _positions(held, classes)))
+            classes_at = self.of(gate.labels) if gate.labels is not None else np.zeros(0, np.int64)
+            if set(classes) <= set(classes_at.tolist()):
+                found.append(GateLink(gate.name, _positions(classes_at, classes)))
         return tuple(found)
 
     def sites(self, drafts: Sequence[_Draft]) -> ScoreSites:
@@ -271,17 +271,17 @@ class _Builder:
         for number, draft in enumerate(drafts):
             group_of[list(draft.classes)] = number
         return ScoreSites(
-            self.trace, self.labelling, self.gates, classes=self.classes, group_of=group_of
+            self.trace, self.channel_ids, self.gates, classes=self.classes, group_of=group_of
         )
 
-    def sources(self, draft: _Draft, sites: Sequence[Site]) -> tuple[Source, ...]:
+    def sources(self, draft: _Draft, sites: Sequence[Site]) -> tuple[ScoreSource, ...]:
         found = []
         for site in sites:
             ids = self.of(site.labels)
             if set(draft.classes) <= set(ids.tolist()):
                 index = _positions(ids, draft.classes)
                 found.append(
-                    Source(site.kind, site.name, index, len(ids), site.tap, site.channel_dim)
+                    ScoreSource(site.kind, site.name, index, len(ids), site.tap, site.channel_dim)
                 )
         return tuple(found)
 
@@ -290,11 +290,11 @@ class _Builder:
     def macs(self) -> tuple[Term, ...]:
         return tuple(
             Term(cost.macs, tuple(self.factor(self.of(f)) for f in cost.factors))
-            for cost in self.labelling.costs
+            for cost in self.channel_ids.costs
         )
 
     def params(self, model: nn.Module) -> tuple[Term, ...]:
-        sides = {(s.layer, s.side): h for s, h in zip(self.labelling.slots, self.held)}
+        sides = {(s.layer, s.side): h for s, h in zip(self.channel_ids.slots, self.classes_at)}
         terms = []
         for path, parameter in model.named_parameters():
             owner, _, leaf = path.rpartition(".")
@@ -303,27 +303,31 @@ class _Builder:
             out, into = sides.get((owner, "out")), sides.get((owner, "in"))
             if out is not None and len(out) in parameter.shape[:2]:
                 factors.append(out)
-                if leaf == "weight" and into is not None and owner not in self.labelling.whole:
+                if (
+                    leaf == "weight"
+                    and into is not None
+                    and owner not in self.channel_ids.by_conv_group
+                ):
                     factors.append(into)
             terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
         return tuple(terms)
 
-    def factor(self, held: Positions) -> tuple[int, Mapping[str, int], int]:
+    def factor(self, classes_at: Positions) -> tuple[int, Mapping[str, int], int]:
         counts: dict[str, int] = {}
-        for number, count in zip(*np.unique(held, return_counts=True)):
+        for number, count in zip(*np.unique(classes_at, return_counts=True)):
             name = self.owner.get(int(number), "")
             counts[name] = counts.get(name, 0) + int(count)
         fixed = counts.pop("", 0)
-        return fixed, {n: c // self.units[n] for n, c in counts.items()}, len(held)
+        return fixed, {n: c // self.units[n] for n, c in counts.items()}, len(classes_at)
 
 
 def _one_unit(channels: int) -> str:
     return "it is a single channel" if channels == 1 else "its channels go together or not at all"
 
 
-def _positions(held: Positions, classes: tuple[int, ...]) -> Positions:
-    """For every class the positions in `held`, ascending: (classes, positions per class)."""
-    by_class = np.argsort(held, kind="stable")
-    starts = np.searchsorted(held[by_class], classes)
-    count = int((held == classes[0]).sum())
+def _positions(classes_at: Positions, classes: tuple[int, ...]) -> Positions:
+    """For every class the positions in `classes_at`, ascending: (classes, positions per class)."""
+    by_class = np.argsort(classes_at, kind="stable")
+    starts = np.searchsorted(classes_at[by_class], classes)
+    count = int((classes_at == classes[0]).sum())
     return np.stack([by_class[s : s + count] for s in starts])

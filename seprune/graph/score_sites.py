@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from seprune.graph.channel_ids import Labelling, along, compact, varying
+from seprune.graph.channel_ids import ChannelIds, along, compact, varying
 from seprune.graph.dataflow import ACTIVATIONS, COPIES, MIXING, VIEWS, Flow, base
 from seprune.graph.gate_products import sampled
 from seprune.graph.gate_uses import GateUses
@@ -50,7 +50,7 @@ class ScoreSites:
     def __init__(
         self,
         trace: Trace,
-        labelling: Labelling,
+        labelling: ChannelIds,
         gates: Sequence[Gate],
         *,
         classes: np.ndarray[tuple[int, ...], np.dtype[np.int64]],

@@ -140,7 +140,7 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
         except InputError:
             raise
         except Exception as error:
-            # whatever a stranger's forward raises belongs in the message, not in a traceback
+            # whatever the model's forward raises belongs in the message, not in a traceback
             where = recorder.where()
             raise InputError(
                 f"the model's forward fails in layer '{where or type(model).__name__}'",
@@ -166,7 +166,7 @@ def function_name(func: Any) -> str:
     return str(getattr(func, "__name__", func))
 
 
-class _Functions(TorchFunctionMode):
+class _FunctionRecorder(TorchFunctionMode):
     """Numbers the torch functions that Python code calls, as `watch` will see them again."""
 
     def __init__(self, recorder: _Recorder) -> None:
@@ -207,7 +207,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = {id(t): (n, "parameter") for n, t in model.named_parameters()}
         self.names |= {id(t): (n, "buffer") for n, t in model.named_buffers()}
         self.stack: list[_Frame] = []
-        self.functions = _Functions(self)
+        self.functions = _FunctionRecorder(self)
         self.counts: dict[str, int] = {}
         self.limit_seconds = limit_seconds
         self.deadline = time.monotonic() + limit_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seprune.graph.channel_ids import FIXED, NEUTRAL, Unforeseen, Walker, compact
+from seprune.graph.channel_ids import FIXED, NEUTRAL, UnknownUse, Walker, compact
 from seprune.graph.trace import Node
 
 
@@ -21,7 +21,7 @@ def elementwise(walker: Walker, node: Node) -> None:
 
 def unary(walker: Walker, node: Node) -> None:
     for index in range(len(node.outputs)):
-        walker.set(node, walker.labels(node.args[0].value), index)
+        walker.set(node, walker.ids(node.args[0].value), index)
 
 
 def fill(walker: Walker, node: Node) -> None:
@@ -45,7 +45,7 @@ def tie_all(walker: Walker, node: Node, operands: list[Tensor]) -> Tensor:
         merged = torch.where(a > 0, a, torch.where(b > 0, b, torch.minimum(a, b)))
         out = merged.expand(shape)
     if out is None:
-        raise Unforeseen("no tensor to read")
+        raise UnknownUse("no tensor to read")
     return out
 
 

@@ -22,8 +22,8 @@ def even_out(walker: Walker) -> None:
     Every side is evened out on top of the one before: unions of even classes stay even.
     """
     classes = solve(walker.result)
-    for labels, where in walker.result.even:
-        rows = torch.where(labels > 0, classes[labels.clamp_min(0)], FIXED)
+    for ids, where in walker.result.even:
+        rows = torch.where(ids > 0, classes[ids.clamp_min(0)], FIXED)
         pairs = torch.from_numpy(partners(rows.numpy()))
         if len(pairs):
             walker.tie(pairs[:, 0], pairs[:, 1], where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from seprune.graph.channel_ids import FIXED, NEUTRAL, Slot, Unforeseen, Walker, along, varying
+from seprune.graph.channel_ids import FIXED, NEUTRAL, Slot, UnknownUse, Walker, along, varying
 from seprune.graph.op_rules.elementwise import tie_all
 from seprune.graph.op_rules.views import attribute
 from seprune.graph.trace import Node
@@ -15,7 +15,7 @@ def convolution(walker: Walker, node: Node) -> None:
     transposed, groups = bool(walker.arg(node, 6)), int(walker.arg(node, 8))
     shape, kernel = walker.trace.shape(x), walker.trace.shape(weight)
     outs = kernel[1] * groups if transposed else kernel[0]
-    read = walker.labels(x)
+    read = walker.ids(x)
     channels = along(read, 1)
     if channels is None:
         _positional(walker, node, outs)
@@ -25,10 +25,10 @@ def convolution(walker: Walker, node: Node) -> None:
     into, out = ("in", "out") if owned else ("dim0", "dim1") if transposed else ("dim1", "dim0")
     depthwise = groups == shape[1] > 1
     if transposed and groups > 1 and not (depthwise and outs == groups):
-        raise Unforeseen("conv groups of a transposed convolution")
+        raise UnknownUse("conv groups of a transposed convolution")
     if not owned and groups > 1:
         if not depthwise or transposed:
-            raise Unforeseen("conv groups of a bare parameter")
+            raise UnknownUse("conv groups of a bare parameter")
         attribute(walker, node, [groups], [channels])
     if depthwise:
         made = channels.repeat_interleave(outs // groups)
@@ -58,7 +58,7 @@ def _conv_groups(walker: Walker, layer: str, groups: int, channels: Tensor, made
     ins, outs = channels.reshape(groups, -1), made.reshape(groups, -1)
     where = f"the conv groups of {layer}"
     if _whole_blocks(groups, channels, made):
-        walker.result.whole.add(layer)
+        walker.result.by_conv_group.add(layer)
         walker.tie(ins, ins[:, :1].expand_as(ins), where)
         walker.tie(outs, ins[:, :1].expand_as(outs), where)
     else:
@@ -68,7 +68,7 @@ def _conv_groups(walker: Walker, layer: str, groups: int, channels: Tensor, made
 def _positional(walker: Walker, node: Node, outs: int) -> None:
     """A convolution over channel positions (ECA): the order of channels stays, none is mixed."""
     x, out = node.args[0].value, node.outputs[0]
-    read = walker.labels(x)
+    read = walker.ids(x)
     if outs == walker.trace.shape(x)[1] == 1 and walker.trace.shape(x) == walker.trace.shape(out):
         walker.set(node, read)
         walker.cost(node, tuple(v for d in varying(read) if (v := along(read, d)) is not None))
@@ -80,12 +80,12 @@ def addmm(walker: Walker, node: Node) -> None:
     bias, x, weight = (a.value for a in node.args[:3])
     if not _matmul_parameter(walker, node, x, weight):
         bmm(walker, node, (x, weight))
-        tie_all(walker, node, [walker.labels(bias), walker.result.values[node.outputs[0]]])
+        tie_all(walker, node, [walker.ids(bias), walker.result.values[node.outputs[0]]])
         return
     name, _ = walker.parameter_name(bias)
     if name and walker.modules.get(node.module) is None:
         made = walker.result.values[node.outputs[0]]
-        walker.tie(walker.labels(bias), along(made, -1), walker.place(node))  # type: ignore[arg-type]
+        walker.tie(walker.ids(bias), along(made, -1), walker.place(node))  # type: ignore[arg-type]
 
 
 def mm(walker: Walker, node: Node) -> None:
@@ -97,7 +97,7 @@ def mm(walker: Walker, node: Node) -> None:
 def linear(walker: Walker, node: Node) -> None:
     x, weight = node.args[0].value, node.args[1].value
     name, _ = walker.parameter_name(weight)
-    channels = along(walker.labels(x), -1)
+    channels = along(walker.ids(x), -1)
     if not name or channels is None:
         walker.opaque(node, f"no rule for {walker.place(node)}")
         return
@@ -114,7 +114,7 @@ def _matmul_parameter(walker: Walker, node: Node, x: int, weight: int) -> bool:
     name, turned = walker.parameter_name(weight)
     if weight in walker.result.depends or not name or len(walker.trace.shape(weight)) != 2:
         return False
-    read = walker.labels(x)
+    read = walker.ids(x)
     outs = walker.trace.shape(node.outputs[0])[-1]
     channels = along(read, -1)
     if channels is None:
@@ -150,18 +150,18 @@ def _layer(walker: Walker, node: Node, weight: int, turned: bool = False) -> str
     ):
         return owner
     if not name:
-        raise Unforeseen("the weight is computed")
+        raise UnknownUse("the weight is computed")
     return name
 
 
 def bmm(walker: Walker, node: Node, pair: tuple[int, int] | None = None) -> None:
     """A product of two activations: contracted channels are tied, rows and columns go on."""
     first, second = pair or (node.args[-2].value, node.args[-1].value)
-    a, b = walker.labels(first), walker.labels(second)
+    a, b = walker.ids(first), walker.ids(second)
     rows, columns = -2 in _from_end(a), -1 in _from_end(b)
     inner_a, inner_b = -1 in _from_end(a), -2 in _from_end(b)
     if (rows and inner_a) or (columns and inner_b) or (rows and columns):
-        raise Unforeseen("a matrix product of channels with channels")
+        raise UnknownUse("a matrix product of channels with channels")
     left, right = a.narrow(-2, 0, 1).squeeze(-2), b.narrow(-1, 0, 1).squeeze(-1)
     if inner_a or inner_b:
         fixed = walker.uniform(FIXED, tuple(left.shape))
@@ -177,5 +177,5 @@ def bmm(walker: Walker, node: Node, pair: tuple[int, int] | None = None) -> None
     walker.set(node, made)
 
 
-def _from_end(labels: Tensor) -> list[int]:
-    return [d - labels.dim() for d in varying(labels)]
+def _from_end(ids: Tensor) -> list[int]:
+    return [d - ids.dim() for d in varying(ids)]

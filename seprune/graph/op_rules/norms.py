@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from seprune.graph.channel_ids import Slot, Unforeseen, Walker, along
+from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along
 from seprune.graph.trace import Node, Ref
 
 
@@ -14,7 +14,7 @@ def batch_norm(walker: Walker, node: Node) -> None:
 
 def group_norm(walker: Walker, node: Node) -> None:
     groups = int(node.args[6])
-    channels = along(walker.labels(node.args[0].value), 1)
+    channels = along(walker.ids(node.args[0].value), 1)
     if channels is not None and groups > 1:
         rows = channels.reshape(groups, -1)
         walker.tie(rows, rows[:1].expand_as(rows), f"the groups of {node.module}")
@@ -23,18 +23,18 @@ def group_norm(walker: Walker, node: Node) -> None:
 
 def layer_norm(walker: Walker, node: Node) -> None:
     if len(node.args[1]) != 1:
-        raise Unforeseen("normalised over several dimensions")
+        raise UnknownUse("normalised over several dimensions")
     _norm(walker, node, dim=-1, parameters=range(2, 4))
 
 
 def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     channels = along(read, dim)
     module = walker.modules.get(node.module)
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and channels is not None:
         channels = channels[: module.num_features]  # torch folds samples and channels together
     if channels is None:
-        raise Unforeseen("channels are mixed with positions")
+        raise UnknownUse("channels are mixed with positions")
     names = [
         walker.parameter_name(node.args[i].value)[0]
         for i in parameters
@@ -45,7 +45,7 @@ def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
     elif any(names):
         for i in parameters:
             if len(node.args) > i and isinstance(node.args[i], Ref):
-                walker.tie(channels, walker.labels(node.args[i].value), walker.place(node))
+                walker.tie(channels, walker.ids(node.args[i].value), walker.place(node))
     elif any(hasattr(module, n) for n in ("num_features", "num_channels", "normalized_shape")):
         walker.slot(Slot(node.module, "out", channels, node.id))
     walker.set(node, read)

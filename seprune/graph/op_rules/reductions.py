@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from seprune.graph.channel_ids import FIXED, NEUTRAL, Unforeseen, Walker, varying
+from seprune.graph.channel_ids import FIXED, NEUTRAL, UnknownUse, Walker, varying
 from seprune.graph.trace import Node
 
 
 def spatial(walker: Walker, node: Node) -> None:
     """Pooling, padding, resizing: channels stay, positions change."""
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     for index, value in enumerate(node.outputs):
         shape = walker.trace.shape(value)
         kept = [d for d in varying(read) if shape[d] != read.shape[d]]
         if len(shape) != read.dim() or kept:
-            raise Unforeseen("channels are resized")
+            raise UnknownUse("channels are resized")
         narrow = read
         for d in range(read.dim()):
             if shape[d] != read.shape[d]:
@@ -24,7 +24,7 @@ def spatial(walker: Walker, node: Node) -> None:
 
 
 def pad(walker: Walker, node: Node) -> None:
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     widths = list(node.args[1])
     moved = {read.dim() - 1 - i // 2 for i, w in enumerate(widths) if w}
     if moved & set(varying(read)):
@@ -35,7 +35,7 @@ def pad(walker: Walker, node: Node) -> None:
 
 def reduce(walker: Walker, node: Node) -> None:
     """Sums and means: a reduced dimension of one channel disappears, several are mixed."""
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     named = "norm" in node.op  # the order of the norm stands before the dimensions
     dims = walker.arg(node, 2 if named else 1, "dim")
     dims = list(range(read.dim())) if dims is None or dims == [] else dims

@@ -1,4 +1,4 @@
-"""How every operator carries channel labels: one small function per kind of operator."""
+"""How every operator carries channel ids: one small function per kind of operator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seprune.errors import first_line
-from seprune.graph.channel_ids import NEUTRAL, Labelling, Unforeseen, Walker
+from seprune.graph.channel_ids import NEUTRAL, ChannelIds, UnknownUse, Walker
 from seprune.graph.op_rules import elementwise, layers, norms, reductions, views
 from seprune.graph.op_rules.evens import even_out
 from seprune.graph.trace import Node, Trace
@@ -16,14 +16,14 @@ from seprune.graph.trace import Node, Trace
 Rule = Callable[[Walker, Node], None]
 
 
-def label(trace: Trace, model: nn.Module) -> Labelling:
-    """Send labels through a recorded pass of `model`."""
+def assign_channel_ids(trace: Trace, model: nn.Module) -> ChannelIds:
+    """Send ids through a recorded pass of `model`."""
     walker = Walker(trace, model)
     for node in trace.nodes:
         _step(walker, node)
     even_out(walker)
     for value in trace.outputs:
-        walker.freeze(walker.labels(value), "it is an output of the model")
+        walker.freeze(walker.ids(value), "it is an output of the model")
     return walker.result
 
 
@@ -39,18 +39,18 @@ def _step(walker: Walker, node: Node) -> None:
     if rule is None:
         walker.opaque(node, f"no rule for {walker.place(node)}")
         return
-    labels, costs = walker.result.count, len(walker.result.costs)
+    ids, costs = walker.result.count, len(walker.result.costs)
     try:
         rule(walker, node)
         return
-    except Unforeseen as refusal:
+    except UnknownUse as refusal:
         why = f"{walker.place(node)}: {refusal}"
     except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
         # shapes and arguments that nobody thought of: the same as an unknown operator
         first = first_line(error)
         why = f"{walker.place(node)} is used in an unknown way ({type(error).__name__}: {first})"
     # what the rule had done before it gave up: nothing of it may be cut or counted
-    walker.freeze(torch.arange(labels + 1, walker.result.count + 1), why)
+    walker.freeze(torch.arange(ids + 1, walker.result.count + 1), why)
     del walker.result.costs[costs:]
     walker.opaque(node, why)
 

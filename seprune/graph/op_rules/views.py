@@ -1,4 +1,4 @@
-"""Views, splits and joins: labels are rearranged as the tensor was."""
+"""Views, splits and joins: ids are rearranged as the tensor was."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from seprune.graph.channel_ids import Slot, Unforeseen, Walker, along, varying
+from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along, varying
 from seprune.graph.trace import Node, Ref
 
 
 def replay(walker: Walker, node: Node) -> None:
-    """A view: do to the labels what was done to the tensor."""
+    """A view: do to the ids what was done to the tensor."""
     overload = _overload(node.op)
-    arguments = tree_map(lambda a: walker.labels(a.value) if isinstance(a, Ref) else a, node.args)
+    arguments = tree_map(lambda a: walker.ids(a.value) if isinstance(a, Ref) else a, node.args)
     keywords = {k: v for k, v in node.kwargs.items() if k in ("dim", "dims", "start", "end")}
     made = overload(*arguments, **keywords)
     for index, part in enumerate(made if isinstance(made, (tuple, list)) else [made]):
@@ -23,14 +23,14 @@ def replay(walker: Walker, node: Node) -> None:
 
 
 def reshape(walker: Walker, node: Node) -> None:
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     made = read.reshape(walker.trace.shape(node.outputs[0]))
     for old, new in _regrouped(tuple(read.shape), tuple(made.shape)):
         wide = [d for d in new if made.shape[d] > 1]
         if len(wide) < 2 or not set(varying(read)) & set(old):
             continue
         if len([d for d in old if read.shape[d] > 1]) > 1:
-            raise Unforeseen("a reshape takes channels and positions apart")
+            raise UnknownUse("a reshape takes channels and positions apart")
         last = wide[-1]
         first = made
         for d in wide:
@@ -68,10 +68,10 @@ def _regrouped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[in
 
 def still(walker: Walker, node: Node) -> None:
     """Order of positions changes (roll, flip): fine unless channels are what moves."""
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     dims = walker.arg(node, len(node.args) - 1, "dims", [])
     if {d % read.dim() for d in dims} & set(varying(read)):
-        raise Unforeseen("channels change their order")
+        raise UnknownUse("channels change their order")
     walker.set(node, read)
 
 
@@ -81,7 +81,7 @@ def _overload(op: str) -> Any:
 
 
 def split(walker: Walker, node: Node) -> None:
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     dim = walker.arg(node, 2, "dim", 0) % read.dim()
     replay(walker, node)
     if varying(read) != [dim]:
@@ -101,7 +101,7 @@ def split(walker: Walker, node: Node) -> None:
 
 
 def slice_(walker: Walker, node: Node) -> None:
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     dim = walker.arg(node, 1, "dim", 0) % read.dim()
     replay(walker, node)
     made = walker.result.values[node.outputs[0]]
@@ -122,7 +122,7 @@ def slice_(walker: Walker, node: Node) -> None:
 
 
 def select(walker: Walker, node: Node) -> None:
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     dim = walker.arg(node, 1, "dim", 0) % read.dim()
     if varying(read) == [dim]:
         walker.freeze(read, f"one channel is picked by {walker.place(node)}")
@@ -131,7 +131,7 @@ def select(walker: Walker, node: Node) -> None:
 
 def unbind(walker: Walker, node: Node) -> None:
     """Branches may be taken apart; channels one by one may not."""
-    read = walker.labels(node.args[0].value)
+    read = walker.ids(node.args[0].value)
     if varying(read) == [walker.arg(node, 1, "dim", 0) % read.dim()]:
         walker.freeze(read, f"channels are taken apart one by one by {walker.place(node)}")
     replay(walker, node)
@@ -140,11 +140,11 @@ def unbind(walker: Walker, node: Node) -> None:
 def attribute(walker: Walker, node: Node, sizes: list[int], parts: list[Tensor]) -> bool:
     """Find the module attribute that told forward where to split, so that the cut can set it."""
     module = walker.modules.get(node.module)
-    for name, held in sorted(vars(module).items()) if module is not None else []:
-        if name.startswith("_") or isinstance(held, bool):
+    for name, value in sorted(vars(module).items()) if module is not None else []:
+        if name.startswith("_") or isinstance(value, bool):
             continue
-        same_list = isinstance(held, (list, tuple)) and list(held) == sizes and len(sizes) > 1
-        same_number = isinstance(held, int) and held == sizes[0] and len(set(sizes)) == 1
+        same_list = isinstance(value, (list, tuple)) and list(value) == sizes and len(sizes) > 1
+        same_number = isinstance(value, int) and value == sizes[0] and len(set(sizes)) == 1
         if same_list or same_number:
             sides = [f".{name}[{i}]" for i in range(len(parts))] if same_list else [f".{name}"]
             for side, part in zip(sides, parts):
