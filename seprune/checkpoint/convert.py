@@ -17,13 +17,10 @@ from seprune.checkpoint.sniff import locate
 from seprune.checkpoint.weights import Choice, Weights, load_weights, select
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.runtime import files
+from seprune.runtime.child_process import child_environment, python_command
 
-# `-c` puts the user's folder first on the path, where the pickled classes usually live
 _UNWRITTEN = "not written, errno "
-_CHILD = (
-    "import sys; sys.path.append(sys.argv.pop(1)); "
-    "from seprune.checkpoint.convert import main; main(*sys.argv[1:3], weights=sys.argv[3])"
-)
+_CHILD = "from seprune.checkpoint.convert import main; main(*sys.argv[1:3], weights=sys.argv[3])"
 
 
 def convert(
@@ -78,10 +75,9 @@ def main(path: str, out: str, *, weights: Choice) -> None:
 
 
 def _convert_in_child(path: Path, out: Path, *, weights: Choice, limit_seconds: float) -> None:
-    home = str(Path(__file__).parents[2])
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = child_environment(CUDA_VISIBLE_DEVICES="")
     environment.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
-    command = [sys.executable, "-c", _CHILD, home, str(path), str(out), weights]
+    command = python_command(_CHILD, str(path), str(out), weights)
     try:
         child = subprocess.run(
             command,
@@ -124,6 +120,7 @@ def _failed(path: Path, reason: str) -> InputError:
     return InputError(
         f"{path}: cannot be converted",
         why=reason,
-        fix="run it in the folder and the environment that the model was trained in",
+        fix="run it in the environment that the model was trained in; if its classes lie in files "
+        f"of your own: PYTHONPATH=FOLDER seprune convert --allow-pickle {path}",
         code="checkpoint-convert",
     )

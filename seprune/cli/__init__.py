@@ -17,6 +17,7 @@ import typer
 from seprune.cli import about, console, masking, stages, sweeping
 from seprune.errors import SepruneError, StoppedError
 
+PIPE_STATUS = 141  # as of a program that SIGPIPE ended
 app = typer.Typer(
     name="seprune",
     help="Prune Squeeze-and-Excitation networks by what their own gates say about each channel.\n\n"
@@ -43,32 +44,48 @@ def _united() -> AbstractContextManager[None]:
 
 def main() -> None:
     """Run the command line; the one border where errors become exit statuses."""
+    console.open_streams()
+    try:
+        status = _run()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:  # the reader of stdout or stderr has gone; nothing saved is lost
+        console.close_pipes()
+        status = PIPE_STATUS
+    except OSError:  # stdout fails, and Python would report it once more at the end
+        console.close_pipes()
+        status = 4
+    sys.exit(status)
+
+
+def _run() -> int:
+    """The exit status of the command that was typed, its error printed.
+
+    Raises:
+        OSError: stdout or stderr fails.
+    """
     from seprune.runtime.interrupts import interrupts
 
     try:
         with interrupts(), _united():
             status = app(standalone_mode=False)
-        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
     except (SepruneError, StoppedError) as error:
         if error.process is not None:  # torchrun stops whom it finds still leaving
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        console.fail(error)
-        sys.exit(error.exit_status)
-    except BrokenPipeError:  # the reader of a pipe has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        fault: SepruneError | StoppedError = error
+    except SystemExit as end:  # the parser's way out of a broken pipe
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a disk that fails where nobody writes: reading, or stdout
-        try:
-            console.fail(console.disk_fault(error))
-            sys.stdout.flush()
-        except OSError:  # it is stdout that fails, and Python would say so once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(4)
+        fault = console.disk_fault(error)
     except Exception as error:
-        fault = console.fault_behind(error)
-        if fault is None:
+        known = console.fault_behind(error)
+        if known is None:
             traceback.print_exc()
-            fault = console.bug(error)
-        console.fail(fault)
-        sys.exit(fault.exit_status)
-    sys.exit(status if isinstance(status, int) else 0)
+        fault = known or console.bug(error)
+    console.fail(fault)
+    return fault.exit_status

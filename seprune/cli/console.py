@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,12 +22,16 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
 
 from seprune.errors import EnvironmentFault, SepruneError, StoppedError, UsageError
 from seprune.runtime.interrupts import safe_point
+from seprune.runtime.text import printable
 
 T = TypeVar("T")
 QUIET_SECONDS = 10.0
+_ASCII = str.maketrans("█▏▎▍▌▋▊▉▁▂▃▄▅▆▇·×–—…━╸╺─", "#:::::::_.-:=+*.x--~----")
 
 
 def process() -> int:
@@ -33,14 +39,69 @@ def process() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+class PlainConsole(Console):
+    """A console for which text from files is only text, wherever it stands.
+
+    No markup, no emoji codes, and no control character but those that rich itself makes.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """The text of a cell or a title, as wide as it will be shown."""
+        return super().render_str(printable(text), **how)
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        # strict POSIX locales, PYTHONIOENCODING=ascii
+        table = {} if self.encoding.lower().startswith("utf") else _ASCII
+
+        def plain(segment: Segment) -> Segment:
+            if segment.is_control:
+                return segment
+            return segment._replace(text=printable(segment.text).translate(table))
+
+        return super()._render_buffer(map(plain, buffer))
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`, as for every other write."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def stderr() -> Console:
     """Where people look: tables, progress, errors."""
-    return Console(stderr=True, highlight=False, quiet=process() > 0)
+    return PlainConsole(stderr=True, quiet=process() > 0)
 
 
 def stdout() -> Console:
     """Where results go that somebody asked for."""
-    return Console(highlight=False, quiet=process() > 0)
+    return PlainConsole(quiet=process() > 0)
+
+
+def open_streams() -> None:
+    """Give the process the streams that it was started without, and let none refuse a character.
+
+    A closed stdout or stderr would otherwise be the number of the next file that is opened.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_pipes() -> None:
+    """Let nothing more be written to a pipe whose reader has gone, also not at the very end."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def track(
@@ -62,20 +123,20 @@ def _live(
     iterable: Iterable[T], label: str, total: int, unit: str, live: Callable[[], str] | None
 ) -> Iterator[T]:
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
     ]
     if live is None:  # in 80 columns there is room for one of the two
-        columns[2:2] = [MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
+        columns[2:2] = [MofNCompleteColumn(), TextColumn("{task.fields[unit]}", markup=False)]
         columns.append(TimeRemainingColumn(compact=True))
     with Progress(*columns, console=stderr(), transient=True, refresh_per_second=4) as progress:
-        task = progress.add_task(escape(label), total=total, unit=unit, numbers="")
+        task = progress.add_task(label, total=total, unit=unit, numbers="")
         start = time.monotonic()
         for done, item in enumerate(iterable, 1):
             yield item
             rate = done / max(time.monotonic() - start, 1e-9)
-            said = _rate(rate) if live is None else escape(live())
+            said = _rate(rate) if live is None else live()
             progress.update(task, completed=done, numbers=said)
 
 
@@ -105,13 +166,14 @@ def _rate(rate: float) -> str:
 def tell(line: str) -> None:
     """One line for people."""
     if process() == 0:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def give(document: Any) -> None:
     """The one JSON document on stdout; NaN and infinities become null."""
     if process() == 0:
-        print(json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False))
+        text = json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False)
+        print(_escaped(text))
 
 
 def wants_json() -> bool:
@@ -123,13 +185,13 @@ def fail(error: SepruneError | StoppedError) -> None:
     """Say what is wrong, why, and what to type next; so does a later process that failed first."""
     if process() not in (0, error.process):
         return
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True)
     console.print("error: ", style="bold red", end="")
-    console.print(error.what, markup=False, soft_wrap=True)
+    console.print(error.what, soft_wrap=True)
     for word, text in (("why", error.why), ("next", error.fix)):
         if text:
             console.print(f" {word}: ", style="bold", end="")
-            console.print(text, markup=False, soft_wrap=True)
+            console.print(text, soft_wrap=True)
     if wants_json():
         said = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
         give({"error": said})
@@ -178,6 +240,18 @@ def help_line() -> str:
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     words = [w for w in sys.argv[1:2] if w in known | {"recipes"}]
     return " ".join(["seprune", *words, "--help"])
+
+
+def _escaped(text: str) -> str:
+    """JSON in which every character that is not to be printed, or cannot be, is an escape."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+    def safe(letter: str) -> bool:
+        return (letter.isprintable() or letter == "\n") and (utf8 or letter.isascii())
+
+    return "".join(c if safe(c) else json.dumps(c)[1:-1].replace("\x7f", "\\u007f") for c in text)
 
 
 def _finite(value: Any) -> Any:

@@ -33,7 +33,11 @@ def recipes_ls(json: options.Json = False) -> None:
 
     found = {}
     for path in sorted(recipe_folder().glob("*.yaml")):
-        lines = [x.lstrip("# ") for x in path.read_text().splitlines() if x.startswith("#")]
+        lines = [
+            x.lstrip("# ")
+            for x in path.read_text(encoding="utf-8").splitlines()
+            if x.startswith("#")
+        ]
         found[path.stem] = next((x for x in lines if x and "yaml-language-server" not in x), "")
     if json:
         console.give(found)
@@ -52,7 +56,7 @@ def recipes_show(name: Name) -> None:
     Example:
       seprune recipes show quickstart
     """
-    print(_shipped(name).read_text(), end="")
+    print(_shipped(name).read_text(encoding="utf-8"), end="")
 
 
 @app.command("cp")
@@ -68,7 +72,7 @@ def recipes_cp(name: Name, target: Target) -> None:
     if target.exists():
         raise UsageError(f"{target}: exists already", why="nothing is overwritten",
                          fix="choose another name")  # fmt: skip
-    write_text(target, _shipped(name).read_text())
+    write_text(target, _shipped(name).read_text(encoding="utf-8"))
 
 
 @app.command("validate")

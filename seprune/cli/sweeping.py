@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from seprune.cli import console, options
 from seprune.errors import UsageError
 from seprune.pipeline import sweep as sweeps
 from seprune.pipeline.sweep import Cell
+from seprune.runtime.child_process import MAIN, python_command
 
 
 def register(app: typer.Typer) -> None:
@@ -55,9 +55,11 @@ def sweep(
         _one(recipe, cells, out, index=index, workers=worker_of, allow_code=allow_code)
     else:
         _refuse_crowded_latency(cells, jobs)
-        again = [sys.executable, "-m", "seprune", "sweep", recipe, *given, "--out", str(out)]
+        again = ["sweep", recipe, *given, "--out", str(out)]
         again += ["--worker-of", str(jobs), *(["--allow-code"] if allow_code else [])]
-        crew = sweeps.Crew(out, cells, jobs, lambda i: [*again, "--index", str(i)])
+        crew = sweeps.Crew(
+            out, cells, jobs, lambda i: python_command(MAIN, *again, "--index", str(i))
+        )
         _all(crew, json=json)
 
 

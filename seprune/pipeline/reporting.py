@@ -26,6 +26,7 @@ from seprune.report import GateSummary, GroupCut, Measurement, Report
 from seprune.runtime.environment import environment
 from seprune.runtime.files import CARD, write_text
 from seprune.runtime.reading import read_json, read_text
+from seprune.runtime.text import csv_text, from_csv_cell
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10
@@ -139,16 +140,14 @@ def gate_summaries(
 
 def write_importance(cut: Cut, path: Path) -> None:
     """One row a unit: group, unit, score, kept."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["group", "unit", "score", "kept"])
+    rows: list[list[Any]] = [["group", "unit", "score", "kept"]]
     for group in cut.plan.groups:
         kept = set(group.keep)
         scores = cut.importance.scores.get(group.name)
         for unit in range(group.units):
             score = "" if scores is None else repr(float(scores[unit]))
-            writer.writerow([group.name, unit, score, int(unit in kept)])
-    write_text(path, stream.getvalue())
+            rows.append([group.name, unit, score, int(unit in kept)])
+    write_text(path, csv_text(rows))
 
 
 def read_importance(path: Path, criterion: str) -> Importance:
@@ -156,7 +155,7 @@ def read_importance(path: Path, criterion: str) -> Importance:
     scores: dict[str, list[float]] = {}
     for row in csv.DictReader(io.StringIO(read_text(path))):
         if row["score"]:
-            scores.setdefault(row["group"], []).append(float(row["score"]))
+            scores.setdefault(from_csv_cell(row["group"]), []).append(float(row["score"]))
     import torch
 
     tensors = {n: torch.tensor(v, dtype=torch.float64) for n, v in scores.items()}

@@ -22,6 +22,7 @@ from seprune.errors import InputError, UsageError
 from seprune.pipeline import run_folder
 from seprune.recipe import Recipe, dump_recipe, load_recipe
 from seprune.runtime import files, reading
+from seprune.runtime.child_process import child_environment
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.paths import inside
 
@@ -131,7 +132,7 @@ class Crew:
             stdin=subprocess.PIPE,  # closes when this process dies, however it dies
             stdout=log,
             stderr=log,
-            env={**os.environ, **surroundings(slot, self.jobs)},
+            env=child_environment(**surroundings(slot, self.jobs)),
             start_new_session=True,
         )
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from seprune.runtime.text import printable
+
 Figure = dict[str, Any]
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -102,4 +104,4 @@ def short(value: float) -> float:
 
 def label(name: str) -> str:
     """Plotly reads markup in labels; names are data."""
-    return html.escape(name, quote=False)
+    return html.escape(printable(name), quote=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from seprune.report import words
 from seprune.report.measurement import STAGES, Measurement, Report
 from seprune.runtime import files
+from seprune.runtime.text import csv_text
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,13 @@ def compare(reports: Sequence[Report]) -> Comparison:
 
 def write_csv(comparison: Comparison, path: Path) -> None:
     """One CSV line a row; lists are joined by spaces, unknown values are empty."""
-    stream = io.StringIO()
     names = list(Row.__dataclass_fields__)
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
+    body = []
     for row in comparison.rows:
         flat = asdict(row)
         flat |= {key: " ".join(map(str, flat[key])) for key in ("names", "seeds")}
-        writer.writerow(flat)
-    files.write_text(path, stream.getvalue())
+        body.append([flat[name] for name in names])
+    files.write_text(path, csv_text([names, *body]))
 
 
 def _key(report: Report, m: Measurement) -> tuple[str, ...]:

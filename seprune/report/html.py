@@ -20,6 +20,7 @@ from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
 from seprune.report.measurement import Budget, GateSummary, Measurement, Report
 from seprune.runtime import files
+from seprune.runtime.text import printable
 
 SECTIONS = (
     ("summary", "Summary"),
@@ -98,7 +99,7 @@ def _write(path: Path, template: str, content: dict[str, Any], shown: dict[str, 
         plotly=_packed_plotly(),
         figures=_pack(json.dumps(shown, separators=(",", ":"), allow_nan=False)),
     )
-    files.write_bytes(path, text.encode("utf-8", errors="replace"))
+    files.write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 @cache
@@ -109,11 +110,17 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_plain,
     )
 
 
+def _plain(value: Any) -> Any:
+    """What a template shows, without control characters; our own markup stays as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text()
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from seprune.report.measurement import Budget, GateSummary, GroupCut, Report
 from seprune.runtime import files
+from seprune.runtime.text import csv_text
 
 Value = float | int | str | bool | None
 
 
 def write_csv(report: Report, path: Path) -> None:
     """Write `report.csv`; numbers are exact, unknown values empty, `kept` True or False."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns(report), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(report))
-    files.write_text(path, stream.getvalue())
+    names = columns(report)
+    body = ([row.get(name) for name in names] for row in rows(report))
+    files.write_text(path, csv_text([names, *body]))
 
 
 def columns(report: Report) -> list[str]:

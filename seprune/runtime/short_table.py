@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from seprune.runtime.text import printable
+
 ROWS = 20  # of a longer table the first ones are shown
 
 
@@ -66,5 +68,5 @@ class Tabular:
 
 def _cell(value: object) -> str:
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = printable(text, keep="")
     return text if len(text) <= 60 else text[:57] + "..."

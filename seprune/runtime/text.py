@@ -1,0 +1,59 @@
+"""Text from files, shown so that it is only text: in terminals, in pages and in spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def printable(text: str, *, keep: str = "\n") -> str:
+    """`text` with everything that a terminal would obey or hide spelled as Python escapes.
+
+    That is control characters (ESC among them), characters that change the direction of writing
+    or have no width, and the surrogates that stand for file names which are no UTF-8.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or unicodedata.category(c) == "Zs" else repr(c)[1:-1]
+        for c in text
+    )
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Numbers stay as they are, also those that come as text.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+    return stream.getvalue()
+
+
+def csv_cell(value: object) -> object:
+    """One value as `csv_text` writes it."""
+    if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
+        return value
+    return f"'{value}"
+
+
+def from_csv_cell(text: str) -> str:
+    """The text that `csv_cell` was given."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

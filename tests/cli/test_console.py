@@ -1,0 +1,58 @@
+"""One way to the terminal, in which data are never obeyed."""
+
+import io
+import json
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from seprune.cli import console
+
+NASTY = "[/x] [red]b[/red] :smile: \x1b]0;pwned\x07\x9b2J \u202e"
+SHOWN = r"[/x] [red]b[/red] :smile: \x1b]0;pwned\x07\x9b2J \u202e"
+
+
+def output(shown: object, encoding: str = "utf-8") -> str:
+    made = console.PlainConsole()
+    raw = io.BytesIO()
+    made.file = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+    made.width = 200
+    made.print(shown)
+    return raw.getvalue().decode(encoding)
+
+
+def table(cell: object) -> Table:
+    made = Table(title="t " + NASTY)
+    made.add_column("head " + NASTY)
+    made.add_row(cell)
+    return made
+
+
+@pytest.mark.parametrize("cell", [NASTY, Text(NASTY)], ids=["string", "Text"])
+def test_cells_titles_and_heads_are_text(cell):
+    shown = output(table(cell))
+    bell = r"\x07"  # rich's Text leaves it out
+    assert shown.replace(bell, "").count(SHOWN.replace(bell, "")) == 3
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+
+
+def test_a_printed_line_is_text():
+    assert output(NASTY) == SHOWN + "\n"
+    assert output("two\nlines") == "two\nlines\n"
+
+
+def test_an_ascii_terminal_gets_ascii():
+    shown = output(Text("█▏▄ 3 × 4 · – …"), "ascii")
+    assert shown == "#:: 3 x 4 . - ~\n"
+
+
+def test_lines_and_json_are_escaped_and_json_says_the_same(capsys):
+    console.tell(NASTY)
+    assert capsys.readouterr().err == SHOWN + "\n"
+    document = {"name": NASTY, "path": "\udcff/größe", "x": float("nan"), "del": "\x7f"}
+    console.give(document)
+    said = capsys.readouterr().out
+    assert not set(said) & set("\x1b\x07\x9b\u202e\udcff\x7f")
+    assert "größe" in said
+    assert json.loads(said) == {**document, "x": None}
