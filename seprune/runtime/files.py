@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import open_regular, read_text
-from seprune.runtime.transaction import Temporary, clear, put_in_place, settle, sync
+from seprune.runtime.transaction import Staging, clear, put_in_place, settle, sync
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,24 +47,23 @@ def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) ->
 
     What an earlier writer that was killed left in the folder is completed or removed first.
     """
-    path, made = folder / next(iter(parts)), dict[str, Temporary]()
+    path, staging = folder / next(iter(parts)), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clear(folder)
         need_space(folder, need)
+        staging = Staging(folder)
         for name, fill in parts.items():
-            path = folder / name
-            made[name] = Temporary(path)
-            fill(made[name].path)
-            made[name].lock_again()
-            made[name].path.chmod(0o666 & ~_umask())
-            sync(made[name].path)
-        put_in_place(folder, made)
+            path, temporary = folder / name, staging.path / name
+            fill(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            sync(temporary)
+        put_in_place(staging, parts)
     except OSError as error:
         raise _environment_fault(path, error) from error
     finally:
-        for temporary in made.values():
-            temporary.close()
+        if staging is not None:
+            staging.close()
 
 
 def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:

@@ -1,10 +1,10 @@
 """Files of one folder that are put in place together, whenever the process dies.
 
-Every file is written beside its place under a temporary name, which its writer keeps locked. For
-several files a record then names each temporary file and its place. From the moment that the
-record has its name the new files count: whoever looks at the folder next (`settle`) completes the
-renames that are missing. Before that moment the old ones count, and the temporary files, which
-nobody has locked any more, are removed (`clear`).
+They are written into a temporary folder beside their places, which the writer keeps locked. For
+several files a record then names each of them. From the moment that the record has its name the
+new files count: whoever looks at the folder next (`settle`) completes the renames that are
+missing. Before that moment the old ones count, and the temporary folder, which nobody has locked
+any more, is removed (`clear`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,22 +23,23 @@ from seprune.runtime.paths import inside
 from seprune.runtime.reading import read_json
 
 UNFINISHED = ".seprune.part"
-"""How names of temporary files end; nobody else's do."""
+"""How names of temporary folders end; nobody else's do."""
 RECORD = ".seprune.commit"
 
 
-class Temporary:
-    """A temporary file beside `path`, locked for as long as its writer lives."""
+class Staging:
+    """A temporary folder in `folder`, locked for as long as its writer lives."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.committed = False
         while True:
-            self.handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name[:40]}.", path.parent)
-            self.path = Path(name)
+            self.path = Path(tempfile.mkdtemp(UNFINISHED, ".", folder))
+            self._handle = os.open(self.path, os.O_RDONLY)
             with suppress(OSError):  # a file system without locks: nobody removes it then
-                fcntl.flock(self.handle, fcntl.LOCK_EX)
+                fcntl.flock(self._handle, fcntl.LOCK_EX)
             if self.path.exists():  # else somebody took it for a left-over before it was locked
                 return
-            os.close(self.handle)
+            os.close(self._handle)
 
     def lock_again(self) -> None:
         """Lock what lies at the path now: a library may write by replacing the file."""
@@ -49,36 +51,33 @@ class Temporary:
             fcntl.flock(self.handle, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Give the lock back, and remove the file if it was not put in place."""
-        with suppress(OSError):  # what is wrong with the disk was reported; `clear` comes later
-            self.path.unlink(missing_ok=True)
+        """Give the lock back, and remove what was not put in place."""
+        if not self.committed:
+            shutil.rmtree(self.path, ignore_errors=True)  # what stays, `clear` removes later
         with suppress(OSError):
-            os.close(self.handle)
+            os.close(self._handle)
 
 
-def put_in_place(folder: Path, made: Mapping[str, Temporary]) -> None:
-    """Give every temporary file of `folder` its name: all of them, or none.
+def put_in_place(staging: Staging, names: Collection[str]) -> None:
+    """Move files from the temporary folder to the folder around it: all of them, or none.
 
     Raises:
-        OSError: the disk failed; what was not put in place will be by `settle`, or never counted.
+        OSError: the disk failed; what was committed and not moved will be by `settle`.
     """
-    if len(made) == 1:
-        ((name, temporary),) = made.items()
-        temporary.path.replace(folder / name)
+    folder = staging.path.parent
+    if len(names) == 1:
+        for name in names:
+            (staging.path / name).replace(folder / name)
         sync(folder)
         return
+    sync(staging.path)
     with _alone(folder):
         _settle(folder)
-        names = {name: temporary.path.name for name, temporary in made.items()}
-        record = Temporary(folder / RECORD)
-        try:
-            record.path.write_text(json.dumps(names), encoding="utf-8")
-            sync(record.path)
-            record.path.replace(folder / RECORD)
-        finally:
-            record.close()
-        for temporary in made.values():  # from here on they belong to the record
-            temporary.path = folder / f".{UNFINISHED}"
+        record = staging.path / RECORD
+        record.write_text(json.dumps({n: f"{staging.path.name}/{n}" for n in names}))
+        sync(record)
+        record.replace(folder / RECORD)
+        staging.committed = True
         sync(folder)
         try:
             _settle(folder)
@@ -107,7 +106,7 @@ def settle(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """`settle`, and remove the temporary files that writers which were killed left in `folder`.
+    """`settle`, and remove what writers that were killed left in `folder`.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -145,17 +144,22 @@ def _settle(folder: Path) -> None:
         )
     for name, temporary in names.items():
         source = inside(folder, temporary)
-        if source.is_file():
+        if source.is_file():  # else it was moved before
             source.replace(folder / name)
     sync(folder)
     path.unlink(missing_ok=True)
     sync(folder)
+    for temporary in names.values():
+        with suppress(OSError):
+            (folder / temporary).parent.rmdir()
 
 
 def _possible(name: object, temporary: object) -> bool:
-    """Whether a record may say this: two names in the folder itself, the second a temporary one."""
-    plain = all(isinstance(n, str) and "/" not in n for n in (name, temporary))
-    return plain and str(temporary).startswith(".") and str(temporary).endswith(UNFINISHED)
+    """Whether a record may say this: a name, and the same name in a temporary folder beside it."""
+    if not isinstance(name, str) or not isinstance(temporary, str) or "/" in name:
+        return False
+    folder, _, same = temporary.partition("/")
+    return same == name and folder.startswith(".") and folder.endswith(UNFINISHED)
 
 
 def _left(folder: Path) -> Iterator[Path]:
@@ -174,7 +178,10 @@ def _remove_unlocked(path: Path) -> None:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError:  # its writer lives
         return
     finally:

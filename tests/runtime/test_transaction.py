@@ -9,7 +9,7 @@ import pytest
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime import files
-from seprune.runtime.transaction import RECORD, Temporary, clear, settle
+from seprune.runtime.transaction import RECORD, Staging, clear, settle
 
 NAMES = ("a", "b", "c")
 DIES = """
@@ -48,7 +48,8 @@ def dying(folder, at):
 
 def test_a_kill_at_every_rename_and_fsync_leaves_the_old_or_the_new(tmp_path):
     count = int(dying(tmp_path / "count", 0).stdout)
-    assert count == 4 + 1 + 1 + 1 + 4 + 2  # syncs, record: sync, rename, sync; renames; syncs
+    # files and their folder; the record: sync, rename, sync; renames; twice the folder
+    assert count == 5 + 3 + 4 + 2
     seen = []
     for at in (n * sign for n in range(1, count + 1) for sign in (1, -1)):
         folder = tmp_path / f"at{at}"
@@ -76,8 +77,11 @@ def test_a_kill_while_a_new_folder_is_written_leaves_none_or_all(tmp_path):
 
 def test_left_overs_go_with_the_next_write_and_those_of_living_writers_stay(tmp_path):
     (tmp_path / ".a.0123.seprune.part").write_text("of one that was killed")
+    (tmp_path / ".0123.seprune.part").mkdir()
+    (tmp_path / ".0123.seprune.part" / "a").write_text("likewise")
     (tmp_path / ".film.part").write_text("somebody else's")
-    living = Temporary(tmp_path / "b")
+    living = Staging(tmp_path)
+    (living.path / "b").write_text("half")
     files.write_text(tmp_path / "c", "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         [".film.part", living.path.name, "c"]
@@ -89,9 +93,10 @@ def test_left_overs_go_with_the_next_write_and_those_of_living_writers_stay(tmp_
 @pytest.mark.parametrize(
     "record",
     [
-        {"../outside": ".x.seprune.part"},
+        {"../outside": ".x.seprune.part/../outside"},
         {"a": "secret"},
-        {"a": "../.x.seprune.part"},
+        {"a": "../.x.seprune.part/a"},
+        {"a": ".x.seprune.part/b"},
         {"a": 3},
         ["a"],
         "a",
@@ -101,7 +106,9 @@ def test_a_record_that_names_other_places_is_refused(tmp_path, record):
     folder = tmp_path / "folder"
     folder.mkdir()
     for place in (tmp_path, folder):
-        (place / ".x.seprune.part").write_text("evidence")
+        (place / ".x.seprune.part").mkdir()
+        for name in ("a", "b", "outside"):
+            (place / ".x.seprune.part" / name).write_text("evidence")
     (folder / "secret").write_text("kept")
     (folder / RECORD).write_text(json.dumps(record))
     with pytest.raises(InputError, match="not a record that seprune wrote"):
@@ -114,19 +121,20 @@ def test_a_temporary_file_that_is_a_link_is_not_put_in_place(tmp_path):
     (tmp_path / "secret").write_text("x")
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / ".x.seprune.part").symlink_to(tmp_path / "secret")
-    (folder / RECORD).write_text(json.dumps({"a": ".x.seprune.part"}))
+    (folder / ".x.seprune.part").mkdir()
+    (folder / ".x.seprune.part" / "a").symlink_to(tmp_path / "secret")
+    (folder / RECORD).write_text(json.dumps({"a": ".x.seprune.part/a"}))
     with pytest.raises(InputError, match=r"refused to use the name .*\nwhy: .* is a link"):
         settle(folder)
-    clear_names = [p.name for p in folder.iterdir()]
-    assert "a" not in clear_names
+    assert not (folder / "a").exists()
 
 
 def test_an_interrupted_save_that_cannot_be_completed_is_an_environment_fault(
     tmp_path, monkeypatch
 ):
-    (tmp_path / ".x.seprune.part").write_text("new")
-    (tmp_path / RECORD).write_text(json.dumps({"a": ".x.seprune.part"}))
+    (tmp_path / ".x.seprune.part").mkdir()
+    (tmp_path / ".x.seprune.part" / "a").write_text("new")
+    (tmp_path / RECORD).write_text(json.dumps({"a": ".x.seprune.part/a"}))
 
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -143,3 +151,28 @@ def test_clearing_a_folder_without_left_overs_changes_nothing(tmp_path):
     (tmp_path / "a").write_text("x")
     clear(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_fillers_that_replace_their_file_and_write_in_turn(tmp_path):
+    """safetensors renames a file of its own to the path; statistics save by `files` themselves."""
+
+    def replaces(temporary):
+        other = temporary.with_name("other")
+        other.write_text("one")
+        other.replace(temporary)
+
+    def writes(temporary):
+        files.write_text(temporary, "two")
+        files.write_text(tmp_path / "beside", "three")
+
+    files.write_together(tmp_path, {"a": replaces, "b": writes})
+    found = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert found == {"a": "one", "b": "two", "beside": "three"}
+
+
+def test_a_filler_that_writes_nothing_is_an_error_and_the_old_files_stay(tmp_path):
+    write(tmp_path, "old")
+    parts = {"a": files.bytes_of(b"new"), "b": lambda temporary: None}
+    with pytest.raises(EnvironmentFault, match=r"b: cannot be written\nwhy: No such file"):
+        files.write_together(tmp_path, parts)
+    assert state(tmp_path)["a"] == "old a"
