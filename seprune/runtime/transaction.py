@@ -34,7 +34,11 @@ class Staging:
         self.committed = False
         while True:
             self.path = Path(tempfile.mkdtemp(UNFINISHED, ".", folder))
-            self._handle = os.open(self.path, os.O_RDONLY)
+            try:
+                self._handle = os.open(self.path, os.O_RDONLY)
+            except OSError:
+                self.path.rmdir()
+                raise
             with suppress(OSError):  # a file system without locks: nobody removes it then
                 fcntl.flock(self._handle, fcntl.LOCK_EX)
             if self.path.exists():  # else somebody took it for a left-over before it was locked
@@ -52,8 +56,11 @@ class Staging:
 
     def close(self) -> None:
         """Give the lock back, and remove what was not put in place."""
-        if not self.committed:
-            shutil.rmtree(self.path, ignore_errors=True)  # what stays, `clear` removes later
+        for _ in range(2):  # a disk that failed once; what stays, `clear` removes later
+            if not self.committed and self.path.exists():
+                shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # gone, or not empty: then the record still needs it
+            self.path.rmdir()
         with suppress(OSError):
             os.close(self._handle)
 
