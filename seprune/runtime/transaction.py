@@ -45,15 +45,6 @@ class Staging:
                 return
             os.close(self._handle)
 
-    def lock_again(self) -> None:
-        """Lock what lies at the path now: a library may write by replacing the file."""
-        if os.path.samestat(os.fstat(self.handle), self.path.stat()):
-            return
-        os.close(self.handle)
-        self.handle = os.open(self.path, os.O_RDONLY)
-        with suppress(OSError):
-            fcntl.flock(self.handle, fcntl.LOCK_EX)
-
     def close(self) -> None:
         """Give the lock back, and remove what was not put in place."""
         for _ in range(2):  # a disk that failed once; what stays, `clear` removes later
