@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints. What a command decides is decided in the library.
 
-`console` owns the terminal, `options` the words that commands share, `stages` the work on files,
-`about` what looks and tells.
+`app` lists the commands, each in a file of its own; `console` owns the terminal, `options` has the
+options that commands share, `opening` opens what they name.
 """
 
 from __future__ import annotations
@@ -12,25 +12,11 @@ import sys
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 
-import typer
-
-from seprune.cli import about, console, masking, stages, sweeping
+from seprune.cli import console
+from seprune.cli.app import app as app
 from seprune.errors import SepruneError, StoppedError
 
 PIPE_STATUS = 141  # as of a program that SIGPIPE ended
-app = typer.Typer(
-    name="seprune",
-    help="Prune Squeeze-and-Excitation networks by what their own gates say about each channel.\n\n"
-    "\b\nExample:\n  seprune run quickstart --out runs/quickstart",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-stages.register(app)
-masking.register(app)
-sweeping.register(app)
-about.register(app)
 
 
 def _united() -> AbstractContextManager[None]:

@@ -16,6 +16,7 @@ import torch
 
 from seprune import cli
 from seprune.cli import recipes
+from seprune.cli.app import COMMANDS
 from seprune.export.pruned_model import load
 from seprune.measure.flops import count
 from seprune.models import build
@@ -292,11 +293,26 @@ def test_help_and_recipe_errors_do_not_import_torch():
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print('torch' in sys.modules)"
     )
-    for words in (["--help"], ["run", "--help"], ["run", "quickstart", "plan.macs=7"]):
+    for words in (
+        ["--help"],
+        ["--version"],
+        ["prune", "--help"],
+        ["run", "--help"],
+        ["run", "quickstart", "plan.macs=7"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == "False", words
+
+
+def test_the_version(seprune):
+    assert seprune("--version")[:2] == (0, "seprune 0.1.0\n")
+
+
+def test_every_command_is_in_the_file_of_its_name():
+    for name, command in COMMANDS.items():
+        assert command.__module__ == f"seprune.cli.{name}"
 
 
 def commands():

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from seprune import cli
-from seprune.cli.masking import shares_of
+from seprune.cli.sensitivity import shares_of
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import find_structure
 from seprune.importance import Importance, Scoring, score

@@ -1,12 +1,10 @@
-"""What `seprune inspect` says: gates, groups, costs, and the gates' statistics if there are any."""
+"""`seprune inspect`: gates, dependency groups, cost; what cannot be pruned, and why."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from seprune.cli import console, tables
-from seprune.pipeline.reporting import gate_summaries
-from seprune.report import measurement, terminal, words
+from seprune.cli import console, options
 
 if TYPE_CHECKING:
     from seprune.graph.groups import NetworkStructure
@@ -14,11 +12,50 @@ if TYPE_CHECKING:
     from seprune.statistics import GateStatistics
 
 
-def show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
+def inspect(
+    network: options.Network,
+    data: options.Calibration = None,
+    statistics: options.Statistics = None,
+    *,
+    work: options.Work,
+) -> None:
+    """Gates, dependency groups, cost; what cannot be pruned, why.
+
+    With --data or --statistics also what the gates say, before anything is cut.
+
+    Examples:
+      seprune inspect timm/seresnet18 --input 3x224x224
+      seprune inspect seprune/se_resnet20 --checkpoint F.pth --data D
+    """
+    recipe = options.recipe(network, work, data, collect={"gradients": "none"})
+    from seprune.cli import opening
+    from seprune.pipeline.collection import collect
+    from seprune.pipeline.context import Bench
+
+    if data is None:
+        quiet = statistics is None
+        subject = opening.network(recipe, loader=opening.loader(network.allow_code), quiet=quiet)
+        bench = Bench(recipe, subject, None)
+        measured = opening.statistics(statistics, subject)
+    else:
+        both = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+        bench = Bench(recipe, *both, console.track)
+        measured = collect(bench)
+    if work.json:
+        console.give(_facts(network.model, bench, measured))
+    else:
+        _show(network.model, bench, measured)
+
+
+def _show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
     """Tables for people."""
+    from seprune.cli import tables
+    from seprune.pipeline.reporting import gate_summaries
+    from seprune.report import terminal, words
+
     structure, out = bench.structure, console.stderr()
-    whole = structure.whole()
-    macs, params = structure.macs_at(whole), structure.params_at(whole)
+    dense = structure.whole()
+    macs, params = structure.macs_at(dense), structure.params_at(dense)
     size = "x".join(map(str, bench.subject.shape))
     out.print(f"{model} at {size}: {macs:,} MACs, {params:,} parameters", soft_wrap=True)
     out.print(tables.gates(structure))
@@ -32,22 +69,25 @@ def show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
             console.tell(f"note: {remark}")
 
 
-def facts(model: str, bench: Bench, statistics: GateStatistics | None) -> dict[str, Any]:
+def _facts(model: str, bench: Bench, statistics: GateStatistics | None) -> dict[str, Any]:
     """The contract's JSON; with statistics each gate has a list of one value a channel for each."""
+    from seprune.pipeline.reporting import gate_summaries
+    from seprune.report import measurement
+
     structure = bench.structure
-    whole = structure.whole()
-    said: dict[str, Any] = {
+    dense = structure.whole()
+    found: dict[str, Any] = {
         "model": model,
-        "macs": structure.macs_at(whole),
-        "params": structure.params_at(whole),
+        "macs": structure.macs_at(dense),
+        "params": structure.params_at(dense),
         "gates": _gates(structure),
         "groups": _groups(structure),
     }
     if statistics is not None:
-        for gate, summary in zip(said["gates"], gate_summaries(structure, statistics)):
+        for gate, summary in zip(found["gates"], gate_summaries(structure, statistics)):
             known = measurement.plain(summary)
             gate |= {k: known[k] for k in ("statistics", "rank_agreement", "saturated")}
-    return said
+    return found
 
 
 def _gates(structure: NetworkStructure) -> list[dict[str, Any]]:

@@ -10,11 +10,6 @@ from seprune.cli import console, options
 from seprune.errors import UsageError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(options.spread(sensitivity))
-
-
 def sensitivity(
     network: options.Network,
     data: options.DataSource,

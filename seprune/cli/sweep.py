@@ -18,11 +18,6 @@ from seprune.pipeline.sweep import Cell
 from seprune.runtime.child_process import MAIN, python_command
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(options.spread(sweep))
-
-
 def sweep(
     recipe: options.RecipeName,
     overrides: Annotated[

@@ -1,0 +1,29 @@
+"""`seprune evaluate`: how good a network is on the reporting images."""
+
+from __future__ import annotations
+
+from seprune.cli import console, options
+
+
+def evaluate(network: options.Network, data: options.DataSource, *, work: options.Work) -> None:
+    """Score a network on the reporting images (val).
+
+    Example:
+      seprune evaluate small --data D --json
+    """
+    recipe = options.recipe(network, work, data)
+    from dataclasses import asdict
+
+    from seprune.cli import opening
+    from seprune.measure.metrics import evaluate as score
+
+    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    images = found.reporting()
+    result = asdict(score(subject.model, images, device=recipe.device, track=console.track))
+    if work.json:
+        console.give(result)
+        return
+    console.tell(f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  "
+                 f"loss {result['loss']:.4f}  on {result['count']:,} images")  # fmt: skip
+    if result["nonfinite"]:
+        console.tell(f"note: {result['nonfinite']:,} images gave NaN or infinity")

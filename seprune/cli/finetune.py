@@ -1,0 +1,95 @@
+"""`seprune finetune`: train a (pruned) network on."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seprune.cli import console, options
+
+if TYPE_CHECKING:
+    from seprune.pipeline.context import Bench
+    from seprune.recovery.finetune import Teacher
+
+
+def finetune(
+    network: options.Network,
+    data: options.DataSource,
+    out: options.Out,
+    epochs: Annotated[int, typer.Option(help="0: recalibrate BatchNorm only.")] = 10,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.05,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A dense parent to distil from.")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        str | None, typer.Option(metavar="F", help="The teacher's weights.")
+    ] = None,
+    *,
+    work: options.Work,
+) -> None:
+    """Train a (pruned) network on.
+
+    The same command goes on where it was stopped.
+
+    Example:
+      seprune finetune small --data D --epochs 10 --out tuned
+    """
+    section: dict[str, Any] = {"epochs": epochs, "lr": lr}
+    if teacher is None:
+        section["distill"] = None
+    recipe = options.recipe(network, work, data, finetune=section)
+    from seprune.cli import opening
+    from seprune.pipeline.context import Bench
+    from seprune.recovery.finetune import Teacher
+
+    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    parent = None
+    if teacher is not None:
+        other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
+        dense = opening.network(
+            options.recipe(other), loader=opening.loader(network.allow_code), like=subject
+        )
+        plans = subject.architecture.plans[len(dense.architecture.plans) :]
+        parent = Teacher(dense.model, plans)
+    result = _locked(Bench(recipe, subject, found, console.track), parent, out)
+    if work.json:
+        console.give(result)
+
+
+def _locked(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
+    """`seprune finetune`: train, save, score; nobody else works in the same folder meanwhile."""
+    from seprune.runtime.distributed import first, join, resolve_device
+    from seprune.runtime.lock import hold
+
+    join(resolve_device(bench.recipe.device))
+    with ExitStack() as stack:
+        first(lambda: stack.enter_context(hold(out)))
+        return _tune(bench, teacher, out)
+
+
+def _tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
+    from seprune.export import pruned_model
+    from seprune.pipeline import stages
+    from seprune.recovery.finetune import finetune as train
+    from seprune.report import words
+    from seprune.runtime.distributed import first
+
+    subject = bench.subject
+    tuned = train(
+        subject.model,
+        bench.images(),
+        bench.settings(bench.recipe.finetune),
+        teacher=teacher,
+        folder=out,
+        track=console.track,
+    )
+    first(lambda: pruned_model.save(tuned.model.cpu(), out, subject.architecture))
+    result, numbers = stages.measured(bench, tuned.model), tuned.numbers()
+    for line in words.tuning(numbers):
+        console.tell(line)
+    console.tell(f"top-1 {result['top1']:.4f} on {result['count']:,} images: {out}")
+    return {**result, **numbers}

@@ -1,0 +1,182 @@
+"""`seprune prune`: a network cut to a budget, recovered and saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seprune.cli import console, options
+from seprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from seprune.pipeline.context import Bench
+    from seprune.pruning.plan import PruningPlan
+    from seprune.recipe.budget import Budget
+    from seprune.statistics import GateStatistics
+
+
+def prune(
+    network: options.Network,
+    out: options.Out,
+    data: options.Calibration = None,
+    macs: Annotated[str | None, typer.Option(help="Kept: 0.5, or an amount like 20M.")] = None,
+    params: Annotated[str | None, typer.Option(help="Kept: 0.4, or an amount like 1.5M.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Kept: 0.6, measured here.")] = None,
+    importance: options.Criterion = "gate_logit",
+    probe: options.Probe = None,
+    recover: Annotated[str, typer.Option(help="none, bn, refit or scratch.")] = "none",
+    round_to: Annotated[
+        int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
+    ] = None,
+    statistics: options.Statistics = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="F", help="Carry out this plan.json, edited or not.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Write the plan and nothing else.")] = False,
+    *,
+    work: options.Work,
+) -> None:
+    """Cut a network to a budget and save it.
+
+    Writes config.json, model.safetensors, plan.json and the statistics that were needed.
+
+    Examples:
+      seprune prune seprune/se_resnet20 --checkpoint F.pth --data D \\
+        --macs 0.5 --recover refit --out small
+      seprune prune timm/seresnet50 --macs 0.5 --importance l2 \\
+        --dry-run --out plan
+      seprune prune timm/seresnet50 --plan plan/plan.json --out small
+    """
+    given = {"macs": macs, "params": params, "latency": latency}
+    budget = {k: options.budget_of(k, v) for k, v in given.items() if v is not None}
+    recipe = options.recipe(
+        network, work, data, plan={**budget, "round_to": round_to},
+        prune={"recover": recover},
+        importance={"criterion": importance, "probe": probe and {"epochs": probe}},
+    )  # fmt: skip
+    from seprune.cli import opening
+    from seprune.pipeline.context import Bench
+
+    if data is None:
+        subject, found = opening.network(recipe, loader=opening.loader(network.allow_code)), None
+    else:
+        subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    bench = Bench(recipe, subject, found, console.track)
+    if plan is not None:
+        _refuse_beside_plan({**budget, "dry-run": dry_run})
+        result = _replay(bench, plan, out)
+    else:
+        known = opening.statistics(statistics, subject)
+        result = (_plan_only if dry_run else _prune)(bench, known, out)
+    if work.json:
+        console.give(result)
+
+
+def _prune(bench: Bench, statistics: GateStatistics | None, out: Path) -> dict[str, Any]:
+    """Cut, recover, save."""
+    from seprune.export import pruned_model
+    from seprune.pipeline import stages
+    from seprune.runtime.distributed import first
+
+    statistics, seconds = _prepare(bench, statistics)
+    cut = stages.cut_in_steps(bench, statistics, _one_budget(bench))
+    beside = {} if statistics is None else {"statistics.safetensors": statistics.save}
+    first(lambda: pruned_model.save(cut.recovered.cpu(), out, cut.architecture, beside=beside))
+    console.tell(f"pruned network: {out}")
+    return _result(cut.plan, {**seconds, **cut.seconds})
+
+
+def _prepare(
+    bench: Bench, statistics: GateStatistics | None
+) -> tuple[GateStatistics | None, dict[str, float]]:
+    """The statistics that the criterion needs, and the seconds that it took to find them."""
+    from seprune.pipeline.collection import collect
+
+    start = time.monotonic()
+    groups = bench.structure.groups
+    seconds = {"analyse": time.monotonic() - start}
+    if not any(g.prunable for g in groups):
+        console.tell("note: no group of this network can be cut")
+    if bench.needs_statistics and statistics is None:
+        start = time.monotonic()
+        statistics = collect(bench)
+        seconds["collect"] = time.monotonic() - start
+    for warning in statistics.warnings if statistics is not None else ():
+        console.tell(f"note: {warning}")
+    return statistics, seconds
+
+
+def _plan_only(bench: Bench, statistics: GateStatistics | None, out: Path) -> dict[str, Any]:
+    """`--dry-run`: the plan and what it would give."""
+    from seprune.export import pruned_model
+    from seprune.pipeline import stages
+    from seprune.runtime.distributed import first
+
+    statistics, seconds = _prepare(bench, statistics)
+    plan = stages.plan(bench, stages.rank(bench, statistics), _one_budget(bench))
+    first(lambda: plan.save(out / pruned_model.PLANS))
+    console.tell(f"plan: {out / pruned_model.PLANS} (nothing else was written)")
+    return _result(plan, seconds)
+
+
+def _one_budget(bench: Bench) -> Budget:
+    budgets = bench.recipe.plan.budgets()
+    if len(budgets) > 1:
+        raise UsageError(
+            "one budget at a time", why="prune writes one network", fix="seprune run RECIPE"
+        )
+    return budgets[0]
+
+
+def _replay(bench: Bench, path: Path, out: Path) -> dict[str, Any]:
+    """`--plan F`: carry out what the file says, recover, save; costs are counted, not read."""
+    from seprune.export import pruned_model
+    from seprune.measure.flops import count
+    from seprune.pipeline import stages
+    from seprune.pruning.plan import PruningPlan, with_facts
+    from seprune.pruning.prune import prune as carry_out
+    from seprune.runtime.distributed import first
+
+    start = time.monotonic()
+    subject, read = bench.subject, PruningPlan.load(path)
+    pruned = carry_out(subject.model, read, subject.example())
+    before, after = (count(m, subject.example(1)) for m in (subject.model, pruned))
+    costs = {"macs": [before.macs, after.macs], "params": [before.params, after.params]}
+    plan = with_facts(read, **costs)
+    seconds = {"prune": time.monotonic() - start}
+    recovered = stages.recover(bench, pruned, plan)
+    seconds["recover"] = time.monotonic() - start - seconds["prune"]
+    first(lambda: pruned_model.save(recovered.cpu(), out, subject.architecture.cut(plan)))
+    console.tell(f"pruned network: {out}")
+    return _result(plan, seconds)
+
+
+def _refuse_beside_plan(given: Mapping[str, object]) -> None:
+    """A plan has its budget in it."""
+    if named := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"--plan and --{named[0]} do not go together",
+            why="a plan says itself what is removed",
+            fix=f"leave out --{named[0]}, or leave out --plan to make a new plan",
+        )
+
+
+def _result(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
+    """The contract's JSON; the table goes to people."""
+    from seprune.cli.tables import widths
+
+    facts = plan.facts
+    console.stderr().print(widths(plan))
+    return {
+        "macs_before": facts["macs"][0],
+        "macs_after": facts["macs"][1],
+        "params_before": facts["params"][0],
+        "params_after": facts["params"][1],
+        "groups": plan.widths(),
+        "left_whole": {g.name: g.reason for g in plan.groups if g.reason},
+        "seconds": seconds,
+    }

@@ -1,0 +1,46 @@
+"""`seprune rank`: a score for every unit of every dependency group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seprune.cli import console, options
+
+
+def rank(
+    network: options.Network,
+    statistics: options.Statistics = None,
+    importance: options.Criterion = "gate_logit",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A CSV.")] = None,
+    *,
+    work: options.Work,
+) -> None:
+    """Score every unit of every dependency group. Higher means keep.
+
+    Example:
+      seprune rank seprune/se_resnet20 --checkpoint F.pth \\
+        --statistics stats.safetensors --out importance.csv
+    """
+    recipe = options.recipe(network, work, importance={"criterion": importance})
+    from seprune.cli import opening
+    from seprune.pipeline import stages
+    from seprune.pipeline.context import Bench
+
+    subject = opening.network(recipe, loader=opening.loader(network.allow_code))
+    made = stages.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
+    if out is not None:
+        from seprune.runtime.files import write_text
+
+        lines = [f"{name},{unit},{float(s)!r}" for name, scores in made.scores.items()
+                 for unit, s in enumerate(scores)]  # fmt: skip
+        write_text(out, "group,unit,score\n" + "\n".join(lines) + "\n")
+    if work.json:
+        scores = {name: s.tolist() for name, s in made.scores.items()}
+        console.give({"criterion": importance, "scores": scores})
+    else:
+        from seprune.cli.tables import ranking
+
+        console.stderr().print(ranking(made))

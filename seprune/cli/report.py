@@ -1,0 +1,76 @@
+"""`seprune report`: the report of a run, in the terminal or as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seprune.cli import console, options
+from seprune.errors import InputError
+from seprune.pipeline.journal import JOURNAL
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or its report.json.")],
+    html: Annotated[Path | None, typer.Option(metavar="F", help="Write the page here.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a channel.")] = None,
+    group: Annotated[str | None, typer.Option(help="The channels of one group.")] = None,
+    gate: Annotated[str | None, typer.Option(help="The channels of one gate.")] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Another run beside it; may be given several times."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """The report of a run, in the terminal or as a file.
+
+    Examples:
+      seprune report runs/quickstart --group layer1.0.conv1
+      seprune report runs/quickstart --csv channels.csv
+      seprune report runs/quickstart --compare runs/other --html both.html
+    """
+    from seprune.report import measurement
+
+    for path in (run, *(compare or ())):
+        require_finished(path)
+    found = measurement.read(run)
+    others = [measurement.read(path) for path in compare or ()]
+    if html is not None:
+        from seprune.report.html import write_html
+
+        write_html(found, html, others)
+    if csv is not None:
+        from seprune.report.table import write_csv
+
+        write_csv(found, csv)
+    if json:
+        console.give(measurement.to_json(found))
+    elif html is None and csv is None:
+        from seprune.report.terminal import show
+
+        show(found, console.stdout(), group=group, gate=gate)
+        if others:
+            from seprune.cli.tables import comparison
+            from seprune.report import compare as comparing
+
+            made = comparing.compare([found, *others])
+            console.stdout().print(comparison(made.table()))
+
+
+def require_finished(run: Path) -> None:
+    """A run without a report is refused, with the command that finishes it."""
+    if not run.exists():
+        raise InputError(
+            f"{run}: no such run",
+            why="a report is read from a run folder or its report.json",
+            fix="give the folder that was --out of `seprune run`",
+        )
+    if run.is_dir() and not (run / "report.json").is_file() and (run / JOURNAL).is_file():
+        raise InputError(
+            f"{run}: the run is not finished",
+            why="it has no report.json yet",
+            fix=f"go on with: seprune run {run / 'recipe.yaml'} --out {run}",
+            code="unfinished",
+        )
