@@ -44,6 +44,9 @@ class Product:
     batch_dim: int
 
 
+_Start = tuple[int, Tensor | None]  # a map, and where its elements went if they moved
+
+
 def find_products(flow: Flow, labelling: ChannelIds) -> list[Product]:
     """Every product of a map with a tensor that holds one value per sample and channel."""
     return [p for node in flow.trace.nodes for p in _products(flow, labelling, node)]
@@ -64,15 +67,28 @@ def _products(flow: Flow, labelling: ChannelIds, node: Node) -> list[Product]:
 def _placed(flow: Flow, labelling: ChannelIds, product: tuple[Node, int, int]) -> Iterator[Product]:
     """The product for every way to tell samples from channels that fits; the usual one first."""
     node, gate, features = product
-    chain = flow.strip(gate)
-    origin, moved = _origin(flow, features)
-    shape = flow.trace.shape(origin)
-    wide = flow.trace.shape(features if base(node) == "bmm" else node.outputs[0])
-    if wide != flow.trace.shape(features):  # the features are broadcast: no way back
-        origin, moved, shape = features, None, wide
-    labels = labelling.values[origin].expand(shape)
     if base(node) == "bmm" and not _branchwise(flow, labelling, gate, features):
         return
+    wide = flow.trace.shape(features if base(node) == "bmm" else node.outputs[0])
+    starts: list[_Start] = [(features, None)]
+    if wide == flow.trace.shape(features):  # features that are broadcast have no way back
+        origin = _origin(flow, features)
+        starts = starts if origin[0] == features else [origin, *starts]
+    for start in starts:  # what lies before views may mix samples and channels: an instance norm
+        yield from _placed_at(flow, labelling, product, start, wide)
+
+
+def _placed_at(
+    flow: Flow,
+    labelling: ChannelIds,
+    product: tuple[Node, int, int],
+    start: _Start,
+    wide: tuple[int, ...],
+) -> Iterator[Product]:
+    (node, gate, features), (origin, moved) = product, start
+    chain = flow.strip(gate)
+    shape = flow.trace.shape(origin) if moved is not None or origin != features else wide
+    labels = labelling.values[origin].expand(shape)
     for numbers in sampled(flow, chain[0]):
         samples, elements = (
             _pulled_back(_aligned(node, gate, flow.positions(chain, ids), wide), moved, shape)
@@ -104,7 +120,7 @@ def sampled(flow: Flow, value: int) -> Iterator[Sampled]:
             yield Sampled(d, samples.expand(shape), torch.cat([elements] * batch, d))
 
 
-def _origin(flow: Flow, features: int) -> tuple[int, Tensor | None]:
+def _origin(flow: Flow, features: int) -> _Start:
     """The map before it was reshaped, and where its elements went; None where nothing moved."""
     chain = flow.strip(features)
     size = torch.Size(flow.trace.shape(features)).numel()

@@ -102,7 +102,7 @@ def _named(found: Sequence[_Found]) -> list[Gate]:
 
 def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
     """The gates inside the modules that were never called, found by running those alone."""
-    called = {call.module for call in trace.calls}
+    called = {holder for call in trace.calls for holder in _holders(call.module)}
     done: list[str] = []
     gates: list[Gate] = []
     for name, module in model.named_modules():
@@ -123,6 +123,12 @@ def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
                         excitation_nodes=frozenset())
             )  # fmt: skip
     return gates
+
+
+def _holders(path: str) -> list[str]:
+    """A module and all that it lies in: one that is iterated over is never called itself."""
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 def _alone(module: nn.Module) -> list[Gate]:

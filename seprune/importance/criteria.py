@@ -85,8 +85,26 @@ def _statistic(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return lambda values: values[name]
 
 
+def _signed(values: Mapping[str, Tensor]) -> bool:
+    """Whether a gate takes negative values (tanh, no activation): then its size is what counts."""
+    return bool((values["minimum"] < 0).any())
+
+
+def _mean(values: Mapping[str, Tensor]) -> Tensor:
+    if _signed(values):
+        return (values["mean"].square() + values["variance"]).sqrt()
+    return values["mean"]
+
+
+def _maximum(values: Mapping[str, Tensor]) -> Tensor:
+    if _signed(values):
+        return torch.maximum(values["maximum"].abs(), values["minimum"].abs())
+    return values["maximum"]
+
+
 def _class_spread(values: Mapping[str, Tensor]) -> Tensor:
-    return values["class_mean"].max(0).values
+    means = values["class_mean"]
+    return (means.abs() if _signed(values) else means).max(0).values
 
 
 _SQUARE, _ABSOLUTE = _statistic("sensitivity_square"), _statistic("sensitivity_absolute")
@@ -96,12 +114,12 @@ CRITERIA: dict[str, Criterion] = {
     "gate_fisher_sampled": Criterion("sensitivity", _SQUARE, "sampled"),
     "gate_fisher_smoothed": Criterion("sensitivity", _SQUARE, "smoothed"),
     "gate_taylor": Criterion("sensitivity", _ABSOLUTE, "labels"),
-    "gate_mean": Criterion("gate", _statistic("mean"), normalize="mean"),
-    "gate_max": Criterion("gate", _statistic("maximum"), normalize="mean"),
+    "gate_mean": Criterion("gate", _mean, normalize="mean"),
+    "gate_max": Criterion("gate", _maximum, normalize="mean"),
     "gate_std": Criterion("gate", lambda v: v["variance"].sqrt(), normalize="mean"),
     "gate_class": Criterion("gate", _class_spread, normalize="mean"),
     "gate_between": Criterion("gate", _statistic("between_class"), normalize="mean"),
-    "gate_bn": Criterion("gate", _statistic("mean"), normalize="mean", gamma=True),
+    "gate_bn": Criterion("gate", _mean, normalize="mean", gamma=True),
     "gate_energy": Criterion("gate", _statistic("energy_after"), normalize="mean"),
     "l1": Criterion("weights", weights.l1, normalize="mean"),
     "l2": Criterion("weights", weights.l2, normalize="mean"),

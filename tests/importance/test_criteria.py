@@ -592,3 +592,28 @@ def test_scores_that_are_not_finite_name_their_group():
         score(structure, model=model, scoring=Scoring("l2"))
     assert "criterion 'l2' gives a score that is not finite in group" in caught.value.what
     assert caught.value.code == "nonfinite"
+
+
+class Signed(Inner):
+    """Its gates are what the last layer gives, of either sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.se.fc[-1] = nn.Identity()
+
+
+@pytest.mark.parametrize("name", ["gate_mean", "gate_max", "gate_class", "gate_std", "gate_bn"])
+def test_signed_gates_are_scored_by_size(name: str) -> None:
+    torch.manual_seed(0)
+    model = Signed().eval()
+    structure, statistics = collected(model)
+    scoring = Scoring(name, ungated="none")
+    own = score(structure, statistics, model=model, scoring=scoring).scores["expand"]
+    assert float(own.min()) >= 0
+    assert own.mean() == pytest.approx(1)
+    if name == "gate_mean":
+        x = torch.cat([images for images, _ in batches()])
+        with torch.no_grad():
+            y = torch.relu(model.depthwise(torch.relu(model.expand(model.stem(x)))))
+            size = model.se.fc(y.mean((2, 3))).double().square().mean(0).sqrt()
+        torch.testing.assert_close(own, size / size.mean(), rtol=1e-5, atol=0)

@@ -93,6 +93,7 @@ class Paths(nn.Module):
         self.conv3, self.head, self.wide = nn.Conv2d(8, 8, 1), nn.Linear(8, 4), nn.Linear(16, 4)
         self.act, self.space = nn.SiLU(), nn.Conv2d(8, 1, 1)
         self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.groupwise = nn.Conv2d(4, 4, 1)
         self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,6 +135,12 @@ def _parts(m: Paths, y: Tensor) -> Tensor:
     return m.conv3(maps[0] * a[:, 0, :, None, None] + maps[1] * a[:, 1, :, None, None])
 
 
+def _folded(m: Paths, y: Tensor) -> Tensor:
+    z = y.reshape(len(y) * 2, 4, *y.shape[2:])
+    z = z * torch.sigmoid(m.groupwise(z.mean((2, 3), keepdim=True)))
+    return m.conv2(z.reshape(y.shape))
+
+
 WAYS = {
     "the only one": lambda m, y: m.conv2(m.se(y)),
     "x + x g": lambda m, y: m.conv2(y + y * m.se.gate(y)),
@@ -168,6 +175,7 @@ WAYS = {
     "no gate, GELU of a sum": lambda m, y: m.conv3(nn.functional.gelu(y + m.conv2(y))),
     "no gate, in place": lambda m, y: m.conv3(torch.relu_(m.conv2(y).add_(y))),
     "a spatial gate behind it": lambda m, y: m.conv2((z := m.se(y)) * m.space(z).sigmoid()),
+    "channel groups in the batch": _folded,
     "bare functions": lambda m, y: nn.functional.conv2d(m.se(y) + y, m.conv3.weight, m.conv3.bias),
     "no gate, two readers": lambda m, y: m.conv2(y) + m.conv3(y) + m.grouped(y.tanh()),
 }  # fmt: skip
@@ -177,3 +185,50 @@ WAYS = {
 def test_every_way_through_counts(way: str) -> None:
     torch.manual_seed(0)
     agree(shaken(Paths(way)), torch.randn(5, 3, 6, 6, dtype=torch.float64))
+
+
+class Frames(nn.Module):
+    """Frames are folded into the batch; an image's mask is on all of them."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.paths = Paths(way)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.paths(x.flatten(0, 1)).view(*x.shape[:2], -1).square().mean(1)
+
+
+@pytest.mark.parametrize("way", ["the only one", "x + se(x)", "no gate, preactivated"])
+def test_frames_are_added_up_for_their_image(way: str) -> None:
+    torch.manual_seed(0)
+    agree(shaken(Frames(way)), torch.randn(5, 4, 3, 6, 6, dtype=torch.float64))
+
+
+class Levels(nn.Module):
+    """A head that is shared by two levels and returns a list; a stem that returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.both, self.shared = Listed(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = torch.relu(self.stem(x))
+        levels = self.both([fine, torch.relu(self.down(fine))])
+        levels = [self.shared(level) for level in levels]
+        return self.head(sum(nn.functional.silu(level).mean((2, 3)) for level in levels))
+
+
+class Listed(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return [nn.functional.gelu(self.conv(x)) for x in maps]
+
+
+def test_layers_that_are_shared_and_modules_that_return_lists() -> None:
+    torch.manual_seed(0)
+    agree(Levels().double().eval(), torch.randn(5, 3, 6, 6, dtype=torch.float64))

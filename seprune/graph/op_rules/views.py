@@ -29,6 +29,15 @@ def reshape(walker: Walker, node: Node) -> None:
         wide = [d for d in new if made.shape[d] > 1]
         if len(wide) < 2 or not set(varying(read)) & set(old):
             continue
+        if _folds_into_batch(walker, read, old, made, new):
+            made = made[: made.shape[0] // read.shape[0]]
+            first = made[:1]
+            walker.tie(made, first.expand_as(made), walker.place(node))
+            walker.set(node, first)
+            return
+        if old == new == [0, 1] and _folds_into_batch(walker, made, new, read, old):
+            walker.set(node, made[:1])  # and back: G times the same units
+            return
         if len([d for d in old if read.shape[d] > 1]) > 1:
             raise UnknownUse("a reshape takes channels and positions apart")
         last = wide[-1]
@@ -38,6 +47,20 @@ def reshape(walker: Walker, node: Node) -> None:
                 first = first.narrow(d, 0, 1)
         walker.tie(made, first.expand_as(made), walker.place(node))
     walker.set(node, made)
+
+
+def _folds_into_batch(
+    walker: Walker, read: Tensor, old: list[int], made: Tensor, new: list[int]
+) -> bool:
+    """Whether (B, C) becomes (B * G, C / G): the same channels of all G parts are one unit."""
+    batch = walker.trace.batch
+    return (
+        old == new == [0, 1]
+        and read.shape[0] == batch > 1
+        and made.shape[0] % batch == 0
+        and made.shape[0] > batch
+        and varying(read) == [1]
+    )
 
 
 def _regrouped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
