@@ -21,7 +21,9 @@ def finetune(
     data: options.DataSource,
     out: options.Out,
     epochs: Annotated[int, typer.Option(help="0: recalibrate BatchNorm only.")] = 10,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.05,
+    lr: Annotated[
+        str, typer.Option(metavar="RATE", help="Highest learning rate; auto: by short trials.")
+    ] = "auto",
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A dense parent to distil from.")
     ] = None,
@@ -38,7 +40,7 @@ def finetune(
     Example:
       seprune finetune small --data D --epochs 10 --out tuned
     """
-    section: dict[str, Any] = {"epochs": epochs, "lr": lr}
+    section: dict[str, Any] = {"epochs": epochs, "lr": options.number_or_auto(lr)}
     if teacher is None:
         section["distill"] = None
     recipe = options.recipe(network, work, data, finetune=section)

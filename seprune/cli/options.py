@@ -153,6 +153,14 @@ def weights_of(text: str) -> Choice:
     )
 
 
+def number_or_auto(text: str) -> float | str:
+    """A number, or the text as it is; the recipe says what else there may be."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def budget_of(name: str, text: str) -> float | str:
     """A fraction as a number, an amount such as 20M as it is.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Annotated, Any
 
@@ -42,6 +43,18 @@ def _is_limit(value: Any) -> bool:
         return False
 
 
+def _rate(value: Any) -> float | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("must be a number or auto")
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    if value <= 0:
+        raise ValueError("must be greater than 0")
+    return float(value)
+
+
 RUNTIMES = ("eager", "compiled", "onnx")
 
 
@@ -71,5 +84,10 @@ Scalar = Annotated[
     Any, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string", "boolean"]})
 ]
 Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[
+    Any,
+    BeforeValidator(_rate),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
+]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]

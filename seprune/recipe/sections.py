@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from seprune.recipe.budget import BUDGETS, Budget
-from seprune.recipe.fields import Amount, Budgets, Count, Fraction, Location, Runtimes, Scalar
+from seprune.recipe.fields import (
+    Amount,
+    Budgets,
+    Count,
+    Fraction,
+    Location,
+    Rate,
+    Runtimes,
+    Scalar,
+)
 
 
 class Section(BaseModel):
@@ -96,7 +105,8 @@ class Distill(Section):
     )
 
 
-_RECALIBRATE = "images for BatchNorm statistics anew before epoch one; 0: off"
+_RECALIBRATE = "images for new BatchNorm statistics, kept where they help; 0: off"
+_LR = "highest learning rate, for the whole batch; auto: found by short trials"
 
 
 class Train(Section):
@@ -104,13 +114,18 @@ class Train(Section):
 
     epochs: int = Field(default=30, ge=0, description="0: recalibrate BatchNorm only")
     batch_size: Count = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.1, gt=0, description="highest learning rate, for the whole batch")
+    optimizer: Literal["auto", "sgd", "adamw"] = "sgd"
+    lr: Rate = Field(default=0.1, description=_LR)
     momentum: Fraction = Field(default=0.9, description="SGD's; AdamW has its own betas")
     nesterov: bool = Field(default=True, description="SGD only")
     weight_decay: Amount = Field(default=5e-4, description="not on norms and biases")
-    schedule: Literal["cosine", "step", "onecycle", "constant"] = "cosine"
-    warmup_epochs: Amount = Field(default=1.0, description="linear, from nothing to lr")
+    schedule: Literal["auto", "cosine", "step", "onecycle", "constant"] = "cosine"
+    norms: Literal["auto", "train", "eval"] = Field(
+        default="train", description="BatchNorm by the batch, or by its running statistics"
+    )
+    warmup_epochs: Amount = Field(
+        default=1.0, description="linear, from nothing to lr; at most a fifth of the steps"
+    )
     label_smoothing: Fraction = 0.0
     mixup: Amount = Field(default=0.0, description="alpha of the Beta distribution; 0: off")
     cutmix: Amount = Field(default=0.0, description="alpha of the Beta distribution; 0: off")
@@ -130,7 +145,14 @@ class Finetune(Train):
     """Training after the cut."""
 
     epochs: int = Field(default=10, ge=0, description="0: recalibrate BatchNorm only")
-    lr: float = Field(default=0.05, gt=0, description="highest learning rate, for the whole batch")
+    optimizer: Literal["auto", "sgd", "adamw"] = Field(
+        default="auto", description="auto: what fits the number of steps"
+    )
+    lr: Rate = Field(default="auto", description=_LR)
+    schedule: Literal["auto", "cosine", "step", "onecycle", "constant"] = "auto"
+    norms: Literal["auto", "train", "eval"] = Field(
+        default="auto", description="BatchNorm by the batch, or by its running statistics"
+    )
     recalibrate: int = Field(default=2048, ge=0, description=_RECALIBRATE)
     distill: Distill | None = Field(default=Distill(), description="null: labels only")
 

@@ -80,7 +80,7 @@ class Budget:
     seconds: dict[str, float] = field(default_factory=dict)
     groups: list[GroupCut] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
-    tuning: dict[str, float | None] = field(default_factory=dict)  # `FineTuned.numbers`
+    tuning: dict[str, float | str | None] = field(default_factory=dict)  # `FineTuned.numbers`
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,10 @@ def _build(hint: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _build(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is UnionType:
-        return None if value is None else _build(inner[0], value, where)
+        if value is None:
+            return None
+        fitting = (kind for kind in inner if kind in (float, int, str) and _fits(kind, value))
+        return _build(next(fitting, inner[0]), value, where)
     if _fits(hint, value):
         return float(value) if hint is float else value
     raise _MisfitError(f"{where}: {str(value)[:40]!r} where {_title(hint)} belongs")

@@ -206,22 +206,46 @@ def _device(facts: Mapping[str, Any]) -> str:
     return ", ".join([f"{facts.get('device')} ({facts.get('name')})", *more])
 
 
-def tuning(numbers: Mapping[str, float | None]) -> list[str]:
+def tuning(numbers: Mapping[str, float | str | None]) -> list[str]:
     """What fine-tuning did, by `FineTuned.numbers`."""
     if not numbers:
         return []
-    steps = [("before", "validation_before"), ("BatchNorm recalibrated", "validation_recalibrated")]
+    epoch = int(numbers["best_epoch"] or 0) + 1
+    scores = [
+        ("start", "as given", "validation_before"),
+        ("recalibrated", "BatchNorm recalibrated", "validation_recalibrated"),
+        (f"epoch {epoch}", f"epoch {epoch}", "validation_top1"),
+    ]
+    known = [
+        f"{percent(float(numbers[key] or 0))} {name}"
+        + (", chosen" if numbers["chosen"] == candidate else "")
+        for candidate, name, key in scores
+        if numbers[key] is not None
+    ]
+    sentences = [f"{_SPLIT}: {', '.join(known)}"] if known else []
+    if numbers["chosen"] == "start" and numbers["epochs"]:
+        sentences.append("no epoch was better than the network as given, which is returned")
     if numbers["epochs"]:
-        steps.append((f"epoch {(numbers['best_epoch'] or 0) + 1:.0f}, chosen", "validation_top1"))
-    known = [f"{percent(numbers[key])} {name}" for name, key in steps if numbers[key] is not None]
-    said = [f"top-1 on the validation split: {', '.join(known)}"] if known else []
-    if (numbers["accumulate"] or 1) > 1:
-        said.append(
+        sentences.append(_how_trained(numbers))
+    if float(numbers["accumulate"] or 1) > 1:
+        sentences.append(
             f"every step in {numbers['accumulate']:.0f} micro-batches of the same batch together"
         )
     if numbers["rollbacks"]:
-        said.append("the loss became NaN once: rolled back, then half the learning rate")
-    return said
+        sentences.append("the loss became NaN once: rolled back, then half the learning rate")
+    return sentences
+
+
+_SPLIT = "top-1 on the validation split (images that the checkpoint may have been trained on)"
+
+
+def _how_trained(numbers: Mapping[str, float | str | None]) -> str:
+    trials = f", the best of {numbers['trials']} trials" if numbers["trials"] else ""
+    norms = "running statistics" if numbers["norms"] == "eval" else "the statistics of the batch"
+    return (
+        f"trained by {numbers['optimizer']} at a learning rate of {numbers['lr']:.2g}{trials}; "
+        f"BatchNorm by {norms}"
+    )
 
 
 def missing(report: Report) -> list[str]:

@@ -209,7 +209,7 @@ finetune:
         "or 'sensitivity' (got \"globall\")",
         "r.yaml:17:3 finetune.lr: must be a finite number (got Infinity)",
         "r.yaml:18:3 finetune.bogus: unknown key; known here: epochs, batch_size, optimizer, lr, "
-        "momentum, nesterov, weight_decay, schedule, warmup_epochs, label_smoothing, mixup, "
+        "momentum, nesterov, weight_decay, schedule, norms, warmup_epochs, label_smoothing, mixup, "
         "cutmix, randaugment, ema, clip, accumulate, precision, channels_last, compile, "
         "tensorboard, recalibrate, distill",
         "command line plan.mcas: unknown key; did you mean plan.macs?",

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import operator
 import os
 import signal
 import socket
@@ -24,14 +25,24 @@ from torch.utils.data import DataLoader, TensorDataset
 from seprune.data import DataSettings, open_data
 from seprune.errors import EnvironmentFault, InputError, StoppedError, UsageError
 from seprune.graph.groups import Member
-from seprune.measure.metrics import evaluate
+from seprune.measure.metrics import Evaluation, evaluate
 from seprune.pruning.plan import PlannedGroup, PruningPlan
 from seprune.recovery.finetune import FineTuneSettings, Teacher, finetune
+from seprune.recovery.finetune.auto import (
+    FORWARD,
+    best_rate,
+    default_rate,
+    plan_trials,
+    settle,
+    warmup_steps,
+)
 from seprune.recovery.finetune.checkpoints import Generation, load_generation, save_generation
 from seprune.recovery.finetune.features import Features, shared_features
 from seprune.recovery.finetune.loss import decay_groups, loss_of, mix, rate
-from seprune.recovery.finetune.metrics_log import Now
-from seprune.recovery.finetune.step import Learner
+from seprune.recovery.finetune.metrics_log import LiveMetrics
+from seprune.recovery.finetune.progress import rank_of
+from seprune.recovery.finetune.significance import clearly_lower, image_losses
+from seprune.recovery.finetune.step import TrainState
 from seprune.runtime.interrupts import interrupts
 
 
@@ -144,9 +155,9 @@ def test_mixing_keeps_the_label_mass():
 # one step
 
 
-def learner(model, **settings) -> Learner:
+def learner(model, **settings) -> TrainState:
     cpu = torch.device("cpu")
-    return Learner(model, FineTuneSettings(**settings), teacher=None, device=cpu)
+    return TrainState(model, FineTuneSettings(**settings), teacher=None, device=cpu)
 
 
 def test_a_step_equals_plain_torch():
@@ -243,9 +254,9 @@ def test_it_learns_and_leaves_the_model_alone():
     assert evaluate(tuned.model, data.reporting()).top1 > 0.85
     assert [row.epoch for row in tuned.history] == list(range(6))
     assert tuned.history[-1].loss < tuned.history[0].loss
-    top1 = [row.top1 for row in tuned.history]
-    assert top1[tuned.best_epoch] == max(top1)
-    assert evaluate(tuned.model, data.validation()).top1 == max(top1)
+    losses = [row.validation_loss for row in tuned.history]
+    assert losses[tuned.best_epoch] == min(losses)
+    assert evaluate(tuned.model, data.validation()).loss == min(losses)
     assert tuned.before == evaluate(model, data.validation())
 
 
@@ -266,9 +277,10 @@ def test_every_ingredient_learns(settings):
 
 
 def test_the_last_weights_are_there_beside_the_chosen_ones():
-    settings = FineTuneSettings(epochs=3, lr=1.0, schedule="constant", recalibrate=0)
-    one = finetune(tiny(), (noise(), noise(32)), replace(settings, epochs=1))
-    found = finetune(tiny(), (noise(), noise(32)), settings)
+    settings = FineTuneSettings(epochs=3, lr=0.05, schedule="constant", recalibrate=0)
+    one = finetune(tiny(), (noise(), noise()), replace(settings, epochs=1))
+    found = finetune(tiny(), (noise(), noise()), settings)
+    assert one.chosen == "epoch 1"
     assert one.last is one.model
     assert same(found.last, found.model) == (found.best_epoch == 2)
     alone = finetune(tiny(), noise(), settings)  # without validation the last one is the choice
@@ -282,8 +294,151 @@ def test_no_epochs_only_recalibrates():
     assert tuned.history == ()
     assert tuned.best_epoch == -1
     assert torch.equal(tuned.model[0].weight, model[0].weight)
-    assert not torch.equal(tuned.model[1].running_mean, model[1].running_mean)
-    assert evaluate(tuned.model, data.validation()) == tuned.recalibrated
+    better = tuned.recalibrated.loss < tuned.before.loss
+    assert tuned.chosen == ("recalibrated" if better else "start")
+    found = evaluate(tuned.model, data.validation())
+    assert found == (tuned.recalibrated if better else tuned.before)
+
+
+def threshold(mean: float) -> nn.Module:
+    """Class 1 where an image of one pixel is above `mean`."""
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 2))
+    model[0].running_mean.fill_(mean)
+    model[2].weight.data = torch.tensor([[-1.0], [1.0]])
+    model[2].bias.data.zero_()
+    return model.eval()
+
+
+def pixels(*values: float) -> DataLoader:
+    """Images of one pixel; class 1 where it is above 0."""
+    images = torch.tensor(values).reshape(-1, 1, 1, 1)
+    return DataLoader(TensorDataset(images, (images.flatten() > 0).long()), batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("given", "calibration", "chosen", "mean", "top1"),
+    [
+        (0.0, (4.0, 6.0), "start", 0.0, (1.0, 0.5)),  # the images' mean is not the threshold
+        (9.0, (-1.0, 1.0), "recalibrated", 0.0, (0.5, 1.0)),
+    ],
+)
+def test_batchnorm_is_recalibrated_only_where_it_helps(given, calibration, chosen, mean, top1):
+    validation = pixels(-2.0, -1.0, 1.0, 2.0)
+    settings = FineTuneSettings(epochs=0)
+    tuned = finetune(threshold(given), (pixels(*calibration), validation), settings)
+    assert tuned.chosen == chosen
+    assert (tuned.before.top1, tuned.recalibrated.top1) == top1
+    assert tuned.model[0].running_mean.item() == mean
+    assert tuned.numbers()["chosen"] == chosen
+
+
+@pytest.mark.parametrize("norms", ["train", "eval"])
+def test_what_is_returned_is_never_worse_than_what_was_given(norms):
+    """Labels turned around: every epoch unlearns what the network knows."""
+    model = threshold(0.0)
+    model[0].requires_grad_(False)
+    images = torch.tensor([-2.0, -1.0, 1.0, 2.0]).reshape(-1, 1, 1, 1)
+    wrong = DataLoader(TensorDataset(images, (images.flatten() < 0).long()), batch_size=4)
+    settings = FineTuneSettings(
+        epochs=3, optimizer="sgd", lr=1.0, schedule="constant", norms=norms, recalibrate=0
+    )
+    tuned = finetune(model, (wrong, pixels(-2.0, -1.0, 1.0, 2.0)), settings)
+    assert (tuned.chosen, tuned.best_epoch) == ("start", -1)
+    assert same(tuned.model, model)
+    assert not same(tuned.last, model)
+    assert [row.top1 for row in tuned.history][-1] < tuned.before.top1 == 1.0
+    assert tuned.last[0].running_mean.item() == 0 if norms == "eval" else tuned.last is not None
+    unjudged = finetune(model, wrong, settings)
+    assert (unjudged.chosen, unjudged.best_epoch) == ("epoch 3", 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "expected"),
+    [
+        ({}, 999, ("adamw", "onecycle", "eval")),
+        ({}, 1000, ("sgd", "cosine", "train")),
+        ({"lr": 0.05}, 100, ("sgd", "cosine", "train")),
+        ({"optimizer": "adamw", "norms": "train", "schedule": "step"}, 5000,
+         ("adamw", "step", "train")),
+    ],
+)  # fmt: skip
+def test_automatic_settings_fit_the_number_of_steps(given, steps, expected):
+    settings = settle(FineTuneSettings(**given), steps)
+    assert (settings.optimizer, settings.schedule, settings.norms) == expected
+
+
+def test_the_warm_up_is_at_most_a_fifth_and_one_cycle_has_its_own():
+    cosine = FineTuneSettings(epochs=10, warmup_epochs=1, schedule="cosine")
+    assert warmup_steps(cosine, 1000) == 100
+    assert warmup_steps(replace(cosine, epochs=1), 100) == 20
+    assert warmup_steps(replace(cosine, schedule="onecycle"), 1000) == 0
+
+
+def test_trials_cost_at_most_a_twentieth():
+    settings = FineTuneSettings(optimizer="sgd")
+    for steps in (1600, 3520, 100_000):
+        planned = plan_trials(settings, steps, 128)
+        assert max(planned.rates) / min(planned.rates) == pytest.approx(100)
+        each = planned.steps + planned.images * FORWARD / 128
+        assert planned.steps >= 8
+        assert 0.04 * steps < each * len(planned.rates) <= 0.05 * steps
+    assert plan_trials(settings, 1599, 128) is None
+
+
+def test_few_steps_and_few_images_go_a_short_way():
+    adamw, sgd = FineTuneSettings(optimizer="adamw"), FineTuneSettings(optimizer="sgd")
+    rates = [default_rate(adamw, *at) for at in ((40, 2048), (160, 512), (160, 2048), (640, 9999))]
+    assert rates == pytest.approx([5e-4, 5e-4, 1e-3, 1e-3])
+    assert default_rate(sgd, 5000, 100) == 0.01
+
+
+def test_top1_ranks_many_images_and_the_loss_few():
+    def scores(count):
+        right, sure = Evaluation(0.9, 1.0, 0.5, count, 0), Evaluation(0.8, 1.0, 0.4, count, 0)
+        return rank_of(right), rank_of(sure)
+
+    assert operator.gt(*scores(1000))
+    assert operator.lt(*scores(999))
+    assert rank_of(Evaluation(0.0, 0.0, math.nan, 9, 9)) == (-math.inf, 0.0)
+
+
+def test_the_best_rate_has_the_least_loss():
+    tried = [{"lr": 0.1, "loss": math.inf}, {"lr": 0.01, "loss": 0.4}, {"lr": 0.001, "loss": 0.5}]
+    assert best_rate(tried) == 0.01
+    assert best_rate(tried[:1]) == 0.1
+
+
+def test_a_gain_within_chance_is_no_gain():
+    """Student's t of the paired differences against numpy; the threshold is 2."""
+    generator = np.random.default_rng(0)
+    verdicts = set()
+    for shift in (0.0, 0.02, 0.05, 0.2, -0.2):
+        gain = shift + 0.2 * generator.standard_normal(50)
+        before = generator.random(50)
+        t = gain.mean() / (gain.std(ddof=1) / 50**0.5)
+        pair = torch.from_numpy(before - gain), torch.from_numpy(before)
+        assert clearly_lower(*pair) == (t > 2)
+        verdicts.add(t > 2)
+    assert verdicts == {True, False}
+    assert not clearly_lower(torch.zeros(1), torch.ones(1))
+    model, images = threshold(0.0), pixels(-1.0, 2.0)
+    losses = image_losses(model, images, torch.device("cpu"))
+    scale = 1 / (1 + model[0].eps) ** 0.5
+    wanted = [math.log1p(math.exp(-2 * x * scale)) for x in (1, 2)]
+    assert losses.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_trials_leave_nothing_behind(monkeypatch):
+    monkeypatch.setattr("seprune.recovery.finetune.auto.TRIAL_COST", 4.0)
+    data = open_data("digits")
+    settings = FineTuneSettings(epochs=2, batch_size=128, optimizer="sgd", ema=0.5, recalibrate=0)
+    tuned = finetune(tiny(0.2), data, settings)
+    assert [row["lr"] for row in tuned.trials] == [0.1, 0.03, 0.01, 0.003, 0.001]
+    assert tuned.settings.lr == min(tuned.trials, key=lambda row: row["loss"])["lr"]
+    assert tuned.numbers()["lr"] == tuned.settings.lr
+    given = finetune(tiny(0.2), data, replace(settings, lr=tuned.settings.lr))
+    assert same(given.model, tuned.model)
+    assert [row.loss for row in given.history] == [row.loss for row in tuned.history]
 
 
 def test_distillation_pulls_towards_the_teacher():
@@ -291,9 +446,9 @@ def test_distillation_pulls_towards_the_teacher():
     teacher = tiny()
     nn.init.normal_(teacher[-1].weight)
     settings = FineTuneSettings(epochs=12, lr=0.1, distill_alpha=1.0, recalibrate=0)
-    held = copy.deepcopy(teacher)
+    before = copy.deepcopy(teacher)
     tuned = finetune(tiny(), loader, settings, teacher=teacher)
-    assert same(teacher, held)
+    assert same(teacher, before)
     assert tuned.history[-1].loss < 0.3 * tuned.history[0].loss
     with pytest.raises(InputError) as caught:
         finetune(tiny(), loader, settings, teacher=nn.Sequential(nn.Flatten(), nn.Linear(64, 7)))
@@ -359,7 +514,7 @@ def test_batches_smaller_than_the_processes_are_refused(monkeypatch):
 
 
 def test_the_words_beside_the_bar_are_the_newest_numbers():
-    now = Now(left=400, loss=0.5123, top1=0.8321, lr=0.1)
+    now = LiveMetrics(left=400, loss=0.5123, top1=0.8321, lr=0.1)
     assert now() == "loss 0.512 top-1 83.21% 0 images/s lr 0.1"
     asked = []
 
@@ -497,7 +652,7 @@ def test_a_signal_at_any_step_changes_no_number(tmp_path, monkeypatch, twice_in_
     data, model = open_data("digits"), tiny(dropout=0.2)
     settings = FineTuneSettings(epochs=2, batch_size=128, save_steps=0)
     whole = finetune(model, data, settings)
-    steps, seen, step = whole.history[0].step, [], Learner.step
+    steps, seen, step = whole.history[0].step, [], TrainState.step
 
     def pressed(self, *args, **kwargs):
         loss = step(self, *args, **kwargs)
@@ -508,7 +663,7 @@ def test_a_signal_at_any_step_changes_no_number(tmp_path, monkeypatch, twice_in_
                 os.kill(os.getpid(), signal.SIGINT)
         return loss
 
-    monkeypatch.setattr(Learner, "step", pressed)
+    monkeypatch.setattr(TrainState, "step", pressed)
     with pytest.raises(StoppedError), interrupts("again"):
         finetune(model, data, settings, folder=tmp_path)
     at = load_generation(tmp_path / "state").facts["at"]

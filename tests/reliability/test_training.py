@@ -185,14 +185,14 @@ def test_out_of_memory_while_collecting_halves_the_batch(terminal, tmp_path):
 PRESS = """
 import os, signal
 from seprune.recovery.finetune import step as learner
-whole, seen = learner.Learner.step, []
+whole, seen = learner.TrainState.step, []
 def step(self, *args, **kwargs):
     seen.append(1)
     if len(seen) == 20:
         for signum in {signals}:
             os.kill(os.getpid(), signum)
     return whole(self, *args, **kwargs)
-learner.Learner.step = step
+learner.TrainState.step = step
 """
 WHILE_SAVING = """
 import os, signal
@@ -276,8 +276,10 @@ def test_recalibration_alone_says_what_it_brought(terminal, tmp_path, unbroken):
     assert said["epochs"] == 0
     assert said["validation_before"] != said["validation_recalibrated"]
     before, after = (100 * said[f"validation_{name}"] for name in ("before", "recalibrated"))
-    words = f"{before:.2f} % before, {after:.2f} % BatchNorm recalibrated"
-    assert f"top-1 on the validation split: {words}" in ended.err
+    chosen = [", chosen" if said["chosen"] == name else "" for name in ("start", "recalibrated")]
+    words = f"{before:.2f} % as given{chosen[0]}, {after:.2f} % BatchNorm recalibrated{chosen[1]}"
+    assert any(chosen)
+    assert f"may have been trained on): {words}" in ended.err
     dense, recalibrated = (load_file(f / "model.safetensors") for f in (unbroken, tmp_path))
     changed = {n for n, t in dense.items() if not torch.equal(t, recalibrated[n])}
     assert {name.rpartition(".")[2] for name in changed} <= {

@@ -466,16 +466,29 @@ def test_fine_tuning_is_told_by_its_numbers():
         "validation_before": 0.61,
         "validation_recalibrated": None,
         "validation_top1": 0.845,
+        "chosen": "epoch 7",
+        "optimizer": "sgd",
+        "lr": 0.03,
+        "norms": "train",
+        "trials": 5,
         "accumulate": 4,
         "rollbacks": 1,
     }
+    split = "top-1 on the validation split (images that the checkpoint may have been trained on)"
     assert words.tuning(numbers) == [
-        "top-1 on the validation split: 61.00 % before, 84.50 % epoch 7, chosen",
+        f"{split}: 61.00 % as given, 84.50 % epoch 7, chosen",
+        "trained by sgd at a learning rate of 0.03, the best of 5 trials; BatchNorm by the "
+        "statistics of the batch",
         "every step in 4 micro-batches of the same batch together",
         "the loss became NaN once: rolled back, then half the learning rate",
     ]
-    alone = numbers | {"epochs": 0, "best_epoch": -1, "validation_recalibrated": 0.7}
+    kept = numbers | {"chosen": "start", "best_epoch": -1, "validation_top1": None}
+    assert words.tuning(kept)[:2] == [
+        f"{split}: 61.00 % as given, chosen",
+        "no epoch was better than the network as given, which is returned",
+    ]
+    alone = kept | {"epochs": 0, "validation_recalibrated": 0.7, "chosen": "recalibrated"}
     assert words.tuning(alone | {"accumulate": 1, "rollbacks": 0}) == [
-        "top-1 on the validation split: 61.00 % before, 70.00 % BatchNorm recalibrated"
+        f"{split}: 61.00 % as given, 70.00 % BatchNorm recalibrated, chosen"
     ]
     assert words.tuning({}) == []

@@ -1,4 +1,4 @@
-"""What a training tells: metrics.jsonl, TensorBoard, and the words beside the progress bar."""
+"""Training metrics: metrics.jsonl, TensorBoard, and the text beside the progress bar."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ METRICS = "metrics.jsonl"
 
 
 @dataclass
-class Now:
-    """The newest numbers of a training; called, it says them."""
+class LiveMetrics:
+    """The newest numbers of a training; a call formats them for the progress bar."""
 
     left: int  # steps, over all epochs
     loss: float | None = None
@@ -29,7 +29,7 @@ class Now:
     start: float = field(default_factory=time.perf_counter)
 
     def step(self, images: int, lr: float) -> None:
-        """One more step, over so many images."""
+        """Count one more step over `images` images."""
         self.images, self.steps, self.lr = self.images + images, self.steps + 1, lr
 
     @property

@@ -18,9 +18,11 @@ from torch import nn
 from seprune.data import Data
 from seprune.data.placement import Batches
 from seprune.errors import InputError
+from seprune.recovery.finetune.auto import FirstBatches, seed_everything
 from seprune.recovery.finetune.features import Teacher
+from seprune.recovery.finetune.progress import DivergedError
 from seprune.recovery.finetune.settings import RUNTIME, FineTuned, FineTuneSettings
-from seprune.recovery.finetune.trainer import DivergedError, Job, seed_everything
+from seprune.recovery.finetune.trainer import Trainer
 from seprune.runtime.distributed import united
 from seprune.runtime.progress import Track, silent
 from seprune.statistics import fingerprint
@@ -37,6 +39,8 @@ def finetune(
 ) -> FineTuned:
     """Train a copy of `model`; the same call in the same `folder` goes on where it was stopped.
 
+    What is returned is the best on the validation split, the network given among the candidates.
+    Without a split the last epoch is returned, judged by nothing.
     Every random number is a function of (seed, epoch, step, process), so that a resumed run equals
     an unbroken one; on a CPU bit for bit. With a loader that is not seprune's, state is saved only
     after each epoch.
@@ -56,15 +60,17 @@ def finetune(
     loader, calibration, validation = _loaders(data, settings, validation)
     teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
     with united(), _own_random(settings.seed):
-        job = Job(model, settings, teacher=teacher, loader=loader, folder=folder, track=track)
-        if not job.resume(_identity(model, teacher, settings, data)):
-            job.begin(calibration, validation)
-        while job.at.epoch < settings.epochs:
+        trainer = Trainer(
+            model, settings, teacher=teacher, loader=loader, folder=folder, track=track
+        )
+        if not trainer.resume(_identity(model, teacher, settings, data)):
+            trainer.begin(calibration, validation)
+        while trainer.at.epoch < settings.epochs:
             try:
-                job.epoch(validation)
+                trainer.epoch(validation)
             except DivergedError:
-                job.roll_back()
-    return job.result()
+                trainer.roll_back()
+    return trainer.result()
 
 
 def _loaders(
@@ -87,22 +93,7 @@ def _loaders(
             why="the schedule needs the number of steps",
             fix="give a DataLoader over a data set with a length",
         )
-    return data, _Some(data, settings.recalibrate), validation
-
-
-class _Some:
-    """The first batches of a loader, until they hold `images`."""
-
-    def __init__(self, loader: Any, images: int):
-        self.loader, self.images = loader, images
-
-    def __iter__(self) -> Iterator[Any]:
-        seen = 0
-        for batch in self.loader:
-            yield batch
-            seen += len(batch[0])
-            if seen >= self.images:
-                return
+    return data, FirstBatches(data, settings.recalibrate), validation
 
 
 def _identity(

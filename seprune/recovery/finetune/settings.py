@@ -1,7 +1,8 @@
-"""What fine-tuning is told, and what it gives back."""
+"""Settings and results of fine-tuning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,17 +23,21 @@ class FineTuneSettings:
     where a teacher is given: `alpha` of its soft targets at `temperature`, `features` times the
     distance of group outputs (docs/finetuning.md), `precision` of its forward. `ema`: decay of the
     weight average, which then is what is judged and returned. `save_steps`: also save within an
-    epoch, every so many steps; 0 = only after each epoch.
+    epoch, every so many steps; 0 = only after each epoch. `norms`: BatchNorm normalises by the
+    batch (`train`) or by its running statistics (`eval`). `auto` values fit the number of steps;
+    `lr: auto` is found by short trials on the validation split. `warmup_epochs`: at most a fifth
+    of all steps; one-cycle has its own.
     """
 
     epochs: int = 10
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.05
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    lr: float | Literal["auto"] = "auto"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "step", "onecycle", "constant"] = "cosine"
+    schedule: Literal["auto", "cosine", "step", "onecycle", "constant"] = "auto"
+    norms: Literal["auto", "train", "eval"] = "auto"
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -70,33 +75,45 @@ class Epoch:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The trained copy, with the weights of `best_epoch`: chosen on validation, else the last.
+    """The best candidate on the validation split; without a split the last epoch.
 
+    Candidates are the network as given (`start`), with its BatchNorm statistics measured anew
+    (`recalibrated`), and every epoch (`epoch N`, from 1); `chosen` names the one that `model` is.
     `last` has the weights of the last epoch; it is `model` itself where that was chosen.
 
-    `before` and `recalibrated` are validation scores of the model as given and after BatchNorm was
-    recalibrated. `best_epoch` is -1 without an epoch. `accumulate`:
-    parts per step at the end; it grew if memory ran out. `rollbacks`: 1 if the loss diverged once.
+    `before` and `recalibrated` are validation scores of the first two. `best_epoch` counts from 0,
+    -1 where no epoch was chosen. `settings` are those that `auto` came to; `trials`: `lr`, `loss`
+    and `top1` of each trial. `accumulate`: parts per step at the end; it grew if memory ran out.
+    `rollbacks`: 1 if the loss diverged once.
     """
 
     model: nn.Module
     last: nn.Module
     history: tuple[Epoch, ...]
     best_epoch: int
+    chosen: str
+    settings: FineTuneSettings
+    trials: tuple[Mapping[str, float], ...]
     before: Evaluation | None
     recalibrated: Evaluation | None
     accumulate: int
     rollbacks: int
 
-    def numbers(self) -> dict[str, float | None]:
-        """For reports: top-1 on the validation split before, recalibrated and in the best epoch."""
-        chosen = self.history[self.best_epoch].top1 if self.best_epoch >= 0 else None
+    def numbers(self) -> dict[str, float | str | None]:
+        """For reports: what was chosen, by which top-1 on the validation split, and how trained."""
+        best = self.history[self.best_epoch].top1 if self.best_epoch >= 0 else None
+        settings = self.settings
         return {
             "epochs": len(self.history),
             "best_epoch": self.best_epoch,
             "validation_before": self.before.top1 if self.before else None,
             "validation_recalibrated": self.recalibrated.top1 if self.recalibrated else None,
-            "validation_top1": chosen,
+            "validation_top1": best,
+            "chosen": self.chosen,
+            "optimizer": settings.optimizer,
+            "lr": settings.lr,
+            "norms": settings.norms,
+            "trials": len(self.trials),
             "accumulate": self.accumulate,
             "rollbacks": self.rollbacks,
         }

@@ -1,4 +1,4 @@
-"""One network while it learns: steps, weight average, snapshots."""
+"""The state of one training: weights, optimizer, weight average; steps and snapshots of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
 from seprune.measure.metrics import logits_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from seprune.recovery.finetune import FineTuneSettings
 
 
-class Learner:
+class TrainState:
     """A private copy of `model` with its optimizer, on `device`."""
 
     def __init__(
@@ -38,7 +39,8 @@ class Learner:
         self.settings, self.device = settings, device
         self.accelerator = _accelerator(settings.precision, device)
         self.parts = settings.accumulate
-        self.raw = copy.deepcopy(model).to(device).train()
+        self.raw = copy.deepcopy(model).to(device)
+        self._training_mode()
         self.teacher = copy.deepcopy(teacher.model).to(device).eval() if teacher else None
         self.features = None
         if teacher is not None and self.teacher is not None and settings.distill_features:
@@ -139,8 +141,15 @@ class Learner:
             self.raw.eval()
             with torch.no_grad():
                 self._outputs = logits_of(self.raw(images[:1])).shape[1]
-            self.raw.train()
+            self._training_mode()
         return self._outputs
+
+    def _training_mode(self) -> None:
+        self.raw.train()
+        if self.settings.norms == "eval":
+            for module in self.raw.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def _halve(self, error: RuntimeError, batch: int) -> None:
         if not out_of_memory(error):
@@ -167,6 +176,12 @@ class Learner:
                 mean.copy_(value)
         means, values = zip(*(p for p in self._pairs if p[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(means, values, 1 - decay)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take over these weights, before the first step."""
+        self.raw.load_state_dict(weights)
+        if self.average is not None:
+            self.average.load_state_dict(weights)
 
     @property
     def judged(self) -> nn.Module:
@@ -225,11 +240,12 @@ def _optimizer(model: nn.Module, settings: FineTuneSettings) -> torch.optim.Opti
     groups = decay_groups(model, settings.weight_decay)
     # One kernel for all parameters; with the fp16 scaler and clipping only the plain way is safe.
     fused = settings.precision != "fp16"
+    first_rate = 0.0 if settings.lr == "auto" else settings.lr  # every step sets its own
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
+        return torch.optim.AdamW(groups, lr=first_rate, fused=fused)
     return torch.optim.SGD(
         groups,
-        lr=settings.lr,
+        lr=first_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov and settings.momentum > 0,
         fused=fused,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +16,16 @@ from seprune.data.augment import seed_of
 from seprune.data.placement import Batches, share
 from seprune.errors import InputError, StoppedError, UsageError
 from seprune.measure.metrics import Evaluation, evaluate
+from seprune.recovery.finetune.auto import (
+    best_rate,
+    default_rate,
+    plan_trials,
+    seed_everything,
+    settle,
+    some_of,
+    try_rates,
+    warmup_steps,
+)
 from seprune.recovery.finetune.checkpoints import (
     Generation,
     has_generation,
@@ -26,9 +34,16 @@ from seprune.recovery.finetune.checkpoints import (
 )
 from seprune.recovery.finetune.features import Teacher
 from seprune.recovery.finetune.loss import rate
-from seprune.recovery.finetune.metrics_log import Now, plot, require_tensorboard, write_metrics
+from seprune.recovery.finetune.metrics_log import (
+    LiveMetrics,
+    plot,
+    require_tensorboard,
+    write_metrics,
+)
+from seprune.recovery.finetune.progress import MANY, DivergedError, Progress, rank_of
 from seprune.recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
-from seprune.recovery.finetune.step import Learner, detach, part
+from seprune.recovery.finetune.significance import clearly_lower, image_losses
+from seprune.recovery.finetune.step import TrainState, detach, part
 from seprune.recovery.recalibrate import recalibrate
 from seprune.runtime.distributed import first, join, resolve_device, sum_over_processes
 from seprune.runtime.interrupts import unbroken
@@ -37,27 +52,7 @@ from seprune.runtime.progress import Track
 CHECK_STEPS = 50  # how often the loss is read back to see whether it is still a number
 
 
-@dataclass
-class Progress:
-    """Where training stands; with the learner's snapshot, all that a resumed run needs."""
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    lr_scale: float = 1.0
-    rollbacks: int = 0
-    best_epoch: int = -1
-    best: tuple[float, float] = (-1.0, 0.0)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    before: dict[str, Any] | None = None
-    recalibrated: dict[str, Any] | None = None
-
-
-class DivergedError(Exception):
-    """The loss, or an output on the validation images, is no number any more."""
-
-
-class Job:
+class Trainer:
     def __init__(
         self,
         model: nn.Module,
@@ -68,12 +63,14 @@ class Job:
         folder: Path | None,
         track: Track,
     ):
-        self.given, self.settings, self.track = model, settings, track
+        self.given, self.track = model, track
+        self.steps = len(loader)
+        self.total = self.steps * settings.epochs
+        self.settings = settings = settle(settings, self.total)
         self.device = resolve_device(settings.device)
         self.rank, self.world = join(self.device)  # before Accelerate does, which waits longer
-        self.learner = Learner(model, settings, teacher=teacher, device=self.device)
+        self.state = TrainState(model, settings, teacher=teacher, device=self.device)
         self.loader = share(loader, self.device, self.rank, self.world, training=True)
-        self.steps = len(loader)
         self.steady = isinstance(self.loader, Loader)  # goes on in the middle of an epoch
         if self.steady and loader.batch_size < self.world:
             raise UsageError(
@@ -88,6 +85,7 @@ class Job:
         self.stepping = False  # in the middle of a step, weights fit no step number
         self.best: dict[str, Tensor] = {}
         self.last = Generation({}, {})
+        self.given_losses: Tensor | None = None  # image by image, where the split is small
         self.identity: dict[str, str] = {}
 
     def resume(self, identity: dict[str, str]) -> bool:
@@ -112,21 +110,53 @@ class Job:
         return True
 
     def begin(self, calibration: Batches, validation: Batches | None) -> None:
-        """Recalibrate BatchNorm, and keep the starting point."""
-        device = str(self.device)
-        judge = self.learner.judged
-        if validation is not None:
-            self.at.before = asdict(evaluate(judge, validation, device=device, track=self.track))
-        if self.settings.recalibrate:
-            fresh = recalibrate(self.given, calibration, device=device, track=self.track)
-            self.learner.raw.load_state_dict(fresh.state_dict())
-            if self.learner.average is not None:
-                self.learner.average.load_state_dict(fresh.state_dict())
+        """Judge the candidates that need no training, find the rate, keep the starting point."""
+        at = self.at
+        judged_on = calibration if validation is None else validation
+        if validation is not None or self.settings.recalibrate:
+            score = self._judge(judged_on)
             if validation is not None:
-                score = evaluate(judge, validation, device=device, track=self.track)
-                self.at.recalibrated = asdict(score)
+                at.before, at.best = asdict(score), rank_of(score)
+            if self.settings.recalibrate:
+                self._recalibrate(calibration, judged_on, score)
+                if validation is None:
+                    at.recalibrated = None  # scores of training images are not for reports
         self._keep_best()
+        at.lr = self._find_rate(validation) if self.settings.lr == "auto" else self.settings.lr
         self._save()
+
+    def _recalibrate(self, calibration: Batches, judged_on: Batches, before: Evaluation) -> None:
+        """BatchNorm statistics measured anew; taken back where the network was better without."""
+        at, state = self.at, self.state
+        given = state.judged.state_dict()
+        given = {name: detach(tensor) for name, tensor in given.items()}
+        fresh = recalibrate(self.given, calibration, device=str(self.device), track=self.track)
+        state.load(fresh.state_dict())
+        score = self._judge(judged_on)
+        at.recalibrated = asdict(score)
+        if rank_of(score) > rank_of(before):
+            at.best, at.chosen = (rank_of(score) if at.before else at.best), "recalibrated"
+        else:
+            state.load(given)
+
+    def _find_rate(self, validation: Batches | None) -> float:
+        """The learning rate by trials on the split, or by rule where they would cost too much."""
+        batch = getattr(self.loader, "batch_size", 0) or self.settings.batch_size
+        planned = plan_trials(self.settings, self.total, batch)
+        if validation is None or planned is None:
+            return default_rate(self.settings, self.total, batch * self.steps)
+        tried = try_rates(
+            self.state,
+            self.loader,
+            planned,
+            some_of(validation, planned.images, seed=self.settings.seed),
+            track=self.track,
+        )
+        self.at.trials = tried
+        return best_rate(tried)
+
+    def _judge(self, images: Batches) -> Evaluation:
+        return evaluate(self.state.judged, images, device=str(self.device), track=self.track)
 
     def epoch(self, validation: Batches | None) -> None:
         """The rest of one epoch, its validation, and the commit."""
@@ -152,11 +182,11 @@ class Job:
         at.loss = self._mean(total)
         self._close(validation, now)
 
-    def _step(self, images: Tensor, labels: Tensor, total: Tensor, now: Now) -> None:
+    def _step(self, images: Tensor, labels: Tensor, total: Tensor, now: LiveMetrics) -> None:
         at, lr, self.stepping = self.at, self._rate(), True
         seed = seed_of(self.settings.seed, at.epoch, at.step, self.rank)
         weight = self._weight(len(images))
-        total += self.learner.step(images, labels, lr=lr, seed=seed, weight=weight)
+        total += self.state.step(images, labels, lr=lr, seed=seed, weight=weight)
         now.step(len(images) * self.world, lr)
         at.step, self.stepping = at.step + 1, False
         every = self.settings.save_steps if self.steady else 0
@@ -183,9 +213,9 @@ class Job:
             self.at.loss = loss
             self._save()
 
-    def _now(self) -> Now:
+    def _now(self) -> LiveMetrics:
         at = self.at
-        now = Now((self.settings.epochs - at.epoch) * self.steps - at.step, lr=self._rate())
+        now = LiveMetrics((self.settings.epochs - at.epoch) * self.steps - at.step, lr=self._rate())
         if at.history:
             now.loss, now.top1 = at.history[-1]["loss"], at.history[-1]["top1"]
         return now
@@ -196,12 +226,12 @@ class Job:
             raise DivergedError
         return mean
 
-    def _close(self, validation: Batches | None, now: Now) -> None:
+    def _close(self, validation: Batches | None, now: LiveMetrics) -> None:
         at, speed = self.at, now.speed
         score = None
         if validation is not None:
             score = evaluate(
-                self.learner.judged,
+                self.state.judged,
                 validation,
                 device=str(self.device),
                 precision=self.settings.precision,
@@ -219,15 +249,24 @@ class Job:
             images_per_second=speed,
         )
         at.history.append(asdict(row))
-        rank = (score.top1, -score.loss) if score else (0.0, float(at.epoch))
-        if rank > tuple(at.best):
-            at.best, at.best_epoch = rank, at.epoch
+        rank = rank_of(score) if score else (0.0, float(at.epoch))
+        if rank > tuple(at.best) and (score is None or self._clearly_better(score, validation)):
+            at.best, at.best_epoch, at.chosen = rank, at.epoch, f"epoch {at.epoch + 1}"
             self._keep_best()
         at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
         self._save()
         self._report()
         if self.folder and self.rank == 0 and self.settings.tensorboard:
             plot(self.folder / "tensorboard", row)
+
+    def _clearly_better(self, score: Evaluation, validation: Batches | None) -> bool:
+        """Few images say that an epoch beats the network given only if it is beyond chance."""
+        if score.count >= MANY or validation is None:
+            return True
+        if self.given_losses is None:
+            self.given_losses = image_losses(self.given, validation, self.device)
+        losses = image_losses(self.state.judged, validation, self.device)
+        return clearly_lower(losses, self.given_losses)
 
     def roll_back(self) -> None:
         """Back to the last good generation at half the learning rate; the second time, give up."""
@@ -251,15 +290,18 @@ class Job:
         tuned.load_state_dict(self.best)
         if at.best_epoch != at.epoch - 1:
             last = copy.deepcopy(self.given)
-            last.load_state_dict(self.learner.judged.state_dict())
+            last.load_state_dict(self.state.judged.state_dict())
         return FineTuned(
             model=tuned,
             last=last,
             history=tuple(Epoch(**row) for row in at.history),
             best_epoch=at.best_epoch,
+            chosen=at.chosen,
+            settings=replace(self.settings, lr=at.lr),
+            trials=tuple(at.trials),
             before=Evaluation(**at.before) if at.before else None,
             recalibrated=Evaluation(**at.recalibrated) if at.recalibrated else None,
-            accumulate=self.learner.parts,
+            accumulate=self.state.parts,
             rollbacks=at.rollbacks,
         )
 
@@ -268,29 +310,29 @@ class Job:
         settings, at = self.settings, self.at
         factor = rate(
             at.epoch * self.steps + (at.step if step is None else step),
-            steps=settings.epochs * self.steps,
-            warmup=round(settings.warmup_epochs * self.steps),
+            steps=self.total,
+            warmup=warmup_steps(settings, self.total),
             schedule=settings.schedule,
         )
-        return settings.lr * factor * at.lr_scale
+        return at.lr * factor * at.lr_scale
 
     def _weight(self, mine: int) -> float:
         """DDP averages over processes; their parts of a batch may differ by one image."""
         return mine * self.loader.world / self.loader.batch_size
 
     def _keep_best(self) -> None:
-        self.best = {n: detach(t) for n, t in self.learner.judged.state_dict().items()}
+        self.best = {n: detach(t) for n, t in self.state.judged.state_dict().items()}
 
     def _save(self) -> None:
-        tensors = self.learner.snapshot() | {f"best.{n}": t for n, t in self.best.items()}
+        tensors = self.state.snapshot() | {f"best.{n}": t for n, t in self.best.items()}
         at = copy.deepcopy(vars(self.at))
-        facts = {"at": at, "learner": self.learner.facts(), "identity": self.identity}
+        facts = {"at": at, "state": self.state.facts(), "identity": self.identity}
         self.last = Generation(tensors, facts)
         if self.folder and self.rank == 0:
             save_generation(self.folder / "state", self.last)
 
     def _restore(self, generation: Generation) -> None:
-        self.learner.restore(generation.tensors, generation.facts["learner"])
+        self.state.restore(generation.tensors, generation.facts["state"])
         self.best = part(generation.tensors, "best.")
         self.at = Progress(**copy.deepcopy(generation.facts["at"]))
         self.last = generation
@@ -298,11 +340,3 @@ class Job:
     def _report(self) -> None:
         if self.folder and self.rank == 0:
             write_metrics(self.folder, self.at.history)
-
-
-def seed_everything(*key: int) -> None:
-    """The global generators, for loaders and data sets that are not seprune's."""
-    seed = seed_of(*key)
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
