@@ -1,4 +1,6 @@
 # The public API. `__init__.py` reads this file and imports each name from where it is defined.
+from .data.dataset import Data, DataSettings, open_data
+from .data.loaders import Loader
 from .errors import (
     EnvironmentFault,
     InputError,
@@ -12,13 +14,19 @@ from .export.architecture import Architecture
 from .export.onnx import Exported, export_model
 from .export.pruned_model import load, save
 from .graph.gates import Gate, find_gates
-from .graph.groups import ChannelGroup, NetworkStructure
-from .importance.ablation import Sensitivity, SensitivityOptions, measure_sensitivity
+from .graph.groups import ChannelGroup, GateLink, Member, NetworkStructure, ScoreSource, Term
+from .importance.ablation import (
+    AblationLoss,
+    GroupSensitivity,
+    Sensitivity,
+    SensitivityOptions,
+    measure_sensitivity,
+)
 from .importance.criteria import CRITERIA, Importance, Scoring, score
 from .importance.probes import ProbeSettings
 from .integrations.torch_pruning import GateImportance
-from .measure.flops import count
-from .measure.latency import latency
+from .measure.flops import Cost, count
+from .measure.latency import Latency, latency
 from .measure.metrics import Evaluation, evaluate
 from .models.loader import ModelLoader, build
 from .pipeline.compress import Compressed, compress
@@ -28,6 +36,7 @@ from .pruning.constraints import Allocation
 from .pruning.plan import PlannedGroup, PruningPlan
 from .pruning.prune import prune
 from .pruning.search import make_plan
+from .recipe.budget import Budget, Limit
 from .recipe.load import load_recipe
 from .recipe.sections import Recipe
 from .recovery.finetune.features import Teacher
@@ -35,18 +44,25 @@ from .recovery.finetune.run import finetune
 from .recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
 from .recovery.recalibrate import recalibrate
 from .recovery.refit.network import RefitOptions, Refitted, refit
-from .report.measurement import Measurement, Report
+from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
+from .runtime.progress import Track
 from .statistics.collect import CollectOptions, collect_statistics
 from .statistics.result import GateStatistics
 
 __version__: str
 __all__ = [
     "CRITERIA",
+    "AblationLoss",
     "Allocation",
     "Architecture",
+    "Budget",
+    "BudgetReport",
     "ChannelGroup",
     "CollectOptions",
     "Compressed",
+    "Cost",
+    "Data",
+    "DataSettings",
     "EnvironmentFault",
     "Epoch",
     "Evaluation",
@@ -55,11 +71,19 @@ __all__ = [
     "FineTuned",
     "Gate",
     "GateImportance",
+    "GateLink",
     "GateStatistics",
+    "GateSummary",
+    "GroupCut",
+    "GroupSensitivity",
     "Importance",
     "InputError",
+    "Latency",
+    "Limit",
+    "Loader",
     "LockedError",
     "Measurement",
+    "Member",
     "ModelLoader",
     "NetworkStructure",
     "PeerError",
@@ -70,12 +94,15 @@ __all__ = [
     "RefitOptions",
     "Refitted",
     "Report",
+    "ScoreSource",
     "Scoring",
     "Sensitivity",
     "SensitivityOptions",
     "SepruneError",
     "StoppedError",
     "Teacher",
+    "Term",
+    "Track",
     "UsageError",
     "__version__",
     "analyse",
@@ -92,6 +119,7 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "measure_sensitivity",
+    "open_data",
     "prune",
     "recalibrate",
     "refit",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from seprune.measure.latency import Latency
-from seprune.report import Budget, GateSummary, GroupCut, Measurement, Report
+from seprune.report import BudgetReport, GateSummary, GroupCut, Measurement, Report
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SE_RESNET_20 = ((16, 3), (32, 3), (64, 3))
@@ -92,7 +92,7 @@ def make_gate(chance, name: str, width: int, *, depth: float) -> GateSummary:
     )
 
 
-def make_budget(chance, stages, gates, target: float, criterion: str) -> Budget:
+def make_budget(chance, stages, gates, target: float, criterion: str) -> BudgetReport:
     groups = []
     for s, (width, blocks) in enumerate(stages):
         stage = f"layer{s + 1}"
@@ -103,7 +103,7 @@ def make_budget(chance, stages, gates, target: float, criterion: str) -> Budget:
             name = f"{stage}.{b}.conv1"
             groups.append(cut(chance, name, chance.lognormal(-3, 1, width), target, layers=[name]))
     whole = GroupCut("fc", 10, 10, False, "classifier output", ["fc"], [], list(range(10)))
-    return Budget(
+    return BudgetReport(
         label=f"macs {target:g}",
         target=target,
         reached=target - 0.004,

@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,26 @@ def test_every_error_class_is_public():
 
     kinds = {n for n, v in vars(errors).items() if isinstance(v, type) and not n.startswith("_")}
     assert kinds <= set(seprune.__all__)
+
+
+INNER = {"Tap", "StageCache", "Sharing"}  # what nobody makes or reads by hand
+
+
+def _ours(hint: object) -> set[type]:
+    """The classes of seprune in a type hint."""
+    own = {hint} if isinstance(hint, type) and hint.__module__.startswith("seprune.") else set()
+    return own.union(*(_ours(part) for part in typing.get_args(hint)))
+
+
+def test_classes_in_public_signatures_and_results_are_public():
+    public = {name: getattr(seprune, name) for name in seprune.__all__}
+    missing = set()
+    for value in (v for v in public.values() if callable(v) and v is not seprune.count):
+        for kind in set().union(*map(_ours, typing.get_type_hints(value).values())):
+            # sections of a recipe are reached through the recipe
+            if kind.__module__ != "seprune.recipe.sections" and kind.__name__ not in INNER:
+                missing |= {kind.__name__} - set(public)
+    assert not missing
 
 
 @pytest.mark.slow

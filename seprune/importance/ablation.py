@@ -40,7 +40,7 @@ class SensitivityOptions:
 
 
 @dataclass(frozen=True)
-class Loss:
+class AblationLoss:
     """The network without `removed` units of a group."""
 
     removed: int
@@ -50,12 +50,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """One dependency group: a `Loss` for each share, in their order."""
+    """One dependency group: a `AblationLoss` for each share, in their order."""
 
     group: str
     units: int
     macs: int  # of one sample that one unit is worth, everything else being whole
-    losses: tuple[Loss, ...]
+    losses: tuple[AblationLoss, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Sensitivity:
         groups = tuple(
             GroupSensitivity(
                 row["group"], row["units"], row["macs"],
-                tuple(map(Loss, row["removed"], row["top1"], row["loss"])),
+                tuple(map(AblationLoss, row["removed"], row["top1"], row["loss"])),
             )
             for row in held["groups"]
         )  # fmt: skip
@@ -170,7 +170,7 @@ def weighed(importance: Importance, found: Sensitivity) -> Importance:
 
 
 def _slopes(row: GroupSensitivity, whole: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Loss per unit of the group, in the order of removal."""
+    """AblationLoss per unit of the group, in the order of removal."""
     removed = np.array([0, *(x.removed for x in row.losses)], dtype=float)
     losses = np.array([whole, *(x.loss for x in row.losses)], dtype=float)
     losses[~np.isfinite(losses)] = 1e9  # an answer that is not finite: the group stays
@@ -228,8 +228,8 @@ def _silence(index: Tensor, dim: int, _module: nn.Module, inputs: tuple[Any, ...
     return (inputs[0].index_fill(dim, index.to(inputs[0].device), 0), *inputs[1:])
 
 
-def _loss(removed: int, found: Evaluation) -> Loss:
-    return Loss(removed, found.top1, found.loss)
+def _loss(removed: int, found: Evaluation) -> AblationLoss:
+    return AblationLoss(removed, found.top1, found.loss)
 
 
 def _macs(structure: NetworkStructure, group: ChannelGroup) -> int:

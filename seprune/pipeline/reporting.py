@@ -167,7 +167,7 @@ def size_of(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 
-def _budget(told: Told, chapter: Chapter) -> reports.Budget:
+def _budget(told: Told, chapter: Chapter) -> reports.BudgetReport:
     plan = PruningPlan.loads(read_json(chapter.home / "plan.json"), path=chapter.home)
     facts = chapter.facts["plan"]
     scores = read_importance(chapter.home / "importance.csv", facts["criterion"]).scores
@@ -189,7 +189,7 @@ def _budget(told: Told, chapter: Chapter) -> reports.Budget:
     whole = told.structure.macs_at(told.structure.whole())
     reached = chapter.facts["pruned"]["macs"] / whole
     target = facts["targets"].get("macs", whole * reached) / whole
-    return reports.Budget(
+    return reports.BudgetReport(
         label=chapter.label,
         target=float(target),
         reached=float(reached),

@@ -10,6 +10,6 @@ compare      several runs: rows, means over seeds, the Pareto front
 card         the README.md of a saved folder
 """
 
-from seprune.report.measurement import Budget, GateSummary, GroupCut, Measurement, Report
+from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 
-__all__ = ["Budget", "GateSummary", "GroupCut", "Measurement", "Report"]
+__all__ = ["BudgetReport", "GateSummary", "GroupCut", "Measurement", "Report"]

@@ -12,7 +12,7 @@ import numpy as np
 from seprune.report import axes
 from seprune.report.axes import COLOURS, Figure
 from seprune.report.compare import Comparison, Row
-from seprune.report.measurement import STAGES, Budget, GroupCut, Measurement, Report
+from seprune.report.measurement import STAGES, BudgetReport, GroupCut, Measurement, Report
 from seprune.report.words import fraction_of
 
 MARKS = {  # symbol and dash
@@ -73,7 +73,7 @@ def _stage_line(found: Sequence[Measurement], dense: int | None, colour: str) ->
     }
 
 
-def widths(budget: Budget) -> Figure:
+def widths(budget: BudgetReport) -> Figure:
     """What is left of every group, in percent of its units."""
     groups = budget.groups
     trace = {
@@ -94,7 +94,7 @@ def widths(budget: Budget) -> Figure:
     return {"data": [trace], "layout": layout}
 
 
-def scores(budget: Budget) -> Figure:
+def scores(budget: BudgetReport) -> Figure:
     """Distribution of scores in every group (5, 25, 50, 75, 95 %) and the cut."""
     groups = [g for g in budget.groups if axes.finite(g.scores).size]
     spans = [np.quantile(axes.finite(g.scores), [0.05, 0.25, 0.5, 0.75, 0.95]) for g in groups]

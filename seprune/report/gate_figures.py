@@ -11,7 +11,7 @@ import numpy as np
 
 from seprune.report import axes
 from seprune.report.axes import COLOURS, HEAT, Array, Figure
-from seprune.report.measurement import Budget, GateSummary
+from seprune.report.measurement import BudgetReport, GateSummary
 
 SHOWN_CHANNELS = 256  # of a class curve; more is not seen and not smooth to scroll
 SHOWN_CLASSES = 3  # switched on at first, the others wait in the legend
@@ -70,7 +70,7 @@ def gate(summary: GateSummary) -> Figure:
     return {"data": [trace], "layout": layout}
 
 
-def kept(summary: GateSummary, budget: Budget) -> Figure:
+def kept(summary: GateSummary, budget: BudgetReport) -> Figure:
     """A row to put under `gate`: which of its channels the budget keeps."""
     names = set(summary.groups)
     cut = next((g for g in budget.groups if g.name in names and g.before == summary.channels), None)

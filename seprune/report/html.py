@@ -18,7 +18,7 @@ from seprune.measure.latency import Latency
 from seprune.report import figures, gate_figures, sensitivity, words
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
-from seprune.report.measurement import Budget, GateSummary, Measurement, Report
+from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
 from seprune.runtime import files
 from seprune.runtime.text import printable
 
@@ -155,7 +155,7 @@ def _figures(
     return shown
 
 
-def _tile(report: Report, budget: Budget) -> dict[str, Any]:
+def _tile(report: Report, budget: BudgetReport) -> dict[str, Any]:
     end, base = words.last_of(report, budget), report.baseline
     if end is None or base is None:
         return {"label": budget.label, "top1": words.DASH, "change": words.DASH, "speeds": []} | {
@@ -232,7 +232,7 @@ def _scored_groups(report: Report) -> list[str]:
     return list(dict.fromkeys(g.name for g in scored))
 
 
-def _group_rows(budgets: Sequence[Budget]) -> list[list[Any]]:
+def _group_rows(budgets: Sequence[BudgetReport]) -> list[list[Any]]:
     by_budget = [{g.name: g for g in budget.groups} for budget in budgets]
     every = {g.name: g for budget in budgets for g in budget.groups}
     rows = []

@@ -32,7 +32,7 @@ class Measurement:
     """One network measured on the reporting set; fractions, bytes and milliseconds."""
 
     stage: str  # one of STAGES
-    budget: str | None  # label of the Budget that it was cut to; None: the baseline
+    budget: str | None  # label of the BudgetReport that it was cut to; None: the baseline
     top1: float | None
     top5: float | None
     loss: float | None
@@ -69,7 +69,7 @@ class GroupCut:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetReport:
     """One target (`macs 0.5`) and the plan that met it; target and reached are fractions kept."""
 
     label: str
@@ -156,7 +156,7 @@ class Report:
     hashes: dict[str, str] = field(default_factory=dict)
     recipe: str = ""  # the resolved YAML
     measurements: list[Measurement] = field(default_factory=list)
-    budgets: list[Budget] = field(default_factory=list)
+    budgets: list[BudgetReport] = field(default_factory=list)
     gates: list[GateSummary] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py
@@ -170,7 +170,7 @@ class Report:
         """The dense network's measurement, None where the run did not come so far."""
         return next((m for m in self.measurements if m.stage == "baseline"), None)
 
-    def budget(self, label: str | None) -> Budget | None:
+    def budget(self, label: str | None) -> BudgetReport | None:
         """The budget with this label."""
         return next((b for b in self.budgets if b.label == label), None)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seprune.report.measurement import Budget, GateSummary, GroupCut, Report
+from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Report
 from seprune.runtime import files
 from seprune.runtime.text import csv_text
 
@@ -56,7 +56,7 @@ def ranks(cut: GroupCut) -> list[int | None]:
 
 
 def _group_rows(
-    budget: Budget, cut: GroupCut, gates: list[GateSummary]
+    budget: BudgetReport, cut: GroupCut, gates: list[GateSummary]
 ) -> Iterator[dict[str, Value]]:
     kept, places = set(cut.keep), ranks(cut)
     for channel in range(cut.before):

@@ -12,7 +12,7 @@ from rich.text import Text
 from seprune.errors import UsageError
 from seprune.measure.latency import Latency
 from seprune.report import sensitivity, words
-from seprune.report.measurement import Budget, GateSummary, GroupCut, Measurement, Report
+from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
 
 BAR = 10
@@ -170,7 +170,7 @@ def gate_channels(report: Report, name: str) -> Table:
     return table
 
 
-def _channels_of_group(report: Report, budget: Budget, cut: GroupCut) -> Table:
+def _channels_of_group(report: Report, budget: BudgetReport, cut: GroupCut) -> Table:
     scaling = [g for g in gates_of(report, cut) if "mean" in g.statistics]
     table = _table(f"{cut.name}, {budget.label}: {cut.after} of {cut.before} kept")
     for heading in ("channel", "rank", "score", "gate mean"):
@@ -217,7 +217,7 @@ def _first(m: Measurement) -> Latency | None:
     return min(measured, key=lambda x: x.batch, default=None)
 
 
-def _width(budget: Budget, name: str) -> Text:
+def _width(budget: BudgetReport, name: str) -> Text:
     cut = next((g for g in budget.groups if g.name == name), None)
     if cut is None:
         return Text(words.DASH)

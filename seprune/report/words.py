@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from seprune.measure.latency import Latency
-from seprune.report.measurement import Budget, GateSummary, Measurement, Report
+from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
 
 DASH = "–"
 SATURATED = 0.5  # of the gate values: above, the gate hardly tells channels apart
@@ -85,7 +85,7 @@ def stage_name(measurement: Measurement) -> str:
     return " · ".join(filter(None, (measurement.stage, measurement.budget)))
 
 
-def last_of(report: Report, budget: Budget) -> Measurement | None:
+def last_of(report: Report, budget: BudgetReport) -> Measurement | None:
     """The budget's last measured stage: what the run ended with."""
     found = [m for m in report.measurements if m.budget == budget.label]
     return found[-1] if found else None
@@ -116,7 +116,7 @@ def speed_up(report: Report, latency: Latency) -> float | None:
     return dense.median_ms / latency.median_ms
 
 
-def headline(report: Report, budget: Budget) -> str:
+def headline(report: Report, budget: BudgetReport) -> str:
     """What the budget came to, in one sentence."""
     end, base = last_of(report, budget), report.baseline
     if end is None or base is None:

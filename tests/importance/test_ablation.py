@@ -19,8 +19,8 @@ from seprune.graph.groups import find_structure
 from seprune.importance import Importance, Scoring, score
 from seprune.importance.ablation import (
     SHARES,
+    AblationLoss,
     GroupSensitivity,
-    Loss,
     Sensitivity,
     SensitivityOptions,
     lowest,
@@ -123,7 +123,12 @@ def test_shares_and_groups_that_make_no_sense_are_refused():
 def test_measured_losses_become_scores_in_the_order_of_the_criterion():
     own = torch.tensor([4.0, 1, 3, 2, 9, 8, 7, 6, 5, 10])
     importance = Importance("x", {"g": own, "h": torch.ones(4)})
-    rows = GroupSensitivity("g", 10, 7, (Loss(1, 0.9, 1.1), Loss(3, 0.8, 1.7), Loss(5, 0.5, 3.7)))
+    rows = GroupSensitivity(
+        "g",
+        10,
+        7,
+        (AblationLoss(1, 0.9, 1.1), AblationLoss(3, 0.8, 1.7), AblationLoss(5, 0.5, 3.7)),
+    )
     made = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, 0.9, 1.0, (rows,)))
     order = made.scores["g"].argsort()
     assert torch.equal(order, importance.scores["g"].argsort())
@@ -135,7 +140,12 @@ def test_measured_losses_become_scores_in_the_order_of_the_criterion():
 
 def test_a_loss_that_falls_makes_no_unit_cheaper_than_one_before_it():
     importance = Importance("x", {"g": torch.arange(10.0)})
-    rows = GroupSensitivity("g", 10, 7, (Loss(1, 0.9, 1.2), Loss(3, 0.9, 0.8), Loss(5, 0.9, 1.2)))
+    rows = GroupSensitivity(
+        "g",
+        10,
+        7,
+        (AblationLoss(1, 0.9, 1.2), AblationLoss(3, 0.9, 0.8), AblationLoss(5, 0.9, 1.2)),
+    )
     found = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, 0.9, 1.0, (rows,)))
     wanted = [0.2] * 10
     torch.testing.assert_close(found.scores["g"], torch.tensor(wanted).double())

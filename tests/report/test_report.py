@@ -15,7 +15,7 @@ from reports import SE_RESNET_50, make_report, unfinished_report
 from rich.console import Console
 
 from seprune.errors import InputError, UsageError
-from seprune.report import Budget, GateSummary, GroupCut, Measurement, measurement, words
+from seprune.report import BudgetReport, GateSummary, GroupCut, Measurement, measurement, words
 from seprune.report.card import model_card
 from seprune.report.compare import compare
 from seprune.report.compare import write_csv as write_comparison_csv
@@ -191,7 +191,7 @@ def test_class_curves_stay_small_and_name_their_channels() -> None:
 
 def test_kept_channels_stand_under_their_gate() -> None:
     cut = GroupCut("g", 4, 2, keep=[0, 3], scores=[4.0, 1.0, 2.0, 3.0])
-    budget = Budget("macs 0.5", 0.5, 0.49, "gate_mean", "global", groups=[cut])
+    budget = BudgetReport("macs 0.5", 0.5, 0.49, "gate_mean", "global", groups=[cut])
     summary = gate(groups=["g"], statistics={"mean": [0.9, 0.1, 0.2, 0.4]})
     trace = kept(summary, budget)["data"][0]
     assert trace["customdata"] == [[1, 2, 3, 0]]
@@ -315,7 +315,7 @@ def test_an_unknown_name_lists_those_there_are(kind: str, first: str) -> None:
 
 def test_names_with_brackets_are_not_markup() -> None:
     cut = GroupCut("[red]conv[/]", 1, 1, keep=[0])
-    budget = Budget("macs 0.5", 0.5, 0.5, "l2", "global", groups=[cut])
+    budget = BudgetReport("macs 0.5", 0.5, 0.5, "l2", "global", groups=[cut])
     assert "[red]conv[/]" in printed(dataclasses.replace(make_report(), budgets=[budget]))
 
 
@@ -357,7 +357,7 @@ def test_what_is_not_in_the_numbers_is_said() -> None:
 
 
 def three_seeds(criterion: str, tops: list[float]) -> list:
-    budget = Budget("macs 0.5", 0.5, 0.5, criterion, "global")
+    budget = BudgetReport("macs 0.5", 0.5, 0.5, criterion, "global")
     return [
         dataclasses.replace(
             unfinished_report(),
