@@ -44,7 +44,7 @@ from .recovery.finetune.run import finetune
 from .recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
 from .recovery.recalibrate import recalibrate
 from .recovery.refit.network import refit
-from .recovery.refit.options import Refitted, RefitOptions
+from .recovery.refit.options import RefitOptions, Refitted
 from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from .runtime.progress import Track
 from .statistics.collect import CollectOptions, collect_statistics
