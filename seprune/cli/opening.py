@@ -27,6 +27,8 @@ def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[Subject, A
     tell_device(recipe)
     subject, found = subjects.open_both(recipe, loader=loader, track=console.track)
     _say(subject)
+    for note in found.info.notes:
+        console.tell(f"note: {note}")
     return subject, found
 
 

@@ -37,7 +37,11 @@ def run(
         loaded, out, track=console.track, loader=opening.loader(allow_code), command=command
     )
     console.stderr().print(terminal.results(report))
-    for note in (*report.model.get("notes", ()), *report.warnings):
+    for note in (
+        *report.model.get("notes", ()),
+        *report.data.get("notes", ()),
+        *report.warnings,
+    ):
         console.tell(f"note: {note}")
     console.tell(f"report: {out / ('report.html' if loaded.report.html else 'report.json')}")
     if json:

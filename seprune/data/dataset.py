@@ -62,6 +62,7 @@ class DataInfo:
     cache: str
     skipped: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 class Data:
@@ -173,6 +174,7 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
         cache=cache,
         skipped=skipped,
         fingerprint=found.fingerprint,
+        notes=found.notes,
     )
     _glance((train, found.val), track)
     trained, reported = (_store(i, frame, cache, settings, track) for i in (train, found.val))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,8 +26,16 @@ _DISGUISES = {
 _DAMAGED = "restore the file, delete it, or set data.on_bad_image=skip"
 
 
-def read_image(path: Path, mode: str = "RGB") -> Image.Image:
+Range = tuple[float, float]  # the values that become black and white
+_DEPTHS = (1, 255, 1023, 4095, 16383, 65535)  # full scale of floats, and of 8 to 16 bits
+_SAMPLED = 256  # deep images that are looked at to find the range of a data set
+
+
+def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Image.Image:
     """The upright image in `path` as 8-bit `mode` (`RGB` or `L`).
+
+    Args:
+        scale: of images with more than 8 bits: the range of their data set, None for the own one.
 
     Raises:
         InputError: unreadable, no image, damaged, or more than `MAX_PIXELS` pixels; names the path.
@@ -36,7 +45,7 @@ def read_image(path: Path, mode: str = "RGB") -> Image.Image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            return as_mode(ImageOps.exif_transpose(image), mode)
+            return as_mode(ImageOps.exif_transpose(image), mode, scale)
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path}: the image is too large to decode safely",
@@ -48,22 +57,84 @@ def read_image(path: Path, mode: str = "RGB") -> Image.Image:
         raise _unreadable(path, error) from error
 
 
+# Named because Pillow would try all that it knows: PostScript it hands to a program that runs it.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "TGA": (".tga",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi", ".rgb"),
+    "PCX": (".pcx",),
+}
+
+
 @cache
 def _formats() -> list[str]:
-    """Pillow's names of what images come in, named because it would try all that it knows:
-    PostScript it hands to a program that runs it."""
+    """The formats of images that this Pillow can open."""
     Image.init()
-    return [f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") if f in Image.OPEN]
+    return [f for f in FORMATS if f in Image.OPEN]
 
 
-def as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """`image` converted to 8-bit `mode`; 16-bit grey is scaled, not clipped."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+def as_mode(image: Image.Image, mode: str, scale: Range | None = None) -> Image.Image:
+    """`image` converted to 8-bit `mode`; one with more bits is scaled from `scale`, not clipped."""
+    if _deep(image):
+        values = np.asarray(image).astype(np.float64)
+        low, high = scale or full_range([_extremes(image)])
+        share = np.nan_to_num((values - low) / (high - low)).clip(0, 1)
+        image = Image.fromarray(np.floor(share * 255 + 0.5).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)
+
+
+def _deep(image: Image.Image) -> bool:
+    return image.mode.startswith(("I", "F"))
+
+
+def _extremes(image: Image.Image) -> Range:
+    """The smallest and the largest finite value of an image."""
+    values = np.asarray(image).astype(np.float64)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def full_range(extremes: Sequence[Range]) -> Range:
+    """The scale that values seem to be on: 0 to the next full scale; as found if below 0 or above.
+
+    Args:
+        extremes: the smallest and the largest value of each image.
+    """
+    low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
+    top = next((float(d) for d in _DEPTHS if high <= d), high)
+    if low >= 0:
+        return 0.0, top
+    return (-1.0, 1.0) if low >= -1 and high <= 1 else (low, max(high, low + 1))
+
+
+def range_of_files(paths: Sequence[Path]) -> Range | None:
+    """The scale of the deep images among some files; None where none has more than 8 bits.
+
+    Looks at no more than `_SAMPLED` files, evenly spread; a damaged one is named when it is used.
+    """
+    found = []
+    for path in paths[:: max(-(-len(paths) // _SAMPLED), 1)]:
+        try:
+            with Image.open(path, formats=_formats()) as image:
+                small = image.width * image.height <= MAX_PIXELS
+                if small and _deep(image):
+                    found.append(_extremes(image))
+        except Exception:
+            continue
+    return full_range(found) if found else None
 
 
 def fit(image: Image.Image, height: int, width: int, *, crop: float) -> Image.Image:

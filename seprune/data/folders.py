@@ -5,53 +5,97 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from seprune.data.decode import read_image
+from seprune.data.decode import FORMATS, Range, range_of_files, read_image
 from seprune.errors import InputError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 
 
 class Files:
-    """Image files with the number of their class."""
+    """Image files with the number of their class; `scale` is that of images of many bits."""
 
-    def __init__(self, paths: list[Path], labels: list[int], mode: str):
-        self.paths, self.mode = paths, mode
+    def __init__(
+        self, paths: list[Path], labels: list[int], mode: str, *, scale: Range | None = None
+    ):
+        self.paths, self.mode, self.scale = paths, mode, scale
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
     def __call__(self, row: int) -> Image.Image:
-        return read_image(self.paths[row], self.mode)
+        return read_image(self.paths[row], self.mode, self.scale)
 
     def without(self, rows: set[int]) -> Files:
         kept = [i for i in range(len(self.paths)) if i not in rows]
-        return Files([self.paths[i] for i in kept], self.labels[kept].tolist(), self.mode)
+        paths, labels = [self.paths[i] for i in kept], self.labels[kept].tolist()
+        return Files(paths, labels, self.mode, scale=self.scale)
 
 
-def find_images(root: Path, mode: str) -> tuple[tuple[str, ...], Files, Files, str]:
-    """The classes, the train/ and the val/ images under `root`, and a digest of names and sizes.
+@dataclass(frozen=True)
+class Folder:
+    """The images of a folder.
+
+    `digest` is of names and sizes; `notes` say what was left out and how deep images are scaled.
+    """
+
+    classes: tuple[str, ...]
+    train: Files
+    val: Files
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def find_images(root: Path, mode: str) -> Folder:
+    """The train/ and the val/ images under `root`, and their classes.
 
     Raises:
         InputError: missing folders, an empty class, classes that differ between the parts.
     """
     _require_folder(root)
-    train, val = (_scan(root / part) for part in ("train", "val"))
+    left_out: Counter[str] = Counter()
+    train, val = (_scan(root / part, left_out) for part in ("train", "val"))
     _require_same_classes(root, set(train), set(val))
     classes = tuple(sorted(train))
-    splits = []
+    splits: list[tuple[list[Path], list[int]]] = []
     digest = hashlib.sha256()
     for part, found in (("train", train), ("val", val)):
         paths = [path for name in classes for path, _ in found[name]]
         labels = [i for i, name in enumerate(classes) for _ in found[name]]
-        splits.append(Files(paths, labels, mode))
+        splits.append((paths, labels))
         sizes = [size for name in classes for _, size in found[name]]
         for path, size in zip(paths, sizes, strict=True):
             digest.update(f"{part}/{path.relative_to(root / part)}\0{size}\n".encode())
-    return classes, splits[0], splits[1], digest.hexdigest()
+    scale = range_of_files(splits[0][0])
+    files = [Files(*split, mode, scale=scale) for split in splits]
+    notes = (*_left_out(left_out), *_scaled(scale))
+    return Folder(classes, files[0], files[1], digest.hexdigest(), notes)
+
+
+def _left_out(endings: Counter[str]) -> tuple[str, ...]:
+    """How many files are no images, by the endings of their names."""
+    if not endings:
+        return ()
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{n} {e or 'without an ending'}" for e, n in ordered[:5])
+    more = f", and {len(endings) - 5} other endings" if len(endings) > 5 else ""
+    total = sum(endings.values())
+    return (f"{total} files in the class folders are left out by their endings: {named}{more}",)
+
+
+def _scaled(scale: Range | None) -> tuple[str, ...]:
+    if scale is None:
+        return ()
+    low, high = scale
+    return (
+        f"images with more than 8 bits are scaled from {low:g} (black) to {high:g} (white), by the "
+        "values in the training images",
+    )
 
 
 def _require_folder(root: Path) -> None:
@@ -75,10 +119,10 @@ def _require_folder(root: Path) -> None:
         )
 
 
-def _scan(part: Path) -> dict[str, list[tuple[Path, int]]]:
+def _scan(part: Path, left_out: Counter[str]) -> dict[str, list[tuple[Path, int]]]:
     try:
         classes = sorted(p for p in part.iterdir() if p.is_dir() and not p.name.startswith("."))
-        found = {folder.name: sorted(_images_under(folder)) for folder in classes}
+        found = {folder.name: sorted(_images_under(folder, left_out)) for folder in classes}
     except OSError as error:
         raise InputError(
             f"{error.filename or part}: cannot be read",
@@ -102,12 +146,18 @@ def _scan(part: Path) -> dict[str, list[tuple[Path, int]]]:
     return found
 
 
-def _images_under(folder: Path) -> Iterable[tuple[Path, int]]:
+def _images_under(folder: Path, left_out: Counter[str]) -> Iterable[tuple[Path, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _images_under(Path(entry.path))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.name[0] != ".":
+                yield from _images_under(Path(entry.path), left_out)
+                continue
+            ending = os.path.splitext(entry.name)[1].lower()
+            if entry.name[0] == ".":
+                continue
+            if ending not in EXTENSIONS:
+                left_out[ending] += 1
+            else:
                 # A dangling link is listed with size 0 and named when it is read.
                 yield Path(entry.path), entry.stat().st_size if os.path.exists(entry.path) else 0
 

@@ -53,7 +53,7 @@ class Source:
     """A training and a reporting split with the same classes.
 
     `mirror`: a mirrored image still belongs to its class. `native`: the (H, W) that all sampled
-    images share, or None.
+    images share, or None. `notes`: what was left out, and how images of many bits are scaled.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Source:
     mode: str = "RGB"
     mirror: bool = True
     native: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Arrays:
@@ -104,8 +105,17 @@ def open_source(source: str, *, mode: str | None = None) -> Source:
         return _digits()
     if source.startswith("torchvision/"):
         return _torchvision(source, mode)
-    classes, train, val, digest = find_images(Path(source).expanduser(), mode or "RGB")
-    return Source(source, classes, train, val, digest, mode or "RGB", native=_native(train))
+    found = find_images(Path(source).expanduser(), mode or "RGB")
+    return Source(
+        name=source,
+        classes=found.classes,
+        train=found.train,
+        val=found.val,
+        fingerprint=found.digest,
+        mode=mode or "RGB",
+        native=_native(found.train),
+        notes=found.notes,
+    )
 
 
 def _digits() -> Source:

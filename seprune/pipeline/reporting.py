@@ -101,6 +101,7 @@ def compose(told: Told) -> Report:
             },
             "classes": [info.classes[row] for row in rows],
             "skipped": list(info.skipped),
+            "notes": list(info.notes),
         },
         environment=environment(),
         hashes=data_digests(told.data),

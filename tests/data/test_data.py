@@ -1,5 +1,6 @@
 """Sources, splits, loaders and damaged images: real files, real decoders."""
 
+import io
 import os
 import struct
 import zlib
@@ -13,6 +14,7 @@ from PIL import Image
 from seprune.data import DataSettings, open_data
 from seprune.data.augment import Draws, crop_and_flip, cutout
 from seprune.data.decode import fit, read_image, to_pixels
+from seprune.data.folders import find_images
 from seprune.data.loaders import Batching, Cached, Decoded
 from seprune.errors import EnvironmentFault, InputError, UsageError
 
@@ -239,7 +241,7 @@ def test_large_images_are_224_and_small_ones_keep_their_size(tmp_path):
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
     if mode == "I;16":
-        Image.fromarray(np.full((4, 4), 0x8100, np.uint16)).save(path)
+        Image.fromarray(np.full((4, 4), 129 * 257, np.uint16)).save(path)
     else:
         Image.new("L", (4, 4), 129).convert(mode).save(path)
     pixels = to_pixels(read_image(path))
@@ -247,6 +249,68 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert pixels.dtype == torch.uint8
     if mode in ("L", "I;16", "RGBA", "LA"):
         assert pixels.unique().tolist() == [129]
+
+
+def folder_of(root: Path, train: dict[str, object], val: str = "a") -> Path:
+    """train/ and val/ with one class; images as arrays, or as bytes under any name."""
+    for part in ("train", "val"):
+        (root / part / "c").mkdir(parents=True)
+        for name, content in train.items():
+            path = root / part / "c" / name
+            if isinstance(content, np.ndarray):
+                Image.fromarray(content).save(path)
+            else:
+                path.write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top"), [(np.uint16, 4095), (np.uint16, 65535), (np.int32, 255), (np.float32, 1)]
+)
+def test_deep_images_are_scaled_by_what_the_data_set_holds(tmp_path, dtype, top):
+    shares = np.array([[0.0, 0.25], [0.5, 1.0]])
+    bright, dark = (shares * top).astype(dtype), (shares * top / 4).astype(dtype)
+    found = find_images(folder_of(tmp_path, {"bright.tif": bright, "dark.tif": dark}), "L")
+    for row, values in enumerate((bright, dark)):  # the dark one stays dark
+        expected = np.floor(values.astype(np.float64) / top * 255 + 0.5)
+        assert np.array_equal(np.asarray(found.train(row)), expected.astype(np.uint8))
+        assert np.array_equal(np.asarray(found.val(row)), expected.astype(np.uint8))
+    assert found.notes == (
+        f"images with more than 8 bits are scaled from 0 (black) to {top:g} (white), by the values "
+        "in the training images",
+    )
+
+
+def test_floats_below_zero_are_scaled_from_what_is_there(tmp_path):
+    values = np.array([[-1.0, 0.0], [0.5, 1.0]], np.float32)
+    found = find_images(folder_of(tmp_path, {"a.tif": values}), "L")
+    assert np.asarray(found.train(0)).tolist() == [[0, 128], [191, 255]]
+    values = np.array([[-100.0, 0.0], [50.0, 300.0]], np.float32)
+    found = find_images(folder_of(tmp_path / "hounsfield", {"a.tif": values}), "L")
+    assert np.asarray(found.train(0)).tolist() == [[0, 64], [96, 255]]
+
+
+def test_every_ending_that_pillow_reads_is_taken_and_the_rest_is_counted(tmp_path):
+    grey = Image.fromarray(np.full((8, 8), 90, np.uint8))
+    taken = {}
+    kinds = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.JPG": "JPEG", "d.tga": "TGA", "e.avif": "AVIF",
+             "f.jp2": "JPEG2000"}  # fmt: skip
+    Image.init()
+    for name, kind in kinds.items():
+        if kind in Image.SAVE:
+            stream = io.BytesIO()
+            grey.save(stream, kind)
+            taken[name] = stream.getvalue()
+    others = {"x.txt": b"", "y.txt": b"", "z.svg": b"<svg/>", "no_ending": b"", ".hidden": b""}
+    found = find_images(folder_of(tmp_path, taken | others), "L")
+    assert sorted(p.name for p in found.train.paths) == sorted(taken)
+    assert len(taken) >= 4
+    for row in range(len(taken)):
+        assert abs(int(np.asarray(found.train(row))[4, 4]) - 90) <= 2
+    assert found.notes == (
+        "8 files in the class folders are left out by their endings: "
+        "4 .txt, 2 without an ending, 2 .svg",
+    )
 
 
 def test_exif_rotation_is_applied(tmp_path):
