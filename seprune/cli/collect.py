@@ -45,7 +45,9 @@ def collect(
     from seprune.pipeline.context import Bench
     from seprune.runtime.distributed import first
 
-    both = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    both = opening.network_and_data(
+        recipe, loader=opening.loader(network.allow_code, network.model)
+    )
     bench = Bench(recipe, *both, console.track)
     folder = out.with_name(f".{out.name}.collecting")
     statistics = collect(bench, folder, per_sample=per_sample)

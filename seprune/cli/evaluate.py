@@ -17,7 +17,9 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
     from seprune.cli import opening
     from seprune.measure.metrics import evaluate as score
 
-    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    subject, found = opening.network_and_data(
+        recipe, loader=opening.loader(network.allow_code, network.model)
+    )
     images = found.reporting()
     result = asdict(score(subject.model, images, device=recipe.device, track=console.track))
     if work.json:

@@ -40,12 +40,13 @@ def export(
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
     from seprune.cli import opening
 
+    network = _network(Path(run))
     made = _write(
-        _network(Path(run)),
+        network,
         {"onnx": onnx, "pt2": pt2},
         data,
         opset=opset,
-        loader=opening.loader(allow_code),
+        loader=opening.loader(allow_code, str(network)),
     )
     if json:
         console.give(made)

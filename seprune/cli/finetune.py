@@ -30,6 +30,9 @@ def finetune(
     teacher_checkpoint: Annotated[
         str | None, typer.Option(metavar="F", help="The teacher's weights.")
     ] = None,
+    allow_teacher_code: Annotated[
+        bool, typer.Option(help="Run the file that --teacher names, too.")
+    ] = False,
     *,
     work: options.Work,
 ) -> None:
@@ -48,12 +51,16 @@ def finetune(
     from seprune.pipeline.context import Bench
     from seprune.recovery.finetune import Teacher
 
-    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    subject, found = opening.network_and_data(
+        recipe, loader=opening.loader(network.allow_code, network.model)
+    )
     parent = None
     if teacher is not None:
         other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
         dense = opening.network(
-            options.recipe(other), loader=opening.loader(network.allow_code), like=subject
+            options.recipe(other),
+            loader=opening.loader(allow_teacher_code, teacher),
+            like=subject,
         )
         plans = subject.architecture.plans[len(dense.architecture.plans) :]
         parent = Teacher(dense.model, plans)

@@ -34,11 +34,15 @@ def inspect(
 
     if data is None:
         quiet = statistics is None
-        subject = opening.network(recipe, loader=opening.loader(network.allow_code), quiet=quiet)
+        subject = opening.network(
+            recipe, loader=opening.loader(network.allow_code, network.model), quiet=quiet
+        )
         bench = Bench(recipe, subject, None)
         measured = opening.statistics(statistics, subject)
     else:
-        both = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+        both = opening.network_and_data(
+            recipe, loader=opening.loader(network.allow_code, network.model)
+        )
         bench = Bench(recipe, *both, console.track)
         measured = collect(bench)
     if work.json:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seprune.checkpoint import is_pruned_folder
 from seprune.cli import console
+from seprune.export.pruned_model import read_architecture
 from seprune.models import ModelLoader
+from seprune.models.usercode import is_code
 from seprune.pipeline import inputs as subjects
 from seprune.pipeline.inputs import Subject
 from seprune.runtime.distributed import join, resolve_device
@@ -16,9 +19,13 @@ if TYPE_CHECKING:
     from seprune.recipe import Recipe
 
 
-def loader(allow_code: bool) -> ModelLoader:
-    """What `--allow-code` permits."""
-    return ModelLoader(any_file=allow_code)
+def loader(allow_code: bool, model: str) -> ModelLoader:
+    """What `--allow-code` permits: the one file that MODEL names, or that its folder names."""
+    if not allow_code:
+        return ModelLoader()
+    if is_pruned_folder(Path(model)):
+        model = read_architecture(Path(model)).name
+    return ModelLoader.allowing(model) if is_code(model) else ModelLoader()
 
 
 def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[Subject, Any]:

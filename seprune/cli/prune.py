@@ -62,9 +62,14 @@ def prune(
     from seprune.pipeline.context import Bench
 
     if data is None:
-        subject, found = opening.network(recipe, loader=opening.loader(network.allow_code)), None
+        subject, found = (
+            opening.network(recipe, loader=opening.loader(network.allow_code, network.model)),
+            None,
+        )
     else:
-        subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+        subject, found = opening.network_and_data(
+            recipe, loader=opening.loader(network.allow_code, network.model)
+        )
     bench = Bench(recipe, subject, found, console.track)
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})

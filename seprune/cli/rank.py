@@ -29,7 +29,7 @@ def rank(
     from seprune.pipeline import stages
     from seprune.pipeline.context import Bench
 
-    subject = opening.network(recipe, loader=opening.loader(network.allow_code))
+    subject = opening.network(recipe, loader=opening.loader(network.allow_code, network.model))
     made = stages.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
     if out is not None:
         from seprune.runtime.files import write_text

@@ -34,7 +34,11 @@ def run(
     opening.tell_device(loaded)
     command = shlex.join(["seprune", *sys.argv[1:]])
     report = carry_out(
-        loaded, out, track=console.track, loader=opening.loader(allow_code), command=command
+        loaded,
+        out,
+        track=console.track,
+        loader=opening.loader(allow_code, loaded.model.name),
+        command=command,
     )
     console.stderr().print(terminal.results(report))
     for note in (

@@ -39,7 +39,9 @@ def sensitivity(
     from seprune.pipeline.collection import collect
     from seprune.pipeline.context import Bench
 
-    subject, found = opening.network_and_data(recipe, loader=opening.loader(network.allow_code))
+    subject, found = opening.network_and_data(
+        recipe, loader=opening.loader(network.allow_code, network.model)
+    )
     bench = Bench(recipe, subject, found, console.track)
     held = opening.statistics(statistics, subject)
     if held is None and bench.needs_statistics:

@@ -94,7 +94,7 @@ def _one(
         cell.recipe,
         folder,
         track=console.track,
-        loader=opening.loader(allow_code),
+        loader=opening.loader(allow_code, cell.recipe.model.name),
         command=command,
         sharing=sharing,
     )

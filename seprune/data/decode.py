@@ -13,7 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from seprune.errors import InputError
+from seprune.runtime.reading import open_regular
+from seprune.runtime.timeout import at_most
 
+DECODE_SECONDS = 30  # of one image; a progressive JPEG may hold thousands of passes
 MAX_PIXELS = 89_478_485  # Pillow's own mark for a decompression bomb: 256 MB of RGB
 # Pillow only warns at this mark; `read_image` refuses, so the warning would say it twice.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -40,8 +43,16 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
     Raises:
         InputError: unreadable, no image, damaged, or more than `MAX_PIXELS` pixels; names the path.
     """
+
+    def too_slow() -> Exception:
+        return ValueError(f"decoding it does not end within {DECODE_SECONDS} s")
+
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with (
+            at_most(DECODE_SECONDS, too_slow),
+            open_regular(path) as stream,
+            Image.open(stream, formats=_formats()) as image,
+        ):
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
@@ -52,6 +63,8 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
             why=f"{error}; the limit is {MAX_PIXELS:,} pixels",
             fix="scale the image down or delete the file",
         ) from error
+    except InputError:
+        raise
     # On damaged bytes Pillow's plugins raise nearly anything: struct.error, KeyError ...
     except Exception as error:
         raise _unreadable(path, error) from error
@@ -161,8 +174,10 @@ def to_pixels(image: Image.Image) -> Tensor:
 def sniff(path: Path) -> InputError | None:
     """What a glance at the first bytes says against `path`: unreadable, empty, or no image."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(32)
+    except InputError as error:
+        return error
     except OSError as error:
         return _unreadable(path, error)
     return _disguise(path, start)

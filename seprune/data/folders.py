@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from seprune.data import fingerprint
 from seprune.data.decode import FORMATS, Range, range_of_files, read_image
 from seprune.errors import InputError
 
@@ -41,7 +41,7 @@ class Files:
 class Folder:
     """The images of a folder.
 
-    `digest` is of names and sizes; `notes` say what was left out and how deep images are scaled.
+    `digest` is their fingerprint; `notes` say what was left out and how deep images are scaled.
     """
 
     classes: tuple[str, ...]
@@ -63,18 +63,15 @@ def find_images(root: Path, mode: str) -> Folder:
     _require_same_classes(root, set(train), set(val))
     classes = tuple(sorted(train))
     splits: list[tuple[list[Path], list[int]]] = []
-    digest = hashlib.sha256()
-    for part, found in (("train", train), ("val", val)):
-        paths = [path for name in classes for path, _ in found[name]]
+    for found in (train, val):
+        paths = [path for name in classes for path in found[name]]
         labels = [i for i, name in enumerate(classes) for _ in found[name]]
         splits.append((paths, labels))
-        sizes = [size for name in classes for _, size in found[name]]
-        for path, size in zip(paths, sizes, strict=True):
-            digest.update(f"{part}/{path.relative_to(root / part)}\0{size}\n".encode())
     scale = range_of_files(splits[0][0])
     files = [Files(*split, mode, scale=scale) for split in splits]
+    digest = fingerprint.of_files(root, [*splits[0][0], *splits[1][0]])
     notes = (*_left_out(left_out), *_scaled(scale))
-    return Folder(classes, files[0], files[1], digest.hexdigest(), notes)
+    return Folder(classes, files[0], files[1], digest, notes)
 
 
 def _left_out(endings: Counter[str]) -> tuple[str, ...]:
@@ -119,7 +116,7 @@ def _require_folder(root: Path) -> None:
         )
 
 
-def _scan(part: Path, left_out: Counter[str]) -> dict[str, list[tuple[Path, int]]]:
+def _scan(part: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
     try:
         classes = sorted(p for p in part.iterdir() if p.is_dir() and not p.name.startswith("."))
         found = {folder.name: sorted(_images_under(folder, left_out)) for folder in classes}
@@ -146,20 +143,37 @@ def _scan(part: Path, left_out: Counter[str]) -> dict[str, list[tuple[Path, int]
     return found
 
 
-def _images_under(folder: Path, left_out: Counter[str]) -> Iterable[tuple[Path, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _images_under(Path(entry.path), left_out)
-                continue
-            ending = os.path.splitext(entry.name)[1].lower()
-            if entry.name[0] == ".":
-                continue
-            if ending not in EXTENSIONS:
-                left_out[ending] += 1
-            else:
-                # A dangling link is listed with size 0 and named when it is read.
-                yield Path(entry.path), entry.stat().st_size if os.path.exists(entry.path) else 0
+def _images_under(folder: Path, left_out: Counter[str]) -> Iterable[Path]:
+    """Every image once, however links lead to it: of links in circles there would be no end."""
+    waiting, seen = [folder], set[tuple[int, int]]()
+    while waiting:
+        place = waiting.pop()
+        found = place.stat()
+        if (found.st_dev, found.st_ino) in seen:
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda e: (e.is_symlink(), e.name), reverse=True):
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))  # links come last off the stack
+                elif entry.name[0] == ".":
+                    continue
+                elif (ending := os.path.splitext(entry.name)[1].lower()) in EXTENSIONS:
+                    yield _regular(entry)
+                else:
+                    left_out[ending] += 1
+
+
+def _regular(entry: os.DirEntry[str]) -> Path:
+    """The path of an image; a dangling link is named when it is read."""
+    if not entry.is_file() and os.path.exists(entry.path):
+        raise InputError(
+            f"{entry.path}: not a regular file",
+            why="it is a pipe, a device or a socket with the name of an image",
+            fix=f"rm '{entry.path}'",
+            code="unreadable",
+        )
+    return Path(entry.path)
 
 
 def _require_same_classes(root: Path, train: set[str], val: set[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from seprune.data import fingerprint
 from seprune.data.augment import generator
 from seprune.data.decode import as_mode
 from seprune.data.folders import find_images
@@ -204,7 +205,4 @@ def _labels(dataset: Any) -> Any:
 
 
 def _tree_digest(root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode())
-    return digest.hexdigest()
+    return fingerprint.of_files(root, sorted(p for p in root.rglob("*") if p.is_file()))

@@ -16,6 +16,10 @@ from seprune.models import NO_CODE, ModelLoader, origin_of
 from seprune.models.usercode import CODE, is_code
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import apply, plans_of
+from seprune.runtime.timeout import at_most, memory_at_most
+
+BUILD_SECONDS = 45
+BUILD_BYTES = 8 << 30, 2 << 30  # with weights; on the meta device, without
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,23 @@ def _require_function(name: str) -> None:
 def rebuilt(
     architecture: Architecture, *, loader: ModelLoader = NO_CODE, device: str = "meta"
 ) -> nn.Module:
-    """The network of an architecture, cuts included, without its weights."""
-    with torch.device(device):
+    """The network of an architecture, cuts included, without its weights.
+
+    Raises:
+        InputError: building it takes more than `BUILD_SECONDS`; a plan that does not fit.
+        UsageError: it cannot be built, also not within `BUILD_BYTES` of memory.
+    """
+
+    def too_slow() -> Exception:
+        return InputError(
+            f"{architecture.name}: building it does not end within {BUILD_SECONDS} s",
+            why=f"its arguments are {str(architecture.args or {})[:80]}",
+            fix="copy the folder again, or run the stage that wrote it again",
+            code="damaged",
+        )
+
+    limits = at_most(BUILD_SECONDS, too_slow), memory_at_most(BUILD_BYTES[device == "meta"])
+    with limits[0], limits[1], torch.device(device):
         model = loader.build(
             architecture.name,
             classes=architecture.classes,

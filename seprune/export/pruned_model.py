@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from seprune.runtime.reading import read_json
 from seprune.runtime.transaction import settle
 
 FORMAT = 1
+MOST_VALUES = 1 << 26  # of one image: 8,192 x 8,192
 CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"
 
 
@@ -121,7 +123,12 @@ def _check_entries(path: Path, said: Mapping[str, Any]) -> None:
         "model": isinstance(said.get("model"), str),
         "classes": said["classes"] is None or count(said["classes"], 1, 10**6),
         "input": shape is None
-        or (isinstance(shape, list) and len(shape) == 3 and all(count(n, 1, 10**5) for n in shape)),
+        or (
+            isinstance(shape, list)
+            and len(shape) == 3
+            and all(count(n, 1, 10**5) for n in shape)
+            and math.prod(shape) <= MOST_VALUES
+        ),
         "args": isinstance(said["args"], dict)
         and not {"name", "classes", "input", "allow_code"} & set(said["args"]),
         "plans": count(said["plans"], 0, 1000),

@@ -1,12 +1,14 @@
-"""A time limit for code of strangers that may do anything, or nothing for ever."""
+"""Limits of time and memory for foreign code and files that may ask for anything."""
 
 from __future__ import annotations
 
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 AGAIN_SECONDS = 1.0  # code that swallows the first exception gets another
@@ -36,3 +38,25 @@ def at_most(seconds: float, fault: Callable[[], Exception]) -> Iterator[None]:
         if left:  # somebody else's alarm goes on
             passed = time.monotonic() - start
             signal.setitimer(signal.ITIMER_REAL, max(left - passed, 1e-3), interval)
+
+
+@contextmanager
+def memory_at_most(size: int) -> Iterator[None]:
+    """Let the process take at most `size` bytes of address space more; beyond it, MemoryError.
+
+    The limit is one of the whole process, so this is for blocks in which nothing else runs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (OSError, ValueError):  # no Linux
+        yield
+        return
+    wanted = pages * resource.getpagesize() + size
+    for limit in (soft, hard):
+        wanted = wanted if limit == resource.RLIM_INFINITY else min(wanted, limit)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seprune.data.fingerprint import difference
 from seprune.errors import InputError
 from seprune.graph.gates import Gate
 from seprune.runtime.short_table import ShortTable, Tabular
@@ -148,12 +149,16 @@ def require_same(
     if wrong:
         raise InputError(
             f"{what} belong to another {' and another '.join(wrong)}",
-            why="; ".join(
-                f"{key} is {_short(found.get(key))}, wanted {_short(expected[key])}"
-                for key in wrong
-            ),
+            why="; ".join(_told_apart(key, found.get(key), expected[key]) for key in wrong),
             fix=fix,
         )
+
+
+def _told_apart(key: str, found: str | None, expected: str) -> str:
+    known = f"{key} is {_short(found)}, wanted {_short(expected)}"
+    if key != "data" or found is None:
+        return known
+    return f"{known} ({difference(found, expected)})"
 
 
 def _short(value: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import corpus
 import pytest
 import torch
 from folders import untouched
@@ -127,3 +128,18 @@ def test_what_was_loaded_is_cut_again(folder):
     small = seprune.load(folder)
     structure = analyse(small, torch.rand(2, 1, 8, 8))
     assert any(g.prunable for g in structure.groups)
+
+
+def test_a_flag_for_one_file_runs_no_other(terminal, pruned, tmp_path, canary):
+    """`--allow-code` for MODEL is none for what the folder of a teacher or a checkpoint names."""
+    make = "import seprune\ndef make(): return seprune.build('seprune/se_resnet8', classes=10, "
+    (tmp_path / "mine.py").write_text(make + "input=(1, 8, 8))\n")
+    theirs = tmp_path / "theirs.py"
+    theirs.write_text(f"open({str(canary)!r}, 'w')\n" + make + "input=(1, 8, 8))\n")
+    folder = corpus.edited(pruned, tmp_path / "m", model=f"{theirs}:make")
+    mine = (f"{tmp_path / 'mine.py'}:make", "--allow-code", "--input", "1x8x8")
+    tune = ("finetune", *mine, "--data", "digits", "--epochs", 0, "--out", tmp_path / "o")
+    for words in ((*tune, "--teacher", folder), ("inspect", *mine, "--checkpoint", folder)):
+        ended = terminal(*words, "--json")
+        assert ended.status in (2, 3), ended.err
+        assert not canary.exists()

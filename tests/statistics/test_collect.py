@@ -539,7 +539,9 @@ def test_an_unfinished_collection_of_something_else_is_refused(model: Net, tmp_p
     other = CollectOptions(folder=tmp_path, every=1, meta={"data": "new", "preprocessing": "p"})
     with pytest.raises(InputError, match="belong to another data\n") as caught:
         collect_statistics(model, loader(), options=other)
-    assert caught.value.why == "data is 'old', wanted 'new'"
+    assert caught.value.why == (
+        "data is 'old', wanted 'new' (other files, or files of other sizes)"
+    )
     assert "delete" in caught.value.fix
 
 
