@@ -110,7 +110,7 @@ def _gates(structure: NetworkStructure) -> list[dict[str, Any]]:
 def _groups(structure: NetworkStructure) -> list[dict[str, Any]]:
     return [
         {"name": g.name, "channels": g.channels, "gates": [link.gate for link in g.gates],
-         "layers": list(g.layers), "prunable": g.prunable, "reason": g.reason,
+         "layers": list(g.layers), "prunable": g.prunable, "reason": g.reason, "caveat": g.caveat,
          "units": g.units, "role": g.role}
         for g in structure.groups
     ]  # fmt: skip

@@ -37,7 +37,11 @@ def groups(structure: NetworkStructure) -> Table:
     table.add_column("gates", justify="right", no_wrap=True)
     table.add_column("note", overflow="fold", ratio=2)
     for group in structure.groups:
-        note = group.reason or ("SE hidden width" if group.role == "bottleneck" else "")
+        note = (
+            group.reason
+            or group.caveat
+            or ("SE hidden width" if group.role == "bottleneck" else "")
+        )
         if group.units != group.channels and group.prunable:
             note = f"{group.units} units {note}".strip()
         style = None if group.prunable else "dim"
@@ -62,8 +66,8 @@ def widths(plan: PruningPlan) -> Table:
         changed = group.kept_channels != group.channels
         style = None if changed else "dim"
         table.add_row(
-            group.name, str(group.channels), str(group.kept_channels), group.reason or "",
-            style=style,
+            group.name, str(group.channels), str(group.kept_channels),
+            group.reason or group.caveat or "", style=style,
         )  # fmt: skip
     return table
 

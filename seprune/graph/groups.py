@@ -67,6 +67,8 @@ class ChannelGroup:
         channels: its width.
         role: `bottleneck` inside an excitation, else `features`.
         prunable: False with a `reason` if the group is left whole.
+        caveat: an operator that looks across these channels, so that a cut network is not just its
+            parent without them.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ChannelGroup:
     role: str = "features"
     prunable: bool = True
     reason: str | None = None
+    caveat: str | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -142,7 +145,7 @@ class NetworkStructure(Tabular):
                 g.channels,
                 g.units,
                 ", ".join(k.gate for k in g.gates),
-                g.reason or "prunable",
+                g.reason or g.caveat or "prunable",
             )
             for g in self.groups
         ]

@@ -19,6 +19,7 @@ from seprune.errors import InputError, first_line
 from seprune.graph.groups import ChannelGroup, NetworkStructure, find_structure
 from seprune.pruning.plan import plan_of
 from seprune.pruning.surgery import cut_layer
+from seprune.pruning.value_check import checked_by_values
 from seprune.runtime.inference import evaluating
 
 
@@ -28,7 +29,9 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
     One forward pass is recorded. Groups that a trial cut proves impossible are left whole with the
     reason: about half of every group is cut on a copy without data (meta device, where the model
     runs); the groups at a layer that fails, or those of them that fail alone, are left whole and
-    the rest is tried again.
+    the rest is tried again. Then copies that are cut by random plans are compared with their
+    masked parents in numbers: groups at an operator that differs are left whole, or have a caveat
+    where the operator looks across channels by nature (a norm, a softmax).
 
     Args:
         inputs: one batch (two samples are enough), or a tuple of positional arguments.
@@ -37,7 +40,8 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
     Raises:
         InputError: the forward fails or does not end (names the layer), or nothing can be cut.
     """
-    deadline = time.monotonic() + limit_seconds
+    start = time.monotonic()
+    deadline = start + limit_seconds
     structure = find_structure(model, inputs, limit_seconds=limit_seconds)
     trial = _Trial(model, inputs)
     groups = list(structure.groups)
@@ -57,6 +61,8 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
         alone = [] if late else [i for i in blamed if trial.fault([groups[i]]) is not None]
         for number in alone or blamed:
             groups[number] = replace(groups[number], prunable=False, reason=why)
+    now = time.monotonic()
+    groups = checked_by_values(model, inputs, groups, until=min(deadline, 2 * now - start))
     return replace(structure, groups=tuple(groups))
 
 

@@ -33,6 +33,7 @@ class PlannedGroup:
     keep: tuple[int, ...]
     members: tuple[Member, ...]
     reason: str | None = None
+    caveat: str | None = None
 
     @property
     def kept_channels(self) -> int:
@@ -156,7 +157,13 @@ def plan_of(
         units = tuple(sorted(keep.get(group.name, range(group.units))))
         planned.append(
             PlannedGroup(
-                group.name, group.channels, group.units, units, group.members, group.reason
+                group.name,
+                group.channels,
+                group.units,
+                units,
+                group.members,
+                group.reason,
+                group.caveat,
             )
         )
     return PruningPlan(tuple(planned), dict(facts))
@@ -173,6 +180,7 @@ def _group_json(group: PlannedGroup) -> dict[str, Any]:
         "channels": group.channels,
         "units": group.units,
         "reason": group.reason,
+        **({"caveat": group.caveat} if group.caveat else {}),
         "keep": list(group.keep),
         "members": [
             {"layer": m.layer, "side": m.side, "total": m.total, **_index_json(m.index)}
@@ -215,7 +223,7 @@ def _read_group(entry: Any, path: Path) -> PlannedGroup:
         members = tuple(_read_member(m, int(entry["units"])) for m in entry["members"])
         group = PlannedGroup(
             str(name), int(entry["channels"]), int(entry["units"]),
-            tuple(entry["keep"]), members, entry.get("reason"),
+            tuple(entry["keep"]), members, entry.get("reason"), entry.get("caveat"),
         )  # fmt: skip
     except KeyError as error:
         raise _impossible(path, str(name), f"it has no {error}") from error
