@@ -54,7 +54,7 @@ def inspect(
 def _show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
     """Tables for people."""
     from seprune.cli import tables
-    from seprune.pipeline.reporting import gate_summaries
+    from seprune.pipeline.reporting import across_channels, gate_summaries
     from seprune.report import terminal, words
 
     structure, out = bench.structure, console.stderr()
@@ -66,6 +66,8 @@ def _show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
     out.print(tables.groups(structure))
     if not structure.gates:
         console.tell("note: no channel gates; importance l2 works without them")
+    for note in across_channels(structure):
+        console.tell(f"note: {note}")
     if statistics is not None:
         summaries = gate_summaries(structure, statistics)
         out.print(terminal.gates(summaries, f"Statistics over {statistics.samples:,} images"))

@@ -219,6 +219,7 @@ def _warnings(told: Told) -> list[str]:
     idle = [g.name for g in told.structure.gates if not g.runs]
     if idle:
         said.append(f"gates that never run: {', '.join(idle)}")
+    said += across_channels(told.structure)
     if told.subject.digest is None:
         said.append("the weights are random: accuracies say nothing, costs do")
     unknown = set(told.recipe.report.classes) - set(told.data.info.classes)
@@ -227,6 +228,18 @@ def _warnings(told: Told) -> list[str]:
     if told.crowded and told.recipe.report.latency:
         said.append("latencies were not measured: other runs worked on this machine")
     return [*said, *told.slow]
+
+
+def across_channels(structure: NetworkStructure) -> list[str]:
+    """A note on the operators that look across channels of groups that can be cut."""
+    places = sorted({g.caveat.partition(" looks")[0] for g in structure.groups if g.caveat})
+    if not places:
+        return []
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return [
+        f"{', '.join(places[:3])}{more} look across channels, so that a cut network is not its "
+        "parent without them: recalibrate, refit or tune it"
+    ]
 
 
 def _write_cards(report: Report, chapter: Chapter) -> list[Path]:
