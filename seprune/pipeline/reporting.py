@@ -236,8 +236,9 @@ def across_channels(structure: NetworkStructure) -> list[str]:
     if not places:
         return []
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    verb = "looks" if len(places) == 1 else "look"
     return [
-        f"{', '.join(places[:3])}{more} look across channels, so that a cut network is not its "
+        f"{', '.join(places[:3])}{more} {verb} across channels, so that a cut network is not its "
         "parent without them: recalibrate, refit or tune it"
     ]
 

@@ -173,7 +173,7 @@ def test_the_report_and_inspect_name_the_places_once():
     torch.manual_seed(0)
     (note,) = across_channels(seprune.analyse(Softmax(), images()))
     assert note == (
-        "_softmax in the model look across channels, so that a cut network is not its parent "
+        "_softmax in the model looks across channels, so that a cut network is not its parent "
         "without them: recalibrate, refit or tune it"
     )
     assert across_channels(seprune.analyse(Inner(), images())) == []
