@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 AGAIN_SECONDS = 1.0  # code that swallows the first exception gets another
 
@@ -24,20 +25,33 @@ def at_most(seconds: float, fault: Callable[[], Exception]) -> Iterator[None]:
         yield
         return
 
-    def ring(*_: Any) -> None:
-        raise fault()
+    owner = sys._getframe(2)  # whoever opened the block: above are this and contextlib's frame
+
+    def ring(_: int, frame: FrameType | None) -> None:
+        if _is_running(owner, frame):
+            raise fault()
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the block was left without its end
 
     start = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
-        yield
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # may itself be interrupted, once
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if left:  # somebody else's alarm goes on
             passed = time.monotonic() - start
             signal.setitimer(signal.ITIMER_REAL, max(left - passed, 1e-3), interval)
+
+
+def _is_running(owner: FrameType, frame: FrameType | None) -> bool:
+    while frame is not None and frame is not owner:
+        frame = frame.f_back
+    return frame is owner
 
 
 @contextmanager
