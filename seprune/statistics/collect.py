@@ -203,7 +203,7 @@ def _scene(
             f"no gates: {len(found)} gate modules, none of which runs" if found else "no gates",
             why="no squeezed tensor multiplies the channels of a feature map in this model",
             fix="see: seprune inspect MODEL; or choose an importance that needs no gates, such as "
-            "importance.name=l2",
+            "importance.criterion=l2",
         )
     _require_gradients(gradients, options, labels)
     sizes, copied = inspect_units(model, options.units, images[:2], taps=taps)

@@ -50,6 +50,7 @@ def results() -> Any:
     return json.loads(support.RESULTS.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_row(name: str) -> None:
     row = support_row.measure(name)

@@ -105,6 +105,34 @@ class Normed(Net):
         return self.norm(x)
 
 
+class Spatial(Net):
+    """One gate per position, from a convolution over all channels (scSE's second half)."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Conv2d(16, 1, 1)
+
+    def middle(self, x):
+        return x * self.gate(x).sigmoid()
+
+
+class Expanded(Spatial):
+    def middle(self, x):
+        gate = self.gate(x).sigmoid()
+        return x + x * gate.expand_as(x)
+
+
+class Mask(Net):
+    """A constant over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.rand(1, 1, 16, 16))
+
+    def middle(self, x):
+        return x * self.mask + torch.linspace(0, 1, 16, dtype=x.dtype)
+
+
 def masked(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """The parent in which removed channels are zero wherever a layer or bare weight reads them."""
     totals = {(m.layer, m.side): m.total for g in plan.groups for m in g.members}
@@ -179,14 +207,22 @@ def test_the_report_and_inspect_name_the_places_once():
     assert across_channels(seprune.analyse(Inner(), images())) == []
 
 
-@pytest.mark.parametrize("net", [Inner, Residual, BareBias])
+@pytest.mark.parametrize("net", [Inner, Residual, BareBias, Spatial, Expanded, Mask])
 def test_right_cuts_stay_free_and_equal_the_masked_parent(net):
     torch.manual_seed(0)
     model = net()
     structure = seprune.analyse(model, images())
-    assert any(g.prunable for g in structure.groups)
+    (first,) = (g for g in structure.groups if g.name in ("stem", "conv"))
+    assert first.prunable
+    assert first.units == first.channels
     assert not any(g.caveat for g in structure.groups)
     assert max(difference(net(), structure, seed) for seed in range(3)) < 1e-12
+
+
+def test_a_gate_over_positions_stays_and_says_why():
+    structure = seprune.analyse(Spatial(), images())
+    (gate,) = (g for g in structure.groups if g.name == "gate")
+    assert gate.reason == "it is spread over channels in mul in the model"
 
 
 def test_a_parent_is_the_same_before_and_after_the_check():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seprune.graph.channel_ids import FIXED, NEUTRAL, UnknownUse, Walker, compact
+from seprune.graph.channel_ids import FIXED, NEUTRAL, UnknownUse, Walker, compact, varying
 from seprune.graph.trace import Node
 
 
@@ -35,7 +35,7 @@ def fill(walker: Walker, node: Node) -> None:
 def tie_all(walker: Walker, node: Node, operands: list[Tensor]) -> Tensor:
     shape = torch.broadcast_shapes(*[o.shape for o in operands])  # type: ignore[no-untyped-call]
     out: Tensor | None = None
-    for operand in operands:
+    for operand in _without_broadcasts(walker, node, operands, len(shape)):
         wide = operand.expand(shape)
         if out is None:
             out = wide
@@ -47,6 +47,31 @@ def tie_all(walker: Walker, node: Node, operands: list[Tensor]) -> Tensor:
     if out is None:
         raise UnknownUse("no tensor to read")
     return out
+
+
+def _without_broadcasts(
+    walker: Walker, node: Node, operands: list[Tensor], dims: int
+) -> list[Tensor]:
+    """The operands, without ids where one number meets many channels: that couples nothing.
+
+    A spatial gate (B, 1, H, W) or a mask over positions multiplies every channel alike. If it is
+    a channel itself, it has to stay, for without it nothing would be left to multiply by.
+    """
+    places = [{d + dims - o.dim() for d in varying(o)} for o in operands]
+    kept = []
+    for number, operand in enumerate(operands):
+        others = set().union(*(p for n, p in enumerate(places) if n != number))
+        one = int(operand.reshape(-1)[0]) if not places[number] and operand.numel() else NEUTRAL
+        sizes = (1,) * (dims - operand.dim()) + compact(operand).shape
+        if one == NEUTRAL or not any(one > 0 or sizes[d] == 1 for d in others):
+            kept.append(operand)
+            continue
+        if one > 0:
+            walker.freeze(
+                torch.tensor([one]), f"it is spread over channels in {walker.place(node)}"
+            )
+        kept.append(walker.uniform(NEUTRAL, operand.shape))
+    return kept
 
 
 def _narrow_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
