@@ -43,7 +43,8 @@ from .recovery.finetune.features import Teacher
 from .recovery.finetune.run import finetune
 from .recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
 from .recovery.recalibrate import recalibrate
-from .recovery.refit.network import RefitOptions, Refitted, refit
+from .recovery.refit.network import refit
+from .recovery.refit.options import RefitOptions, Refitted
 from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from .runtime.progress import Track
 from .statistics.collect import CollectOptions, collect_statistics

@@ -300,6 +300,13 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batching.batches(self.rows, 0))
 
+    def pixels(self) -> Iterator[Tensor]:
+        """The batches as uint8 pixels, before `frame.normalise` and without cutout."""
+        batches = self.batching.batches(self.rows, self._epoch)[self._first :]
+        mine = [rows[self.rank :: self.world] for rows in batches]
+        key = (self.batching.seed, self._epoch)
+        yield from self.store.stream([r for r in mine if len(r)], self.augment, key, self.device)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self.batching.batches(self.rows, self._epoch)[self._first :]
         mine = [rows[self.rank :: self.world] for rows in batches]

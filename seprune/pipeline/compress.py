@@ -19,7 +19,8 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 from seprune.recovery.recalibrate import recalibrate
-from seprune.recovery.refit.network import RefitOptions, Refitted, refit
+from seprune.recovery.refit.network import refit
+from seprune.recovery.refit.options import RefitOptions, Refitted
 from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.statistics.collect import CollectOptions, collect_statistics
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -242,6 +243,24 @@ def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) ->
         if "/" in name or not holds(folder, name, digest):
             wrong.append(name or line)
     return wrong
+
+
+def scratch(size: int) -> Tensor:
+    """`size` zero bytes in a file without a name under TMPDIR, which goes when the tensor does.
+
+    Raises:
+        EnvironmentFault: the disk has no room for them.
+    """
+    import torch
+
+    folder = Path(tempfile.gettempdir())
+    try:
+        need_space(folder, size)
+        with tempfile.NamedTemporaryFile(dir=folder) as stream:
+            stream.truncate(size)
+            return torch.from_file(stream.name, shared=True, size=size, dtype=torch.uint8)
+    except OSError as error:
+        raise _environment_fault(folder, error) from error
 
 
 def need_space(folder: Path, size: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from seprune.data import Loader
+from seprune.data.waiting import WaitingImages, unchanged, wait_for
 from seprune.errors import InputError
 
 Pair = tuple[Tensor, Tensor | None]
@@ -32,6 +33,24 @@ def open_batches(
         rest = iter(loader.on(device, rank, world))  # type: ignore[attr-defined]
     pairs = (_pair(batch, device, *part) for batch in rest)
     return _pair(first, device, 0, 1), (pair for pair in pairs if len(pair[0]))
+
+
+def take_images(loader: Iterable[Any], count: int, *, memory: int) -> WaitingImages:
+    """The first `count` images of a loader, or all of them; waiting as bytes where it reads files.
+
+    Args:
+        memory: bytes; where they take more they wait on disk.
+
+    Raises:
+        InputError: no images, or images of several sizes.
+    """
+    given = count_images(loader)
+    count = min(count, given) if given else count
+    if isinstance(loader, Loader) and not loader.augment.cutout:
+        pixels = loader.on(torch.device("cpu")).pixels()
+        return wait_for(pixels, count, memory=memory, finish=loader.frame.normalise)
+    _, pairs = open_batches(loader, torch.device("cpu"), 0, 1)
+    return wait_for((images for images, _ in pairs), count, memory=memory, finish=unchanged)
 
 
 def _pair(batch: Any, device: torch.device, rank: int, world: int) -> Pair:

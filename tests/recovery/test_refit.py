@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import prune
 from seprune.recovery.refit import RefitOptions, refit
 
-EXACT = RefitOptions(ridge=1e-12, device="cpu")
+EXACT = RefitOptions(ridge=1e-12, precision="float64", device="cpu")
 CPU = RefitOptions(device="cpu")
 
 
@@ -187,9 +188,9 @@ def test_the_callers_models_are_left_as_they_are():
 def test_forwards_that_may_not_wait_give_the_same_result():
     model, x = seeded(Residual).eval(), images(200, 8)
     plan, small = halved(model, x)
-    bound = RefitOptions(held=0, device="cpu")
+    bound = RefitOptions(memory=40_000, device="cpu")  # three images a forward, none of them waits
     one, other = (refit(model, small, plan, [x], options=o).model for o in (CPU, bound))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+    assert distance(one, other, x) < 1e-6 * distance(small, one, x)
 
 
 def test_normal_equations_in_blocks_lead_to_the_direct_solution():
@@ -227,7 +228,7 @@ def test_directions_that_the_images_do_not_show_keep_their_weights():
     model = seeded(lambda: Pair(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1))).eval()
     x = torch.randn(16, 1, 5, 5).repeat(1, 3, 1, 1)  # grey: one direction of the inputs
     plan, small = halved(model, x)
-    result = refit(model, small, plan, [x], options=CPU)
+    result = refit(model, small, plan, [x], options=replace(CPU, precision="float64"))
     shown = small.first.weight.detach().flatten(1).sum(1)  # the direction that grey shows
     change = (result.model.second.weight - small.second.weight).detach().flatten(1)
     across = change - (change @ shown / shown.square().sum())[:, None] * shown

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from seprune.data.waiting import WaitingImages
 from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
+from seprune.recovery.refit.sampling import Reader, Sampling
 from seprune.recovery.refit.targets import Target
 from seprune.runtime.distributed import join
 from seprune.runtime.inference import device_of
 from seprune.runtime.interrupts import unbroken
 
-_BATCH = 128  # images per forward
+BLOCK = 128  # images per forward, and what processes share
+Take = Callable[[Tensor], Tensor]
 
 
 class _Stopped(BaseException):
@@ -29,20 +33,18 @@ class Forward:
     """One batch on its way through one model, in a thread that runs only inside `take`.
 
     Args:
-        taps: name -> where to look.
-        keep: name -> (dimension, positions) to copy, None for all; a tensor without an entry is
-            handed out as it flows and is valid until the forward goes on.
+        reads: name -> (where to look, what to take from there); a tensor that is taken as it flows
+            is valid until the forward goes on.
     """
 
     def __init__(
         self,
         model: nn.Module,
         images: Tensor,
-        taps: Mapping[str, Tap],
-        keep: Mapping[str, tuple[int, Tensor | None]],
+        reads: Mapping[str, tuple[Tap, Take]],
     ) -> None:
-        self.model, self.images, self.keep = twin(model), images, keep
-        self.taps = [(tap, partial(self._see, name)) for name, tap in taps.items()]
+        self.model, self.images = twin(model), images
+        self.taps = [(tap, partial(self._see, name, take)) for name, (tap, take) in reads.items()]
         self.seen: dict[str, Tensor] = {}
         self.fault: BaseException | None = None
         self.stopping = self.ended = False
@@ -93,12 +95,8 @@ class Forward:
             self.ended = True
             self.paused.release()
 
-    def _see(self, name: str, tensor: Tensor) -> None:
-        if name in self.keep:  # the network may overwrite it before it is asked for
-            dim, index = self.keep[name]
-            index = None if index is None else index.to(tensor.device)
-            tensor = tensor.clone() if index is None else tensor.index_select(dim, index)
-        self.seen[name] = tensor
+    def _see(self, name: str, take: Take, tensor: Tensor) -> None:
+        self.seen[name] = take(tensor)
         del tensor
         self.paused.release()
         self.go.acquire()
@@ -112,22 +110,36 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def _as_it_flows(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Forwards:
     """The forwards of both networks, batch by batch, as far as they have come.
 
-    Of several processes each has its share of the batches, the first process the first of them.
-    Fewer batches than processes are not shared: then each process has them all.
+    Of several processes each has its share of the images, the first process the first of them, in
+    blocks of `BLOCK`. Fewer blocks than processes are not shared: then each process has them all.
+
+    Args:
+        batch: images per forward, at most `BLOCK`.
     """
 
     def __init__(
-        self, teacher: nn.Module, model: nn.Module, images: Tensor, targets: Sequence[Target]
+        self,
+        teacher: nn.Module,
+        model: nn.Module,
+        images: WaitingImages,
+        targets: Sequence[Target],
+        *,
+        sampling: Sampling,
+        batch: int,
     ) -> None:
         self.teacher, self.model, self.targets = teacher, model, targets
-        self.images = len(images)
-        batches = list(enumerate(torch.split(images, _BATCH)))
-        rank, world = join(device_of(model))
-        self.shared = 1 < world <= len(batches)
-        self.batches = batches[rank::world] if self.shared else batches
+        self.images, self.sampling, self.batch = images, sampling, batch
+        self.rank, world = join(device_of(model))
+        blocks = -(-len(images) // BLOCK)
+        self.shared = 1 < world <= blocks
+        self.world = world if self.shared else 1
         self.waiting: list[tuple[Forward, Forward]] = []
 
     def __enter__(self) -> Forwards:
@@ -136,23 +148,41 @@ class Forwards:
     def __exit__(self, *_: Any) -> None:
         self.stop()
 
+    def parts(self) -> list[tuple[int, int]]:
+        """First and last number, plus one, of this process's batches."""
+        count = len(self.images)
+        blocks = range(0, count, BLOCK)[self.rank % self.world :: self.world]
+        return [
+            (start, min(start + self.batch, block + BLOCK, count))
+            for block in blocks
+            for start in range(block, min(block + BLOCK, count), self.batch)
+        ]
+
     @property
     def own(self) -> int:
         """How many images are this process's."""
-        return sum(len(batch) for _, batch in self.batches)
+        return sum(stop - start for start, stop in self.parts())
 
-    def at(self, target: Target, *, wait: bool) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
-        """For every batch its first image's number, what the parent shows, the layer's input.
+    def halve(self) -> bool:
+        """Take smaller batches from now on; False if they cannot be smaller."""
+        self.stop()
+        self.batch, before = max(1, self.batch // 2), self.batch
+        return self.batch < before
+
+    def at(
+        self, target: Target, *, wait: bool
+    ) -> Iterator[tuple[tuple[int, int], dict[str, Tensor], Tensor]]:
+        """For every batch the numbers of its images, what the parent shows, the layer's input.
 
         Without `wait` all forwards start anew and end when they have been here.
         """
-        for number, (place, batch) in enumerate(self.batches):
+        for number, part in enumerate(self.parts()):
             if not wait:
                 self.stop()
             if not wait or number == len(self.waiting):
                 later = self.targets[self.targets.index(target) :]
-                self.waiting.append(self.start(batch, later if wait else [target]))
-            yield place * _BATCH, *self.show(target, *self.waiting[-1 if not wait else number])
+                self.waiting.append(self.start(part, later if wait else [target]))
+            yield part, *self.show(target, *self.waiting[-1 if not wait else number])
         if not wait:
             self.stop()
 
@@ -168,21 +198,19 @@ class Forwards:
             seen["gap"] = seen["other"] - cut.take(f"{name}:other")
         return seen, x
 
-    def start(self, batch: Tensor, targets: Sequence[Target]) -> tuple[Forward, Forward]:
+    def start(self, part: tuple[int, int], targets: Sequence[Target]) -> tuple[Forward, Forward]:
         """The forwards of a batch through both networks, not yet under way."""
-        dense: dict[str, Tap] = {}
-        cut: dict[str, Tap] = {}
-        keep: dict[str, tuple[int, Tensor | None]] = {}
+        dense: dict[str, tuple[Tap, Take]] = {}
+        cut: dict[str, tuple[Tap, Take]] = {}
         for t in targets:
+            read = Reader(self.sampling, part[0], part[1] - part[0], t.dim, t.keep)
             taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
-            dense |= {f"{t.layer}:{part}": tap for part, tap in taps.items() if tap}
-            cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0)
+            dense |= {f"{t.layer}:{part}": (tap, read) for part, tap in taps.items() if tap}
+            cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows
             if t.other is not None:
-                cut[f"{t.layer}:other"] = t.other
-            keep |= {f"{t.layer}:{part}": (t.dim, t.keep) for part in taps}
-        whole = {name: (0, None) for name in cut if name.endswith(":other")}
-        batch = batch.to(device_of(self.model))
-        return Forward(self.teacher, batch, dense, keep), Forward(self.model, batch, cut, whole)
+                cut[f"{t.layer}:other"] = t.other, replace(read, keep=None)
+        batch = self.images.part(*part).to(device_of(self.model))
+        return Forward(self.teacher, batch, dense), Forward(self.model, batch, cut)
 
     def forget(self, target: Target) -> None:
         """Give back what the layer needed."""

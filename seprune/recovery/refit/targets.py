@@ -30,7 +30,7 @@ class Target:
         other: the other operand of that sum, if it is known before the layer runs: then the layer
             makes up for the error of that one.
         rectified: nothing but a ReLU reads the sum, or the branch where there is no sum.
-        held: bytes per sample that a forward holds when it reaches the layer.
+        alive: bytes per sample that a forward keeps when it reaches the layer.
     """
 
     layer: str
@@ -40,7 +40,7 @@ class Target:
     branch: Tap | None
     other: Tap | None
     rectified: bool
-    held: int
+    alive: int
 
 
 def find_targets(
@@ -65,26 +65,55 @@ def find_targets(
     return targets, skipped
 
 
-def aim(target: Target, made: Tensor, seen: Mapping[str, Tensor], slope: Tensor) -> Tensor:
-    """What the output `made` of a cut layer should be instead, of the same shape.
+@dataclass(frozen=True)
+class Wanted:
+    """What the output of a cut layer should be instead, at some rows: (channels, rows).
 
     y + (other of the parent - other of the cut network) / slope; where a ReLU follows and the
     parent is not above 0 there, any value that is not above 0 will do (Zhang et al.,
-    arXiv:1505.06798), so `made` itself stays the target.
+    arXiv:1505.06798), so the output itself, as far as it is not above 0, stays the target.
 
-    Args:
-        seen: `y`, `branch`, `other` of the parent and `gap`, the error of the other operand.
-        slope: (1, C, 1, ...) how much `branch` grows with the output; 0 where it does not follow.
+    Attributes:
+        values: the target where the parent is above 0, or no ReLU follows.
+        free: where it is not above 0; None without a ReLU.
+        start: what arrives at the ReLU, less slope times the output of the layer.
+        slope: (channels, 1) how much the branch grows with the output; 0: it does not follow.
     """
-    known = slope != 0
-    inverse = torch.where(known, 1 / slope, torch.zeros_like(slope))
-    wanted = seen["y"] + seen["gap"] * inverse if "gap" in seen else seen["y"]
-    if not target.rectified:
-        return wanted
-    dense = seen["branch"] + seen["other"] if "other" in seen else seen["branch"]
-    now = dense + (made - wanted) * slope
-    free = made - now.clamp_min(0) * inverse
-    return torch.where(known & (dense <= 0), free, wanted)
+
+    values: Tensor
+    free: Tensor | None
+    start: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, target: Target, seen: Mapping[str, Tensor], slope: Tensor) -> Wanted:
+        """From `y`, `branch`, `other` of the parent and `gap`, the error of the other operand."""
+        known, y = slope != 0, seen["y"]
+        inverse = torch.where(known, 1 / slope, torch.zeros_like(slope))
+        values = y + seen["gap"] * inverse if "gap" in seen else y
+        if not target.rectified:
+            return cls(values, None, values, slope)
+        dense = seen["branch"] + seen["other"] if "other" in seen else seen["branch"]
+        return cls(values, known & (dense <= 0), dense - values * slope, slope)
+
+    def given(self, made: Tensor) -> Tensor:
+        """The target for a layer whose output is `made` at present."""
+        if self.free is None:
+            return self.values
+        inverse = torch.where(self.slope != 0, 1 / self.slope, torch.zeros_like(self.slope))
+        above = torch.addcmul(self.start, made, self.slope).clamp_min_(0)
+        return torch.where(self.free, torch.addcmul(made, above, inverse, value=-1), self.values)
+
+
+def slope_of(seen: Mapping[str, Tensor]) -> Tensor:
+    """The factor (channels, 1) with which a channel of y enters the branch; 0: it does not."""
+    y, branch = seen["y"], seen.get("branch")
+    if branch is None:
+        return torch.zeros_like(y[:, :1])
+    a, b = (v - v.mean(1, keepdim=True) for v in (y, branch))
+    both, own, other = ((p * q).sum(1, keepdim=True) for p, q in ((a, b), (a, a), (b, b)))
+    alike = (both.square() > 0.25 * own * other) & (other > 1e-6 * other.mean())
+    return torch.where(alike, both / own, torch.zeros_like(own))
 
 
 class _Reader:
@@ -118,7 +147,7 @@ class _Reader:
     def target(self, call: Call, keep: Tensor | None) -> Target:
         dim = -1 if isinstance(self.modules[call.module], nn.Linear) else 1
         norm, (branch, other, rectified) = self.norm(call.outputs[0]), self.landing(call)
-        return Target(call.module, keep, dim, norm, branch, other, rectified, self.held(call))
+        return Target(call.module, keep, dim, norm, branch, other, rectified, self.alive(call))
 
     def norm(self, made: int) -> str | None:
         """The BatchNorm with statistics of its own that alone reads a value."""
@@ -178,7 +207,7 @@ class _Reader:
                 found.update(node.outputs)
         return found
 
-    def held(self, call: Call) -> int:
+    def alive(self, call: Call) -> int:
         """Bytes per sample of the values made before `call` and read in it or later."""
         total = 0
         for value, readers in self.readers.items():

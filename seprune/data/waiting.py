@@ -1,0 +1,91 @@
+"""Images that wait for their turn: as bytes where they come from files, on disk if they are many.
+
+Floats of a float loader stay floats. Whoever iterates over one part after the other gets float32
+images, normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seprune.errors import InputError
+from seprune.runtime.files import scratch
+
+Finish = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class WaitingImages:
+    """Images kept outside of the device.
+
+    Attributes:
+        kept: (N, ...) on the CPU or in a file without a name: uint8 pixels, or what a loader gave.
+        finish: makes of a part of them what the network takes.
+    """
+
+    kept: Tensor
+    finish: Finish
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Images of these numbers, as the network takes them, on the CPU."""
+        return self.finish(self.kept[start:stop])
+
+
+def wait_for(
+    batches: Iterable[Tensor], count: int, *, memory: int, finish: Finish
+) -> WaitingImages:
+    """The first `count` images of `batches`, or all; on disk where they take more than `memory`.
+
+    Raises:
+        InputError: no images, or images of several shapes.
+        EnvironmentFault: no space on the disk.
+    """
+    kept: Tensor | None = None
+    done = 0
+    for batch in batches:
+        part = batch[: count - done]
+        if kept is None and len(part):
+            kept = _space(count, part, memory)
+        if kept is None:
+            continue
+        if part.shape[1:] != kept.shape[1:]:
+            raise InputError(
+                f"images of several sizes: {_size(kept)} and {_size(part)}",
+                why=f"image {done} is the first of another size",
+                fix="give a loader that scales or crops its images to one size",
+            )
+        kept[done : done + len(part)] = part
+        done += len(part)
+        if done >= count:
+            break
+    if kept is None or not done:
+        raise InputError(
+            "no images to refit on",
+            why="the loader gives empty batches, or images=0 was asked for",
+            fix="give a loader with calibration images",
+        )
+    return WaitingImages(kept[:done], finish)
+
+
+def unchanged(images: Tensor) -> Tensor:
+    """For images that a loader has made ready."""
+    return images
+
+
+def _space(count: int, like: Tensor, memory: int) -> Tensor:
+    shape = (count, *like.shape[1:])
+    size = like[0].numel() * like.element_size() * count
+    if size <= memory:
+        return torch.empty(shape, dtype=like.dtype)
+    return scratch(size).view(like.dtype).view(shape)
+
+
+def _size(images: Tensor) -> str:
+    return "x".join(map(str, images.shape[1:]))

@@ -1,0 +1,78 @@
+"""How much memory work may take: a share of what the machine, the cgroup or the GPU has free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+_GPU_SHARE = 0.8  # of what is free; a GPU is rarely shared
+_CPU_SHARE = 0.5
+_UNKNOWN = 4 << 30  # where the system does not say
+_GROUPS = Path("/sys/fs/cgroup")
+_MACHINE = Path("/proc/meminfo")
+
+
+def memory_budget(device: torch.device, memory: int | str = "auto") -> int:
+    """Bytes that one process may use on `device`: `memory` itself, or a share of what is free.
+
+    Processes that share a machine share its memory.
+    """
+    if isinstance(memory, int):
+        return memory
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(_GPU_SHARE * (free + unused))
+    found = (free_on_machine(), free_in_group())
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(_CPU_SHARE * min((n for n in found if n is not None), default=_UNKNOWN)) // processes
+
+
+def free_on_machine(path: Path = _MACHINE) -> int | None:
+    """Bytes that programs can still have, None where the system does not say."""
+    for line in _text(path).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return None
+
+
+def free_in_group(root: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes below the tightest limit of this process's control groups; None without a limit.
+
+    File caches count as free: the kernel drops them first.
+    """
+    found = []
+    for folder, names in _groups(root, own):
+        limit, used = (_text(folder / name).strip() for name in names)
+        if limit.isdigit() and used.isdigit():
+            found.append(max(0, int(limit) - int(used) + _file_cache(folder)))
+    return min(found, default=None)
+
+
+def _groups(root: Path, own: Path) -> list[tuple[Path, tuple[str, str]]]:
+    """Folders of this process's groups and of those around them, for both versions of cgroups."""
+    found: list[tuple[Path, tuple[str, str]]] = []
+    for line in _text(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        inner = top / path.lstrip("/")
+        folders = [inner, *(p for p in inner.parents if p.is_relative_to(top))]
+        found += [(f, names if controllers else ("memory.max", "memory.current")) for f in folders]
+    return found
+
+
+def _file_cache(folder: Path) -> int:
+    lines = (line.split() for line in _text(folder / "memory.stat").splitlines())
+    return sum(int(n) for name, n in lines if name in ("inactive_file", "total_inactive_file"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
