@@ -43,6 +43,8 @@ from .recovery.finetune.features import Teacher
 from .recovery.finetune.run import finetune
 from .recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
 from .recovery.recalibrate import recalibrate
+from .recovery.reconstruct.options import Reconstructed, ReconstructOptions
+from .recovery.reconstruct.run import reconstruct
 from .recovery.refit.network import refit
 from .recovery.refit.options import RefitOptions, Refitted
 from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
@@ -92,6 +94,8 @@ __all__ = [
     "ProbeSettings",
     "PruningPlan",
     "Recipe",
+    "ReconstructOptions",
+    "Reconstructed",
     "RefitOptions",
     "Refitted",
     "Report",
@@ -123,6 +127,7 @@ __all__ = [
     "open_data",
     "prune",
     "recalibrate",
+    "reconstruct",
     "refit",
     "run",
     "save",

@@ -28,7 +28,7 @@ def prune(
     latency: Annotated[str | None, typer.Option(help="Kept: 0.6, measured here.")] = None,
     importance: options.Criterion = "gate_logit",
     probe: options.Probe = None,
-    recover: Annotated[str, typer.Option(help="none, bn, refit or scratch.")] = "none",
+    recover: Annotated[str, typer.Option(help="none, bn, refit, reconstruct or scratch.")] = "none",
     round_to: Annotated[
         int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
     ] = None,

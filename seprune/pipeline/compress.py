@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
 from seprune.recovery.recalibrate import recalibrate
+from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit.network import refit
 from seprune.recovery.refit.options import RefitOptions, Refitted
 from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.statistics.collect import CollectOptions, collect_statistics
 
-Recover = Literal["none", "bn", "refit"]
+Recover = Literal["none", "bn", "refit", "reconstruct"]
 _T = TypeVar("_T")
 
 
@@ -78,7 +79,8 @@ def compress(
         loader: calibration batches of images, or of (images, labels), from the training data; it
             is iterated several times.
         test_loader: batches of (images, labels) that both networks are evaluated on at the end.
-        recover: `refit` in closed form, `bn` for BatchNorm statistics alone, or `none`.
+        recover: `refit` in closed form, `reconstruct` for label-free training after that, `bn` for
+            BatchNorm statistics alone, or `none`.
         scoring: the criterion and how its parts are combined.
         budget: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount.
 
@@ -86,10 +88,10 @@ def compress(
         UsageError: no budget, or an unknown one.
         InputError: no images, a network that cannot be analysed, or a budget out of reach.
     """
-    if recover not in ("none", "bn", "refit"):
+    if recover not in get_args(Recover):
         raise UsageError(
             f"recover='{recover}' is unknown",
-            why="known: none, bn, refit",
+            why=f"known: {', '.join(get_args(Recover))}",
             fix="recover='refit'",
         )
     example, clock = _example(loader), _Clock()
@@ -112,10 +114,16 @@ def compress(
     plan = clock("plan", lambda: make_plan(structure, importance, **cast(Any, budget)))
     small = clock("prune", lambda: prune(model, plan, example))
     refitted = None
-    if recover == "refit":
+    if recover in ("refit", "reconstruct"):
         options = RefitOptions(device=device)
         refitted = clock("recover", lambda: refit(model, small, plan, loader, options=options))
         small = refitted.model
+    if recover == "reconstruct":
+        training = ReconstructOptions(device=device, seed=scoring.seed)
+        trained = clock(
+            "reconstruct", lambda: reconstruct(model, small, plan, loader, options=training)
+        )
+        small = trained.model
     elif recover == "bn":
         small = clock("recover", lambda: recalibrate(small, loader, device=device))
     scores = {}

@@ -28,13 +28,14 @@ from seprune.recovery.finetune import METRICS, Teacher, finetune
 from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report
 from seprune.runtime.distributed import first
-from seprune.runtime.files import SUMS, write_json
+from seprune.runtime.files import SUMS, remove_folders, write_json
 from seprune.runtime.progress import Track
 from seprune.runtime.reading import read_json
 from seprune.statistics import GateStatistics
 from seprune.statistics.result import FORMAT
 
 SENSITIVITY = "sensitivity.json"
+_UNFINISHED = "reconstructing-"
 STATISTICS, TRAINED, PRUNED, FINETUNED = "statistics.safetensors", "trained", "pruned", "finetuned"
 
 
@@ -130,9 +131,10 @@ class Story:
         if self.recipe.plan.allocation == "sensitivity":
             sections.append(self.recipe.sensitivity)
         key = self.key("prune", *sections, label)
-        made = self.stage(f"prune/{label}", key, lambda: self.prune(budget, home))
+        made = self.stage(f"prune/{label}", key, lambda: self.prune(budget, home, key))
         recovered = {
-            "none": None, "bn": "recalibrated", "refit": "refitted", "scratch": "drawn anew",
+            "none": None, "bn": "recalibrated", "refit": "refitted",
+            "reconstruct": "reconstructed", "scratch": "drawn anew",
         }  # fmt: skip
         self.measurements.append(_measurement("pruned", label, made.facts["pruned"]))
         if (stage := recovered[self.recipe.prune.recover]) is not None:
@@ -201,15 +203,17 @@ class Story:
         first(lambda: statistics.save(path))
         return _Done([STATISTICS], {"images": statistics.samples})
 
-    def prune(self, budget: Budget, home: Path) -> _Done:
+    def prune(self, budget: Budget, home: Path, key: str) -> _Done:
         *early, last = stages.parts(self.bench, budget)
         bench, statistics, known = self.bench, self.statistics, self.sensitivity
         for number, part in enumerate(early, 1):
             bench = self.step(bench, statistics, part, home / f"step-{number}")
             known = None
             statistics = collect(bench) if bench.needs_statistics else None
-        cut = stages.cut(bench, statistics, last, known)
+        unfinished = home / f"{_UNFINISHED}{key[:12]}"
+        cut = stages.cut(bench, statistics, last, known, unfinished)
         first(lambda: _write(cut, home))
+        first(lambda: remove_folders(home, f"{_UNFINISHED}*"))
         pruned = stages.measured(self.bench, cut.pruned)
         same = cut.recovered is cut.pruned
         after = pruned if same else stages.measured(self.bench, cut.recovered)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.prune import prune
 from seprune.pruning.search import plan_within
 from seprune.recovery.recalibrate import recalibrate
+from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.runtime.distributed import first
 from seprune.statistics import GateStatistics
@@ -101,8 +103,9 @@ def cut(
     statistics: GateStatistics | None,
     budget: Budget,
     known: Sensitivity | None = None,
+    folder: Path | None = None,
 ) -> Cut:
-    """Score, plan, cut and recover once."""
+    """Score, plan, cut and recover once; `folder`: for what an interrupted recovery has done."""
     clock = _Clock()
     importance = first(lambda: rank(bench, statistics))
     clock.lap("score")
@@ -112,13 +115,15 @@ def cut(
     clock.lap("plan")
     pruned = prune(bench.subject.model, made, bench.subject.example())
     clock.lap("prune")
-    recovered = recover(bench, pruned, made)
+    recovered = recover(bench, pruned, made, folder)
     clock.lap("recover")
     architecture = bench.subject.architecture.cut(made)
     return Cut(importance, made, pruned, recovered, architecture, clock.laps)
 
 
-def recover(bench: Bench, pruned: nn.Module, made: PruningPlan) -> nn.Module:
+def recover(
+    bench: Bench, pruned: nn.Module, made: PruningPlan, folder: Path | None = None
+) -> nn.Module:
     """The pruned network as `prune.recover` wants it."""
     how, recipe = bench.recipe.prune.recover, bench.recipe
     if how == "none":
@@ -132,7 +137,17 @@ def recover(bench: Bench, pruned: nn.Module, made: PruningPlan) -> nn.Module:
         return recalibrate(pruned, loader, device=recipe.device, track=bench.track)
     options = RefitOptions(images=recipe.collect.images, device=recipe.device)
     parent = bench.subject.model
-    return refit(parent, pruned, made, loader, options=options, track=bench.track).model
+    small = refit(parent, pruned, made, loader, options=options, track=bench.track).model
+    if how == "refit":
+        return small
+    training = ReconstructOptions(
+        images=recipe.collect.images,
+        epochs=recipe.prune.epochs,
+        device=recipe.device,
+        folder=folder,
+        seed=recipe.seed,
+    )
+    return reconstruct(parent, small, made, loader, options=training, track=bench.track).model
 
 
 def cut_in_steps(bench: Bench, statistics: GateStatistics | None, budget: Budget) -> Cut:

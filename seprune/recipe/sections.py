@@ -257,10 +257,12 @@ class Sensitivity(Section):
 class Prune(Section):
     """What happens to the weights right after the cut."""
 
-    recover: Literal["none", "bn", "refit", "scratch"] = Field(
+    recover: Literal["none", "bn", "refit", "reconstruct", "scratch"] = Field(
         default="refit",
-        description="scratch: random weights, to see what the trained ones are worth",
+        description="reconstruct: label-free training after the refit; scratch: random weights, "
+        "to see what the trained ones are worth",
     )
+    epochs: int = Field(default=10, ge=1, description="of recover=reconstruct")
 
 
 class Reporting(Section):

@@ -20,13 +20,14 @@ MARKS = {  # symbol and dash
     "pruned": ("circle-open", "dot"),
     "recalibrated": ("diamond-open", "dash"),
     "refitted": ("square-open", "dash"),
+    "reconstructed": ("triangle-up-open", "dash"),
     "drawn anew": ("x-open", "dot"),
     "last epoch": ("circle-open", "solid"),
     "fine-tuned": ("circle", "solid"),
 }
-OTHERS = ("@red", "@brown", "@pink", "@olive")  # colours of runs compared: none of the stages'
+OTHERS = ("@red", "@brown", "@pink", "@olive")  # colours of runs compared
 STAGE_COLOURS = dict(
-    zip(STAGES, ("@ink", "@orange", "@violet", "@green", "@brown", "@pink", "@blue"))
+    zip(STAGES, ("@ink", "@orange", "@violet", "@green", "@olive", "@brown", "@pink", "@blue"))
 )
 
 

@@ -23,7 +23,8 @@ _GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")
 _BOUNDED = ("sigmoid", "hardsigmoid", "softmax")  # where 0.05 and 0.95 are near an end
 _NOT_CHANNELS = ("class_count",)  # may be as long as the gate is wide
 STAGES = (
-    "baseline", "pruned", "recalibrated", "refitted", "drawn anew", "last epoch", "fine-tuned",
+    "baseline", "pruned", "recalibrated", "refitted", "reconstructed",
+    "drawn anew", "last epoch", "fine-tuned",
 )  # fmt: skip
 
 

@@ -173,6 +173,13 @@ def append_line(path: Path, line: str) -> None:
         raise _environment_fault(path, error) from error
 
 
+def remove_folders(home: Path, pattern: str) -> None:
+    """Remove the folders in `home` whose names match; links are not followed."""
+    for folder in home.glob(pattern):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+
+
 def tidy(folder: Path) -> None:
     """Complete or remove what writers that were killed left in `folder` and below it.
 

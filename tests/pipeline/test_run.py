@@ -304,3 +304,20 @@ def test_sigterm_saves_the_state_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 143, said
     assert "go on with: seprune run quickstart --out" in said
     assert "Traceback" not in said
+
+
+def test_a_run_reconstructs_and_leaves_nothing_unfinished(tmp_path: Path):
+    words = (
+        "prune.recover=reconstruct",
+        "prune.epochs=1",
+        "finetune.epochs=0",
+        "finetune.recalibrate=0",
+    )
+    report = run(recipe(*words), tmp_path)
+    stages = [m.stage for m in report.measurements]
+    assert stages == ["baseline", "pruned", "reconstructed"]
+    assert not list(tmp_path.rglob("reconstructing-*"))
+    pruned, made = (m for m in report.measurements if m.stage != "baseline")
+    assert made.loss is not None
+    assert pruned.loss is not None
+    assert made.loss < pruned.loss

@@ -81,7 +81,7 @@ def test_another_document_is_no_report(other) -> None:
         (
             lambda d: d["measurements"][0].update(stage="tuned"),
             "report.measurements[0]: stage 'tuned' is none of baseline, pruned, recalibrated, "
-            "refitted, drawn anew, last epoch, fine-tuned",
+            "refitted, reconstructed, drawn anew, last epoch, fine-tuned",
         ),
         (
             lambda d: d["budgets"][0]["groups"][0]["keep"].append(16),
