@@ -73,6 +73,7 @@ class LayerFit:
         self.wait = 2 * target.alive * forwards.own <= limits.wait
         self.offset = self.slope = self.centre = None  # type: Any
         self.cache: list[Rows] | None = None
+        self.strange: int | None = None  # the first image with a value that is not finite
 
     def fit(self) -> tuple[float, float]:
         """New weights, or the old ones and an error; returns the errors before and after.
@@ -84,10 +85,13 @@ class LayerFit:
         state = [copy.deepcopy(owner.state_dict()) for owner in owners]
         try:
             return self.solve()
-        except ArithmeticError:
+        except ArithmeticError as error:
             for owner, before in zip(owners, state):
                 owner.load_state_dict(before)
-            raise
+            image = self.forwards.smallest(self.strange)
+            if image is None:
+                raise
+            raise ArithmeticError(f"its values are not finite for image {image}") from error
 
     def solve(self) -> tuple[float, float]:
         """`fit`, without a way back."""
@@ -241,10 +245,25 @@ class LayerFit:
         step = max(1, self.limits.chunk // (4 * some * width))
         for first_one in range(0, samples, step):
             part = slice(first_one, min(first_one + step, samples))
-            patches = self.centred(call.images(part).patches(index[part]))
+            patches = call.images(part).patches(index[part])
             own = slice(part.start * some, part.stop * some)
-            parts = {name: v[:, own].to(patches.dtype) for name, v in seen.items()}
-            yield start + part.start * (stop - start) // samples, patches, parts
+            parts = {name: v[:, own] for name, v in seen.items()}
+            number = start + part.start * (stop - start) // samples
+            self.look(number, patches, parts["y"], each=some * samples // (stop - start))
+            patches = self.centred(patches)
+            yield number, patches, {name: v.to(patches.dtype) for name, v in parts.items()}
+
+    def look(self, number: int, patches: Tensor, wanted: Tensor, *, each: int) -> None:
+        """Note the first image whose inputs or wanted outputs are not finite.
+
+        Args:
+            number: of the first image.
+            each: rows of one image.
+        """
+        if self.strange is None:
+            sums = patches.sum((0, 2)) + wanted.sum(0)
+            if not bool(sums.isfinite().all()):
+                self.strange = number + int((~sums.isfinite()).nonzero()[0]) // each
 
     def centred(self, patches: Tensor) -> Tensor:
         """Patches less one fixed row where an intercept makes up for it.

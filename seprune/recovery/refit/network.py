@@ -162,8 +162,8 @@ def _few(images: WaitingImages, wanted: int) -> list[str]:
 def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> None:
     for target in targets:
         layer, dense = (dict(m.named_modules()).get(target.layer) for m in (model, teacher))
-        have = len(layer.weight) if hasattr(layer, "weight") else 0  # type: ignore[union-attr]
-        want = len(dense.weight if target.keep is None else target.keep)  # type: ignore[union-attr]
+        have = _outputs(layer)
+        want = _outputs(dense) if target.keep is None else len(target.keep)
         if have != want:
             raise InputError(
                 f"the pruned network does not fit the plan: layer '{target.layer}'",
@@ -171,3 +171,13 @@ def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> N
                 fix="refit what prune(parent, plan) returned",
                 code="plan",
             )
+
+
+def _outputs(layer: nn.Module | None) -> int:
+    """How many channels a layer gives; 0 where it has no weight."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return 0
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return weight.shape[1] * layer.groups
+    return len(weight)

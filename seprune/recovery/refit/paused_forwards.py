@@ -17,7 +17,7 @@ from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
 from seprune.recovery.refit.sampling import Reader, Sampling
 from seprune.recovery.refit.targets import Target
-from seprune.runtime.distributed import join
+from seprune.runtime.distributed import join, sum_over_processes
 from seprune.runtime.inference import device_of
 from seprune.runtime.interrupts import unbroken
 
@@ -162,6 +162,15 @@ class Forwards:
     def own(self) -> int:
         """How many images are this process's."""
         return sum(stop - start for start, stop in self.parts())
+
+    def smallest(self, number: int | None) -> int | None:
+        """The smallest number that any process gives; every process has to call it."""
+        if not self.shared:
+            return number
+        given = torch.zeros(self.world, dtype=torch.int64, device=device_of(self.model))
+        given[self.rank] = 0 if number is None else number + 1
+        known = [n - 1 for n in sum_over_processes(given).tolist() if n]
+        return min(known, default=None)
 
     def halve(self) -> bool:
         """Take smaller batches from now on; False if they cannot be smaller."""

@@ -140,7 +140,7 @@ class _Reader:
 
     def obstacle(self, layer: str) -> str | None:
         module, count = self.modules[layer], len(self.calls[layer])
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             return f"a {type(module).__name__} cannot be refitted"
         return None if count == 1 else f"it runs {count} times in one forward"
 
