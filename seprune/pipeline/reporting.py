@@ -56,7 +56,6 @@ class Told:
     chapters: tuple[Chapter, ...]
     seconds: dict[str, float]
     slow: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
     crowded: bool = False
     sensitivity: Sensitivity | None = None
 
@@ -102,7 +101,7 @@ def compose(told: Told) -> Report:
             },
             "classes": [info.classes[row] for row in rows],
             "skipped": list(info.skipped),
-            "notes": [*info.notes, *told.notes],
+            "notes": list(info.notes),
         },
         environment=environment(),
         hashes=data_digests(told.data),

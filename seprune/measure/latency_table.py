@@ -1,0 +1,214 @@
+"""Latency tables: measured times of single operators, and a network's time from its widths."""
+
+from __future__ import annotations
+
+import bisect
+import importlib.metadata
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seprune.errors import InputError
+from seprune.measure.latency import device_name
+from seprune.measure.work_items import Operator, WorkItem
+from seprune.runtime.files import write_json
+from seprune.runtime.progress import Track, silent
+from seprune.runtime.reading import read_json
+
+SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
+FORMAT = 1
+SAVE_SECONDS = 5.0  # between two writes of a table that is being built
+Timer = Callable[[Operator], float]
+
+
+@dataclass(frozen=True)
+class TableKey:
+    """What a table's times depend on, beside the operators."""
+
+    device: str
+    runtime: str
+    version: str
+    threads: int
+    batch: int
+    dtype: str = "float32"
+
+    @classmethod
+    def here(cls, runtime: str, *, batch: int, device: str = "cpu") -> TableKey:
+        """The key of this machine. `compiled` uses the table of `eager`."""
+        package = "onnxruntime" if runtime == "onnx" else "torch"
+        runtime = "eager" if runtime == "compiled" else runtime
+        threads = torch.get_num_threads() if device == "cpu" else 0
+        version = importlib.metadata.version(package)
+        return cls(device_name(device), runtime, version, threads, batch)
+
+    def file_name(self) -> str:
+        """A file name made of all parts."""
+        parts = (*map(str, asdict(self).values()),)
+        return re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(parts)).strip("-").lower() + ".json"
+
+
+@dataclass
+class LatencyTable:
+    """Milliseconds by operator."""
+
+    key: TableKey
+    times: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON."""
+        write_json(path, {"format": FORMAT, "key": asdict(self.key), "times": self.times})
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Read a table.
+
+        Raises:
+            InputError: not a latency table.
+        """
+        content = read_json(path)
+        try:
+            times = {str(n): float(ms) for n, ms in content["times"].items()}
+            if content["format"] != FORMAT or not all(0 <= ms < 1e9 for ms in times.values()):
+                raise ValueError("its format or a time is not one that seprune writes")
+            return cls(TableKey(**content["key"]), times)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path}: not a latency table",
+                why=str(error),
+                fix=f"remove it, and measure anew: rm '{path}'; seprune latency-table build MODEL",
+                code="latency-table",
+            ) from error
+
+
+def cache_folder() -> Path:
+    """Where tables are kept: `seprune/latency` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "seprune" / "latency"
+
+
+def open_table(path: Path, key: TableKey, note: Callable[[str], None]) -> LatencyTable:
+    """The table at `path`, or an empty one where there is none or it is of something else."""
+    if not path.is_file():
+        return LatencyTable(key)
+    table = LatencyTable.load(path)
+    if table.key != key:
+        pairs = zip(asdict(table.key).items(), asdict(key).values())
+        other = [f"{name} {a} instead of {b}" for (name, a), b in pairs if a != b]
+        note(f"{path} is of {', '.join(other)}: measured anew")
+        return LatencyTable(key)
+    return table
+
+
+def build_table(
+    table: LatencyTable,
+    operators: Sequence[Operator],
+    timer: Timer,
+    *,
+    path: Path | None = None,
+    track: Track = silent,
+) -> LatencyTable:
+    """Measure the operators that the table lacks, in place.
+
+    Args:
+        path: written every few seconds and at the end, so that a build that was stopped goes on.
+    """
+    missing = [o for o in dict.fromkeys(operators) if o.name() not in table.times]
+    saved = time.monotonic()
+    try:
+        for operator in track(missing, label="latency", total=len(missing), unit="operators"):
+            table.times[operator.name()] = timer(operator)
+            if path is not None and time.monotonic() - saved > SAVE_SECONDS:
+                table.save(path)
+                saved = time.monotonic()
+    finally:
+        if path is not None and missing:
+            table.save(path)
+    return table
+
+
+class LatencyModel:
+    """Milliseconds of a network by the units that its groups keep, from a table.
+
+    Between widths that were measured, times are interpolated linearly in each side.
+    """
+
+    def __init__(self, items: Sequence[WorkItem], table: LatencyTable) -> None:
+        self.items, self.table = list(items), table
+        self.touching: dict[str, list[WorkItem]] = {}
+        for item in self.items:
+            for name in item.groups:
+                self.touching.setdefault(name, []).append(item)
+        self.known: dict[tuple[Operator, int, int], float] = {}
+
+    def at(self, kept: Mapping[str, int]) -> float:
+        """Milliseconds of the network."""
+        return sum(self.time(item, kept) for item in self.items)
+
+    def of_group(self, name: str, kept: Mapping[str, int]) -> float:
+        """Milliseconds of everything that depends on the group's width."""
+        return sum(self.time(item, kept) for item in self.touching.get(name, ()))
+
+    def time(self, item: WorkItem, kept: Mapping[str, int]) -> float:
+        """Milliseconds of one operator."""
+        inputs, outputs = item.inputs.at(kept), item.outputs.at(kept)
+        key = (item.operator, inputs, outputs)
+        if key not in self.known:
+            self.known[key] = self.interpolated(item, inputs, outputs)
+        return self.known[key]
+
+    def interpolated(self, item: WorkItem, inputs: int, outputs: int) -> float:
+        """Milliseconds between up to four widths that were measured."""
+        one_side = item.operator.groups > 1 or item.operator.kind not in ("conv", "linear")
+        low_in, high_in, share_in = _between(widths(item.inputs.total, item.inputs.units), inputs)
+        if one_side:
+            low, high = (self.table.times[item.operator.at(n, n).name()] for n in (low_in, high_in))
+            return low + share_in * (high - low)
+        low_out, high_out, share_out = _between(
+            widths(item.outputs.total, item.outputs.units), outputs
+        )
+
+        def at(a: int, b: int) -> float:
+            return self.table.times[item.operator.at(a, b).name()]
+
+        below = at(low_in, low_out) + share_out * (at(low_in, high_out) - at(low_in, low_out))
+        above = at(high_in, low_out) + share_out * (at(high_in, high_out) - at(high_in, low_out))
+        return below + share_in * (above - below)
+
+
+def widths(total: int, units: Sequence[Any]) -> list[int]:
+    """The widths of a side that are measured, ascending; all of it where nothing is cut."""
+    if not units:
+        return [total]
+    step = 16 if total >= 96 else 8 if total >= 32 else 1
+    return sorted({min(total, max(1, round(total * s / step)) * step) for s in SHARES} | {total})
+
+
+def grid(items: Sequence[WorkItem]) -> list[Operator]:
+    """Every operator that the model of these work items looks up, each once."""
+    found: dict[Operator, None] = {}
+    for item in items:
+        ins = widths(item.inputs.total, item.inputs.units)
+        if item.operator.groups > 1 or item.operator.kind not in ("conv", "linear"):
+            found.update(dict.fromkeys(item.operator.at(n, n) for n in ins))
+            continue
+        outs = widths(item.outputs.total, item.outputs.units)
+        found.update(dict.fromkeys(item.operator.at(a, b) for a, b in itertools.product(ins, outs)))
+    return list(found)
+
+
+def _between(measured: Sequence[int], width: int) -> tuple[int, int, float]:
+    """The neighbours of a width among those measured, and its place between them."""
+    at = bisect.bisect_left(measured, width)
+    if at == 0:
+        return measured[0], measured[0], 0.0
+    if at == len(measured):
+        return measured[-1], measured[-1], 0.0
+    low, high = measured[at - 1], measured[at]
+    return low, high, (width - low) / (high - low)

@@ -1,0 +1,150 @@
+"""Latency tables with a timer of exact values; the work of a network against that of its cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from seprune.errors import EnvironmentFault, InputError
+from seprune.measure import timers
+from seprune.measure.latency_table import (
+    LatencyModel,
+    LatencyTable,
+    TableKey,
+    build_table,
+    grid,
+    open_table,
+)
+from seprune.measure.operator_model import operator_model
+from seprune.measure.work_items import Operator, work_items
+from seprune.models.loader import build
+from seprune.pruning.analyse import analyse
+from seprune.pruning.plan import plan_of
+from seprune.pruning.prune import prune
+
+KEY = TableKey("a processor", "eager", "2.14.0", 1, 1)
+
+
+def exact(operator: Operator) -> float:
+    """Bilinear in the widths, so that interpolation is exact."""
+    area = operator.size[0] * operator.size[1]
+    if operator.kind in ("conv", "linear") and operator.groups == 1:
+        return 1e-6 * area * operator.inputs * operator.outputs + 1e-3
+    return 1e-6 * area * operator.inputs + 1e-3
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = build("seprune/se_resnet20", classes=10).eval()
+    images = torch.zeros(1, 3, 32, 32)
+    structure = analyse(model, images)
+    return model, images, structure, work_items(model, structure, images)
+
+
+def cut_in_half(structure):
+    return {g.name: max(1, g.units // 2) if g.prunable else g.units for g in structure.groups}
+
+
+def test_widths_follow_the_cut(network):
+    model, images, structure, items = network
+    kept = cut_in_half(structure)
+    plan = plan_of(structure.groups, {name: range(n) for name, n in kept.items()}, {})
+    small = prune(model, plan).eval()
+    found = work_items(small, analyse(small, images), images)
+    assert [i.operator for i in found] == [i.at(kept) for i in items]
+    assert items[0].operator.name() == "conv 3>16 32x32 k3x3 s1x1 p1x1 g1"
+
+
+def test_a_network_takes_the_sum_of_its_operators(network):
+    _, _, structure, items = network
+    table = build_table(LatencyTable(KEY), grid(items), exact)
+    model = LatencyModel(items, table)
+    for kept in (structure.whole(), cut_in_half(structure)):
+        assert model.at(kept) == pytest.approx(sum(exact(i.at(kept)) for i in items))
+    name = next(g.name for g in structure.groups if g.prunable)
+    less = {**structure.whole(), name: cut_in_half(structure)[name]}
+    change = model.of_group(name, less) - model.of_group(name, structure.whole())
+    assert model.at(less) - model.at(structure.whole()) == pytest.approx(change)
+
+
+def test_a_build_that_was_stopped_goes_on(network, tmp_path: Path):
+    operators = grid(network[3])
+    path, measured = tmp_path / "table.json", []
+
+    def stops(operator: Operator) -> float:
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        measured.append(operator)
+        return exact(operator)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_table(LatencyTable(KEY), operators, stops, path=path)
+    begun = open_table(path, KEY, pytest.fail)
+    assert list(begun.times) == [o.name() for o in operators[:5]]
+    rest = []
+    build_table(begun, operators, lambda o: rest.append(o) or exact(o), path=path)
+    assert rest == operators[5:]
+    again = build_table(open_table(path, KEY, pytest.fail), operators, pytest.fail, path=path)
+    assert again.times == {o.name(): exact(o) for o in operators}
+
+
+def test_a_table_of_another_machine_is_measured_anew(tmp_path: Path):
+    path = tmp_path / "table.json"
+    LatencyTable(KEY, {"conv": 1.0}).save(path)
+    notes = []
+    other = TableKey("another one", "eager", "2.14.1", 1, 1)
+    assert open_table(path, other, notes.append).times == {}
+    assert notes == [
+        f"{path} is of device a processor instead of another one, "
+        "version 2.14.0 instead of 2.14.1: measured anew"
+    ]
+    assert KEY.file_name() == "a-processor-eager-2.14.0-1-1-float32.json"
+
+
+@pytest.mark.parametrize("content", [[], {}, {"format": 1, "key": {}, "times": {"conv": "x"}},
+                                     {"format": 1, "key": {}, "times": {"conv": -1}}])  # fmt: skip
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not a latency table") as caught:
+        LatencyTable.load(path)
+    assert "measure anew: rm" in (caught.value.fix or "")
+
+
+def test_a_runtime_that_is_missing_names_its_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(EnvironmentFault, match="the runtime 'onnx' is not installed") as caught:
+        timers.OnnxTimer(1, 1)
+    assert "pip install 'seprune[onnx]'" in (caught.value.fix or "")
+
+
+def test_the_shortest_calls_count():
+    ticks = iter([0.0, 0.009, 1.0, 1.012, 2.0, 2.005, 3.0, 3.011, 4.0, 4.006, 5.0, 5.020])
+    assert timers.difference(lambda: None, lambda: None, lambda: next(ticks)) == pytest.approx(6.0)
+    ticks = iter([0.0, 0.009, 2.0, 2.005, 4.0, 4.006])
+    assert timers.shortest(lambda: None, lambda: next(ticks)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Operator("conv", 8, 4, (6, 6), (3, 3), (2, 2), (1, 1)),
+        Operator("conv", 8, 8, (6, 6), (3, 3), (1, 1), (1, 1), groups=8),
+        Operator("linear", 8, 4),
+        *(Operator(kind, 8, 8, (6, 6)) for kind in ("hardswish", "silu", "binary", "pool", "cat")),
+    ],
+)
+def test_every_copy_is_in_the_measured_model(operator: Operator):
+    onnx = pytest.importorskip("onnx")
+    one, three = (onnx.load_from_string(operator_model(operator, 2, n)) for n in (1, 3))
+    assert len(three.graph.node) == 3 * len(one.graph.node)
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(three.SerializeToString())
+    feed = {i.name: torch.ones([int(n) for n in i.shape]).numpy() for i in session.get_inputs()}
+    assert all(o.shape[0] == 2 for o in session.run(None, feed))
+    timed = timers.EagerTimer(2).prepared(operator)()
+    assert timed.shape[0] == 2
+    assert timed.isfinite().all()
