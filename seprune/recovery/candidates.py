@@ -1,0 +1,261 @@
+"""Which of several plans a network recovers from best: each is tried, and no labels are used.
+
+No rule that chooses channels is right on every network and budget, and the error of a cut before
+its recovery says little about it after. So every candidate is cut, refitted on a part of the
+calibration images, and judged by how far its outputs are from the parent's on held-out ones.
+Measurements: docs/importance.md, "Which plan".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from seprune.data.waiting import WaitingImages
+from seprune.errors import InputError, UsageError
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import prune
+from seprune.recovery.refit import RefitOptions, refit
+from seprune.runtime.distributed import first, resolve_device
+from seprune.runtime.inference import evaluating
+from seprune.runtime.memory import memory_budget
+from seprune.runtime.progress import Track, silent
+from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.statistics.batches import take_images
+
+TIE = 1.1
+"""Errors within this factor do not tell which network is better (measured: docs/importance.md)."""
+_MORE = 4  # times as many held-out images decide between such candidates
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """How candidates are tried.
+
+    Attributes:
+        images: calibration images that each candidate is refitted on.
+        held_out: further images that it is judged on; four times as many where two are close.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+
+    images: int = 512
+    held_out: int = 512
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate.
+
+    Attributes:
+        name: of the rule that made the plan.
+        error: mean squared difference of the outputs from the parent's, over the variance of the
+            parent's, on held-out images; infinite where outputs are not finite.
+        images: how many.
+        seconds: that the trial took; 0 where `same_as` names a candidate with the same plan.
+    """
+
+    name: str
+    error: float
+    images: int
+    seconds: float
+    same_as: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**vars(self), "error": self.error if math.isfinite(self.error) else None}
+
+
+@dataclass(frozen=True, repr=False)
+class PlanChoice(Tabular):
+    """The plan whose network came closest to its parent.
+
+    Attributes:
+        name: of the rule that made it.
+        trials: all candidates, the closest first; none where all plans are the same.
+        close: others whose error is within 10 % of the chosen one's: they may be as good.
+    """
+
+    name: str
+    plan: PruningPlan
+    trials: tuple[Trial, ...]
+    close: tuple[str, ...]
+
+    def _short_table(self) -> ShortTable:
+        seconds = sum(t.seconds for t in self.trials)
+        title = f"plan of {self.name}, of {len(self.trials)} candidates in {seconds:.0f} s"
+        rows = [(t.name, f"{t.error:.4f}", t.images, t.same_as or "") for t in self.trials]
+        return ShortTable.of(title, ("rule", "error", "images", "same plan as"), rows)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types, for a plan's facts."""
+        trials = [trial.plain() for trial in self.trials]
+        return {"chosen": self.name, "close": list(self.close), "trials": trials}
+
+
+def choose_plan(
+    parent: nn.Module,
+    plans: Mapping[str, PruningPlan],
+    loader: Iterable[Any],
+    *,
+    options: TrialOptions | None = None,
+    track: Track = silent,
+) -> PlanChoice:
+    """Try every plan and keep the one whose network is nearest its parent after a refit.
+
+    Under `torchrun` every process calls it. The same images give the same choice. Where errors are
+    within 10 % of the smallest, all images behind the first `images` decide.
+
+    Args:
+        plans: candidates by name; of equals the first one is kept.
+        loader: batches of images, or of (images, labels). The first `images` of them are refitted
+            on, those behind them judge; of too few a quarter judges.
+
+    Raises:
+        UsageError: no plans.
+        InputError: fewer than two images, or outputs that cannot be compared.
+    """
+    if not plans:
+        raise UsageError(
+            "there are no plans to choose from", why="none were given", fix="give one plan at least"
+        )
+    name, plan = next(iter(plans.items()))
+    if all(_keeps(other) == _keeps(plan) for other in plans.values()):
+        return PlanChoice(name, plan, (), ())
+    options = options or TrialOptions()
+    device = resolve_device(options.device)
+    wanted = options.images + _MORE * options.held_out
+    images = take_images(loader, wanted, memory=memory_budget(torch.device("cpu")) // 8)
+    trials = _Trials(parent, images, options, device)
+    found: dict[str, Trial] = {}
+    models: dict[str, nn.Module] = {}  # distinct ones only; a few networks at most
+    work = track(list(plans.items()), label="trying plans", total=len(plans), unit="plans")
+    for name, plan in work:
+        twin = next((n for n in models if _keeps(plans[n]) == _keeps(plan)), None)
+        if twin is not None:
+            found[name] = Trial(name, found[twin].error, found[twin].images, 0.0, twin)
+            continue
+        found[name], models[name] = trials.of(name, plan)
+    again = trials.closer(found, models)
+    best = min((again or found).values(), key=lambda trial: trial.error)
+    found |= again
+    others = [t for t in found.values() if t.name != best.name and best.name != t.same_as]
+    close = tuple(t.name for t in others if t.error <= TIE * best.error)
+    ranked = tuple(sorted(found.values(), key=lambda trial: trial.error))
+    return PlanChoice(best.name, plans[best.name], ranked, close)
+
+
+def output_error(parent: nn.Module, model: nn.Module, images: Iterable[Tensor]) -> float:
+    """Mean squared difference of two networks' outputs, over the variance of the parent's.
+
+    All floating-point tensors of the outputs count alike, however large they are. Batches are on
+    the device of both models, which are in eval mode.
+
+    Raises:
+        InputError: outputs without floating-point tensors, or of other shapes.
+    """
+    sums: list[Tensor] = []
+    with torch.no_grad():
+        for batch in images:
+            wanted, given = _leaves(parent(batch)), _leaves(model(batch))
+            _check(wanted, given)
+            sums = sums or [torch.zeros(4, dtype=torch.float64) for _ in wanted]
+            for total, a, b in zip(sums, wanted, given, strict=True):
+                a, b = a.double().cpu(), b.double().cpu()  # MPS has no float64
+                parts = ((a - b).square().sum(), a.square().sum(), a.sum())
+                total += torch.stack([*parts, parts[0].new_tensor(float(a.numel()))])
+    different, squares, plain, count = torch.stack(sums).T
+    variance = squares / count - (plain / count).square()
+    error = float((different / count / variance.clamp_min(1e-12)).mean())
+    return error if math.isfinite(error) else math.inf
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _check(wanted: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    shapes = [[tuple(t.shape) for t in side] for side in (wanted, given)]
+    if not wanted or shapes[0] != shapes[1]:
+        raise InputError(
+            "the outputs of the two networks cannot be compared",
+            why=f"the parent gives {shapes[0] or 'no numbers'}, the other one {shapes[1]}",
+            fix="choose among plans without trials: plan.candidates=false",
+            code="outputs",
+        )
+
+
+def _keeps(plan: PruningPlan) -> dict[str, tuple[int, ...]]:
+    return {g.name: g.keep for g in plan.groups}
+
+
+class _Trials:
+    """Cuts, refits and judges on one set of images."""
+
+    def __init__(
+        self, parent: nn.Module, images: WaitingImages, options: TrialOptions, device: torch.device
+    ) -> None:
+        if len(images) < 2:
+            raise InputError(
+                "one image cannot both recover a network and judge it",
+                why="candidates are judged on images that they were not refitted on",
+                fix="give more calibration images, or plan.candidates=false",
+                code="images",
+            )
+        self.parent, self.images, self.options, self.device = parent, images, options, device
+        spare = len(images) - options.images
+        enough = spare >= min(options.held_out, len(images) // 4)
+        self.fitted = options.images if enough else len(images) - max(1, len(images) // 4)
+        self.held_out = min(options.held_out, len(images) - self.fitted)
+
+    def of(self, name: str, plan: PruningPlan) -> tuple[Trial, nn.Module]:
+        """One candidate's trial, and its refitted network."""
+        began = time.monotonic()
+        fit = RefitOptions(images=self.fitted, device=self.options.device)
+        part = list(self.batches(0, self.fitted))
+        model = refit(self.parent, prune(self.parent, plan), plan, part, options=fit).model
+        error = self.error(model, self.held_out)
+        return Trial(name, error, self.held_out, time.monotonic() - began), model
+
+    def closer(
+        self, found: Mapping[str, Trial], models: Mapping[str, nn.Module]
+    ) -> dict[str, Trial]:
+        """The candidates within `TIE` of the best, judged on all held-out images."""
+        least, every = min(t.error for t in found.values()), len(self.images) - self.fitted
+        close = [t for t in found.values() if t.error <= TIE * least]
+        distinct = [t for t in close if t.same_as is None]
+        if len(distinct) < 2 or every == self.held_out:
+            return {}
+        again: dict[str, Trial] = {}
+        for trial in distinct:
+            began = time.monotonic()
+            error = self.error(models[trial.name], every)
+            seconds = trial.seconds + time.monotonic() - began
+            again[trial.name] = Trial(trial.name, error, every, seconds)
+        for trial in (t for t in close if t.same_as is not None):
+            twin = again[str(trial.same_as)]
+            again[trial.name] = Trial(trial.name, twin.error, every, 0.0, twin.name)
+        return again
+
+    def error(self, model: nn.Module, count: int) -> float:
+        """The error on so many held-out images."""
+
+        def judge() -> float:
+            batches = (b.to(self.device) for b in self.batches(self.fitted, self.fitted + count))
+            with evaluating(self.parent, self.device), evaluating(model, self.device):
+                return output_error(self.parent, model, batches)
+
+        return first(judge)  # one process judges: all have to agree, to the last bit
+
+    def batches(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Images of these numbers, on the CPU."""
+        for begin in range(start, stop, _BATCH):
+            yield self.images.part(begin, min(begin + _BATCH, stop))
