@@ -52,6 +52,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         for combine in ("coupled", "joint")
         for least, said in ((8, ""), (4, ", least 4"), (2, ", least 2"))
     },
+    "gate_mean_measured": way("gate_mean_measured", "coupled", "cost_aware", least=2),
     "l2, least 2": way("l2", least=2),
     "l2 trade": way("l2", "mean", "cost_aware"),
     "hessian trade, least 2": way("hessian", "mean", "cost_aware", least=2, normalize="none"),

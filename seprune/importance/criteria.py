@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import NetworkStructure
 from seprune.importance import weights
-from seprune.importance.joint import joint_scores
+from seprune.importance.gate_values import class_spread, maximum_of, mean_of, statistic
+from seprune.importance.joint import correlation, effects_in_order, joint_scores
 from seprune.importance.propagate import propagate
 from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.statistics import GateStatistics
@@ -74,53 +75,28 @@ class Scoring:
 class Criterion:
     """What a criterion needs, and the statistic or the function of the weights that it is."""
 
-    family: Literal["gate", "sensitivity", "moments", "weights"]
+    family: Literal["gate", "ordered", "sensitivity", "moments", "weights"]
     of: Callable[..., Any]  # a tensor of scores; None from weights that have none
     gradients: Literal["none", "labels", "smoothed", "sampled", "logits", "weights"] = "none"
     normalize: Normalize = "none"
     gamma: bool = False  # times the |gamma| of the norm that makes the gated channel
 
 
-def _statistic(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    return lambda values: values[name]
-
-
-def _signed(values: Mapping[str, Tensor]) -> bool:
-    """Whether a gate takes negative values (tanh, no activation): then its size is what counts."""
-    return bool((values["minimum"] < 0).any())
-
-
-def _mean(values: Mapping[str, Tensor]) -> Tensor:
-    if _signed(values):
-        return (values["mean"].square() + values["variance"]).sqrt()
-    return values["mean"]
-
-
-def _maximum(values: Mapping[str, Tensor]) -> Tensor:
-    if _signed(values):
-        return torch.maximum(values["maximum"].abs(), values["minimum"].abs())
-    return values["maximum"]
-
-
-def _class_spread(values: Mapping[str, Tensor]) -> Tensor:
-    means = values["class_mean"]
-    return (means.abs() if _signed(values) else means).max(0).values
-
-
-_SQUARE, _ABSOLUTE = _statistic("sensitivity_square"), _statistic("sensitivity_absolute")
+_SQUARE, _ABSOLUTE = statistic("sensitivity_square"), statistic("sensitivity_absolute")
 CRITERIA: dict[str, Criterion] = {
     "gate_logit": Criterion("sensitivity", _SQUARE, "logits"),
     "gate_fisher": Criterion("sensitivity", _SQUARE, "labels"),
     "gate_fisher_sampled": Criterion("sensitivity", _SQUARE, "sampled"),
     "gate_fisher_smoothed": Criterion("sensitivity", _SQUARE, "smoothed"),
     "gate_taylor": Criterion("sensitivity", _ABSOLUTE, "labels"),
-    "gate_mean": Criterion("gate", _mean, normalize="mean"),
-    "gate_max": Criterion("gate", _maximum, normalize="mean"),
+    "gate_mean": Criterion("gate", mean_of, normalize="mean"),
+    "gate_mean_measured": Criterion("ordered", mean_of, "logits"),
+    "gate_max": Criterion("gate", maximum_of, normalize="mean"),
     "gate_std": Criterion("gate", lambda v: v["variance"].sqrt(), normalize="mean"),
-    "gate_class": Criterion("gate", _class_spread, normalize="mean"),
-    "gate_between": Criterion("gate", _statistic("between_class"), normalize="mean"),
-    "gate_bn": Criterion("gate", _mean, normalize="mean", gamma=True),
-    "gate_energy": Criterion("gate", _statistic("energy_after"), normalize="mean"),
+    "gate_class": Criterion("gate", class_spread, normalize="mean"),
+    "gate_between": Criterion("gate", statistic("between_class"), normalize="mean"),
+    "gate_bn": Criterion("gate", mean_of, normalize="mean", gamma=True),
+    "gate_energy": Criterion("gate", statistic("energy_after"), normalize="mean"),
     "l1": Criterion("weights", weights.l1, normalize="mean"),
     "l2": Criterion("weights", weights.l2, normalize="mean"),
     "bn_scale": Criterion("weights", weights.bn_scale, normalize="mean"),
@@ -181,8 +157,12 @@ def score(
     elif rule.family == "gate":
         scaling = _needed(model) if rule.gamma else None
         scores = _gate_scores(structure, statistics, rule, scoring.combine, scaling)
-        if scoring.ungated == "propagate" or (scoring.ungated == "unit" and model is not None):
-            scores = propagate(_needed(model), structure, scores)
+        scores = _with_ungated(model, structure, scores, scoring)
+    elif rule.family == "ordered":
+        ranks = _gate_scores(structure, statistics, rule, "mean")
+        ranks = _with_ungated(model, structure, ranks, scoring) if ranks else ranks
+        effects = _sensitivities(structure, statistics, replace(rule, of=_SQUARE), scoring)
+        scores = effects | _in_order(ranks, effects, statistics, scoring.combine)
     else:
         scores = _sensitivities(structure, statistics, rule, scoring)
     normalize = rule.normalize if scoring.normalize is None else scoring.normalize
@@ -196,7 +176,8 @@ def score(
                 fix="check the weights with: seprune inspect MODEL --checkpoint F",
                 code="nonfinite",
             )
-    return Importance(scoring.criterion, made, rule.of is _SQUARE and normalize == "none")
+    additive = rule.of is _SQUARE or rule.family == "ordered"
+    return Importance(scoring.criterion, made, additive and normalize == "none")
 
 
 def _needed(model: nn.Module | None) -> nn.Module:
@@ -257,6 +238,34 @@ def _gate_scores(
             found.append(value * gamma)
         if found:
             scores[group.name] = _combined(torch.stack(found), combine)
+    return scores
+
+
+def _with_ungated(
+    model: nn.Module | None,
+    structure: NetworkStructure,
+    scores: dict[str, Tensor],
+    scoring: Scoring,
+) -> dict[str, Tensor]:
+    """Scores of gated groups, and those of the others as `ungated` says."""
+    if scoring.ungated == "propagate" or (scoring.ungated == "unit" and model is not None):
+        return propagate(_needed(model), structure, scores)
+    return scores
+
+
+def _in_order(
+    ranks: Mapping[str, Tensor],
+    effects: Mapping[str, Tensor],
+    statistics: GateStatistics,
+    combine: Combine,
+) -> dict[str, Tensor]:
+    """The effects of each ranked group, in the order of its ranks."""
+    scores = {}
+    for name in sorted(set(ranks) & set(effects) & set(statistics.groups)):
+        own = statistics.groups[name]
+        squares, total = own["sensitivity_square"], own["sensitivity_whole"]
+        alike = correlation(squares, total) if combine == "joint" else 0.0
+        scores[name] = effects_in_order(ranks[name], squares, alike)
     return scores
 
 

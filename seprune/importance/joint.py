@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,56 @@ def joint_scores(squares: Tensor, whole: Tensor) -> Tensor:
         squares: (units,), E[u^2].
         whole: (1,), E[(sum of u)^2] over all units of the group.
     """
+    squares = squares.double()
+    order = len(squares) - 1 - squares.flip(0).argsort(stable=True)
+    scores = torch.empty_like(squares)
+    scores[order] = _added(squares[order], correlation(squares, whole))
+    return scores
+
+
+def correlation(squares: Tensor, whole: Tensor) -> float:
+    """The r of `joint_scores`; 0 where units cancel."""
     squares, root = squares.double(), squares.double().sqrt()
     between = root.sum() ** 2 - squares.sum()
-    alike = ((whole.double() - squares.sum()) / between.clamp_min(1e-300)).clamp(0, 1)
-    order = len(root) - 1 - squares.flip(0).argsort(stable=True)
-    before = torch.empty_like(root)
-    before[order] = root[order].cumsum(0) - root[order]
-    return squares + 2 * alike * root * before
+    alike = (whole.double() - squares.sum()) / between.clamp_min(1e-300)
+    return float(alike.clamp(0, 1))
+
+
+def effects_in_order(rank: Tensor, squares: Tensor, alike: float) -> Tensor:
+    """Scores (units,) of units that leave in ascending order of `rank`, in squared outputs.
+
+    A score is what the unit adds when its turn comes. Where a later unit adds less than an earlier
+    one, both get their mean (isotonic regression), so that the scores keep the order of `rank`.
+    Of units of equal rank the last one leaves first.
+
+    Args:
+        squares: (units,), E[u^2]; `alike`: the r of `joint_scores`.
+    """
+    order = len(rank) - 1 - rank.flip(0).argsort(stable=True)
+    scores = torch.empty(len(rank), dtype=torch.float64)
+    scores[order] = _ascending(_added(squares.double()[order], alike))
+    return scores
+
+
+def _added(squares: Tensor, alike: float) -> Tensor:
+    """What each unit adds to E[(sum of u)^2], in the order in which they leave."""
+    root = squares.sqrt()
+    return squares + 2 * alike * root * (root.cumsum(0) - root)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """The closest ascending sequence in least squares (pool adjacent violators).
+
+    Equal neighbours are told apart by 1e-9 of their value, so that a sort keeps them in order.
+    """
+    means: list[float] = []
+    sizes: list[int] = []
+    for value in values.tolist():
+        means.append(value)
+        sizes.append(1)
+        while len(means) > 1 and means[-2] > means[-1]:
+            total = means[-2] * sizes[-2] + means[-1] * sizes[-1]
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+            means[-2:] = [total / sizes[-1]]
+    found = np.repeat(means, sizes)
+    return torch.from_numpy(found * (1 + 1e-9 * np.arange(len(found)) / max(1, len(found))))

@@ -56,6 +56,7 @@ class Told:
     chapters: tuple[Chapter, ...]
     seconds: dict[str, float]
     slow: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     crowded: bool = False
     sensitivity: Sensitivity | None = None
 
@@ -101,7 +102,7 @@ def compose(told: Told) -> Report:
             },
             "classes": [info.classes[row] for row in rows],
             "skipped": list(info.skipped),
-            "notes": list(info.notes),
+            "notes": [*info.notes, *told.notes],
         },
         environment=environment(),
         hashes=data_digests(told.data),

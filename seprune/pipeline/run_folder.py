@@ -18,17 +18,20 @@ from seprune.runtime.files import (
     check_sums,
     holds,
     json_text,
+    remove_folders,
     sha256,
+    write_text,
     write_together,
 )
 from seprune.runtime.interrupts import safe_point, unbroken
 from seprune.runtime.lock import hold, now
 from seprune.runtime.paths import inside
 from seprune.runtime.reading import read_text
-from seprune.runtime.transaction import RECORD, settle
+from seprune.runtime.transaction import RECORD, is_staged, settle
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 START = "start"
+_STATE, _KEY = "state", "stage"  # of a training, and what it stands on
 """The stage that says which recipe the folder belongs to, and on what it runs."""
 MAY_DIFFER = ("device", "data.workers", "data.cache")
 """Keys of a recipe that change how a run is carried out, not what comes out of it."""
@@ -112,7 +115,7 @@ def verify(folder: Path) -> list[str]:
     """
     for unfinished in sorted(folder.rglob(RECORD)):
         settle(unfinished.parent)
-    sums = sorted(folder.rglob(SUMS))
+    sums = _written(folder, SUMS)
     if not (folder / JOURNAL).is_file() and not sums:
         raise InputError(
             f"{folder}: nothing to verify",
@@ -129,11 +132,25 @@ def verify(folder: Path) -> list[str]:
         for name in check_sums(path.parent):
             where = (path.parent / name).relative_to(folder).as_posix()
             problems.append(f"{where}: missing or not what {SUMS} says")
-    for path in sorted(folder.rglob("*.sha256")):  # beside the state of a training
+    for path in _written(folder, "*.sha256"):  # beside the state of a training
         for name in check_sums(path.parent, path.name):
             where = (path.parent / name).relative_to(folder).as_posix()
             problems.append(f"{where}: missing or not what {path.name} says")
     return problems
+
+
+def _written(folder: Path, pattern: str) -> list[Path]:
+    """Files of this name, but not those that a killed writer has left half done."""
+    found = (path for path in folder.rglob(pattern) if not is_staged(path.relative_to(folder)))
+    return sorted(found)
+
+
+def keep_state_of(home: Path, key: str) -> None:
+    """Remove the state of a training that stood on something else than `key` names."""
+    mark = home / _STATE / _KEY
+    if mark.is_file() and read_text(mark) != key:
+        remove_folders(home, _STATE)
+    write_text(mark, key)
 
 
 def _settle(run: RunFolder, recipe_text: str) -> None:

@@ -20,7 +20,7 @@ from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
 from seprune.pipeline.inputs import Subject, data_digests, open_both
 from seprune.pipeline.journal import Record, stage_key
-from seprune.pipeline.run_folder import RunFolder
+from seprune.pipeline.run_folder import RunFolder, keep_state_of
 from seprune.pipeline.stage_cache import Sharing
 from seprune.pruning.budget import Budget
 from seprune.recipe import Recipe
@@ -52,6 +52,7 @@ class Story:
     chapters: list[reporting.Chapter] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     slow: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     # -- what the stages stand on -----------------------------------------------------------------
 
@@ -75,7 +76,7 @@ class Story:
         if given.digest is not None or self.recipe.train is None:
             return given
         key = self.key("train", self.recipe.train)
-        self.stage("train", key, lambda: self.train(given))
+        self.stage("train", key, lambda: self.train(given, key))
         model = pruned_model.load(self.folder.path / TRAINED, loader=self.loader)
         return Subject(model, given.architecture, given.shape, None, key, given.notes)
 
@@ -141,11 +142,8 @@ class Story:
             self.measurements.append(_measurement(stage, label, made.facts["recovered"]))
         self.chapters.append(reporting.Chapter(label, home, made.facts))
         if self.recipe.finetune.epochs or self.recipe.finetune.recalibrate:
-            tuned = self.stage(
-                f"finetune/{label}",
-                self.key("finetune", self.recipe.finetune, after=made.key),
-                lambda: self.tune(home),
-            )
+            after = self.key("finetune", self.recipe.finetune, after=made.key)
+            tuned = self.stage(f"finetune/{label}", after, lambda: self.tune(home, after))
             if self.recipe.report.last_epoch:
                 self.measurements.append(_measurement("last epoch", label, tuned.facts["last"]))
             self.measurements.append(_measurement("fine-tuned", label, tuned.facts))
@@ -162,6 +160,11 @@ class Story:
 
         record = first(lambda: self.folder.committed(name, key))
         if record is None:
+            if first(lambda: any(r.stage == name for r in self.folder.records())):
+                self.notes.append(
+                    f"stage {name} was made anew: its files, the images, the weights or the "
+                    "version of seprune changed since it was finished"
+                )
             record = self.sharing.once(self.folder, name, key, do) if self.sharing else do()
         self.seconds[name] = float(record.facts["seconds"])
         return record
@@ -180,9 +183,10 @@ class Story:
             after=after,
         )
 
-    def train(self, given: Subject) -> _Done:
+    def train(self, given: Subject, key: str) -> _Done:
         assert self.recipe.train is not None  # `subject` asked
         home = self.folder.path / TRAINED
+        first(lambda: keep_state_of(home, key))
         self.data.decode()  # the reporting images too, which are not looked at before the end
         tuned = finetune(
             given.model,
@@ -247,8 +251,9 @@ class Story:
         model = pruned_model.load(folder, loader=self.loader)
         return bench.after(model, pruned_model.read_architecture(folder))
 
-    def tune(self, home: Path) -> _Done:
+    def tune(self, home: Path, key: str) -> _Done:
         section, into = self.recipe.finetune, home / FINETUNED
+        first(lambda: keep_state_of(into, key))
         pruned = pruned_model.load(home / PRUNED, loader=self.loader)
         cut, dense = pruned_model.read_architecture(home / PRUNED), self.subject
         teacher = Teacher(dense.model, cut.plans[len(dense.architecture.plans) :])
@@ -320,6 +325,7 @@ class Story:
             chapters=tuple(self.chapters),
             seconds=dict(self.seconds),
             slow=tuple(self.slow),
+            notes=tuple(self.notes),
             crowded=self.crowded,
             sensitivity=self.sensitivity,
         )

@@ -27,6 +27,11 @@ UNFINISHED = ".seprune.part"
 RECORD = ".seprune.commit"
 
 
+def is_staged(path: Path) -> bool:
+    """Whether a relative path lies in a temporary folder."""
+    return any(part.endswith(UNFINISHED) for part in path.parts)
+
+
 class Staging:
     """A temporary folder in `folder`, locked for as long as its writer lives."""
 

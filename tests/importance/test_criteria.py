@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.graph.groups import ChannelGroup, NetworkStructure, find_structure
 from seprune.importance import CRITERIA, Scoring, criterion, score
-from seprune.importance.joint import joint_scores
+from seprune.importance.joint import correlation, effects_in_order, joint_scores
 from seprune.importance.propagate import propagate
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.search import make_plan
@@ -233,6 +234,7 @@ def test_squared_sensitivities_alone_add_up():
 
     assert additive("gate_logit")
     assert additive("gate_fisher", combine="mean")
+    assert additive("gate_mean_measured")
     assert not additive("gate_logit", normalize="mean")
     assert not additive("gate_taylor")  # of absolute values
     assert not additive("l2", normalize="none")
@@ -365,6 +367,66 @@ def test_gates_reach_ungated_groups_through_the_weights():
     stem = model.expand.weight.detach().double().abs().sum((2, 3)).T @ gate
     stem += model.fc.weight.detach().double().abs().sum(0)
     torch.testing.assert_close(found["stem"], stem, rtol=1e-6, atol=0)
+
+
+# -- gate values that order, effects that measure --------------------------------------------------
+
+
+def test_effects_in_the_order_of_other_scores_by_hand():
+    rank = torch.tensor([3.0, 1.0, 2.0])  # unit 1 leaves first, then 2, then 0
+    squares = torch.tensor([1.0, 4.0, 9.0])
+    alone = effects_in_order(rank, squares, 0.0)
+    torch.testing.assert_close(alone, torch.tensor([5.0, 4.0, 5.0]).double())  # 9 and 1 pooled
+    joint = effects_in_order(rank, squares, 1.0)  # 4, 9 + 2*3*2, 1 + 2*1*5
+    torch.testing.assert_close(joint, torch.tensor([16.0, 4.0, 16.0]).double())
+    assert alone.argsort().tolist() == joint.argsort().tolist() == [1, 2, 0]
+
+
+def test_effects_are_the_isotonic_regression_of_what_units_add():
+    draw = torch.Generator().manual_seed(0)
+    rank, squares = torch.rand(9, generator=draw), torch.rand(9, generator=draw).double()
+    order = rank.argsort().tolist()
+    root = squares.sqrt()
+    sums = [0.0]
+    for u in order:  # (1 - r) sum of squares + r (sum of roots)^2 over those that have left
+        gone = order[: order.index(u) + 1]
+        sums.append(float(0.7 * squares[gone].sum() + 0.3 * root[gone].sum() ** 2))
+    added = [b - a for a, b in itertools.pairwise(sums)]
+    expected = [  # the max-min formula
+        max(min(sum(added[a : b + 1]) / (b + 1 - a) for b in range(i, 9)) for a in range(i + 1))
+        for i in range(9)
+    ]
+    found = effects_in_order(rank, squares, 0.3)
+    torch.testing.assert_close(found[order], torch.tensor(expected, dtype=torch.float64))
+    assert found.argsort().tolist() == order
+
+
+@pytest.mark.parametrize("kind", ["inner", "residual"])
+def test_gate_means_order_units_and_their_measured_effects_add_up(kind):
+    model = dependent(kind)
+    structure, statistics = collected(model, "logits")
+    plain_means = score(structure, statistics, model=model, scoring=Scoring("gate_mean")).scores
+    found = score(structure, statistics, model=model, scoring=Scoring("gate_mean_measured"))
+    assert found.additive
+    assert set(found.scores) == set(statistics.groups)
+    for name, own in statistics.groups.items():
+        made, squares = found.scores[name], own["sensitivity_square"]
+        ranks = plain_means[name][made.argsort()]
+        assert torch.equal(ranks, ranks.sort().values)
+        r = correlation(squares, own["sensitivity_whole"])
+        total = (1 - r) * squares.sum() + r * squares.sqrt().sum() ** 2
+        torch.testing.assert_close(made.sum(), total)
+
+
+def test_without_the_model_ungated_groups_keep_the_order_of_their_effects():
+    structure, statistics = collected(dependent("inner"), "logits")
+    scoring = Scoring("gate_mean_measured", "coupled")
+    found = score(structure, statistics, scoring=scoring).scores
+    gated = {g.name for g in structure.groups if g.gates}
+    for name, own in statistics.groups.items():
+        squares = own["sensitivity_square"]
+        torch.testing.assert_close(found[name].sum(), squares.sum())
+        assert torch.equal(found[name], squares) == (name not in gated)
 
 
 # -- sensitivities ---------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from seprune.errors import InputError, UsageError
 from seprune.export.pruned_model import load
@@ -321,3 +323,29 @@ def test_a_run_reconstructs_and_leaves_nothing_unfinished(tmp_path: Path):
     assert made.loss is not None
     assert pruned.loss is not None
     assert made.loss < pruned.loss
+
+
+def test_other_pixels_under_the_same_names_are_trained_on_anew(tmp_path: Path):
+    """As BMP files, so that neither names nor sizes of files change."""
+    images, out, rng = tmp_path / "images", tmp_path / "run", np.random.default_rng(0)
+
+    def draw() -> None:
+        for split in ("train", "val"):
+            for label in "ab":
+                for number in range(12):
+                    path = images / split / label / f"{number}.bmp"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(path)
+
+    words = ("model.classes=2", "model.input=[3, 8, 8]", f"data.source={images}")
+    draw()
+    before = run(recipe(*words), out)
+    draw()
+    after = run(recipe(*words), out)
+    assert before.measurements[0].loss != after.measurements[0].loss
+    noted = [note for note in after.data["notes"] if note.startswith("stage ")]
+    assert {"train", "baseline", "collect"} <= {note.split()[1] for note in noted}
+    assert all("was made anew: its files, the images, the weights or the" in n for n in noted)
+    again = run(recipe(*words), out)
+    assert again.measurements == after.measurements

@@ -557,3 +557,15 @@ def test_a_signal_while_threads_work_waits_for_their_part():
     with pytest.raises(StoppedError, match="stopped by SIGTERM"), interrupts("again"):
         in_threads(work, 3 * PART, label="working", track=silent)
     assert sorted(done) == list(range(PART))
+
+
+def test_what_a_killed_writer_left_half_done_is_not_verified(tmp_path: Path):
+    out = tmp_path / "run"
+    write_text(out / "a.txt", "a")
+    write_sums(out)
+    staged = out / ".abc.seprune.part"
+    staged.mkdir()
+    (staged / "state-000001.sha256").write_text(f"{'0' * 64}  state-000001.safetensors\n")
+    assert verify(out) == []
+    (out / "a.txt").write_text("b")
+    assert verify(out) == ["a.txt: missing or not what SHA256SUMS says"]
