@@ -27,6 +27,8 @@ from .importance.probes import ProbeSettings
 from .integrations.torch_pruning import GateImportance
 from .measure.flops import Cost, count
 from .measure.latency import Latency, latency
+from .measure.latency_model import latency_model
+from .measure.latency_table import LatencyModel, LatencyTable, TableKey
 from .measure.metrics import Evaluation, evaluate
 from .models.loader import ModelLoader, build
 from .pipeline.compress import Compressed, compress
@@ -82,6 +84,8 @@ __all__ = [
     "Importance",
     "InputError",
     "Latency",
+    "LatencyModel",
+    "LatencyTable",
     "Limit",
     "Loader",
     "LockedError",
@@ -105,6 +109,7 @@ __all__ = [
     "SensitivityOptions",
     "SepruneError",
     "StoppedError",
+    "TableKey",
     "Teacher",
     "Term",
     "Track",
@@ -120,6 +125,7 @@ __all__ = [
     "find_gates",
     "finetune",
     "latency",
+    "latency_model",
     "load",
     "load_recipe",
     "make_plan",

@@ -39,6 +39,11 @@ class TableKey:
     batch: int
     dtype: str = "float32"
 
+    @property
+    def place(self) -> str:
+        """The kind of device as torch names it: threads are counted on the CPU only."""
+        return "cpu" if self.threads else "cuda"
+
     @classmethod
     def here(cls, runtime: str, *, batch: int, device: str = "cpu") -> TableKey:
         """The key of this machine. `compiled` uses the table of `eager`."""
@@ -141,24 +146,23 @@ class LatencyModel:
 
     def __init__(self, items: Sequence[WorkItem], table: LatencyTable) -> None:
         self.items, self.table = list(items), table
-        self.touching: dict[str, list[WorkItem]] = {}
-        for item in self.items:
-            for name in item.groups:
-                self.touching.setdefault(name, []).append(item)
-        self.known: dict[tuple[Operator, int, int], float] = {}
+        self.beside: dict[tuple[str, ...], list[WorkItem]] = {}
+        self.known: dict[tuple[int, int, int], float] = {}
 
     def at(self, kept: Mapping[str, int]) -> float:
         """Milliseconds of the network."""
         return sum(self.time(item, kept) for item in self.items)
 
-    def of_group(self, name: str, kept: Mapping[str, int]) -> float:
-        """Milliseconds of everything that depends on the group's width."""
-        return sum(self.time(item, kept) for item in self.touching.get(name, ()))
+    def of_groups(self, names: tuple[str, ...], kept: Mapping[str, int]) -> float:
+        """Milliseconds of everything that depends on the width of one of these groups."""
+        if names not in self.beside:
+            self.beside[names] = [i for i in self.items if not i.groups.isdisjoint(names)]
+        return sum(self.time(item, kept) for item in self.beside[names])
 
     def time(self, item: WorkItem, kept: Mapping[str, int]) -> float:
         """Milliseconds of one operator."""
         inputs, outputs = item.inputs.at(kept), item.outputs.at(kept)
-        key = (item.operator, inputs, outputs)
+        key = (id(item), inputs, outputs)
         if key not in self.known:
             self.known[key] = self.interpolated(item, inputs, outputs)
         return self.known[key]

@@ -17,14 +17,15 @@ import numpy as np
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
-from seprune.pruning.budget import Budget, Limit, limits
+from seprune.measure.latency_table import LatencyModel
+from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_whole
 from seprune.pruning.greedy import GreedyDescent
-from seprune.pruning.plan import PruningPlan, plan_of, with_facts
+from seprune.pruning.latency_budget import LatencySearch, Measure
+from seprune.pruning.plan import PruningPlan, plan_of
 
 Kept = dict[str, int]
 SLACK = 0.002  # of a budget may stay unused
-Measure = Callable[[PruningPlan], float]
 
 
 def make_plan(
@@ -33,14 +34,17 @@ def make_plan(
     *,
     allocation: Allocation | None = None,
     measure: Measure | None = None,
+    times: LatencyModel | None = None,
     **budget: float | str,
 ) -> PruningPlan:
     """The plan that keeps the best-scored units within all budgets.
 
     Args:
-        measure: latency of a plan's network on the device at hand, for `latency`.
-        budget: `macs`, `params`, `latency`: a fraction kept (0.5), an amount ("1.0G") or, for the
-            first two, a number of units (int).
+        measure: milliseconds of a plan's network on the device at hand, for `latency`.
+        times: a model of them: widths are then chosen by what they lose per time, and few plans
+            are measured; without one, every candidate is.
+        budget: `macs`, `params`, `latency`: a fraction kept (0.5), an amount ("1.0G", "4ms") or,
+            for the first two, a number of units (int).
 
     Raises:
         UsageError: an unknown budget, or none at all.
@@ -48,8 +52,9 @@ def make_plan(
             and what prevents it.
     """
     parsed = Budget.parse(**budget)
+    allocation = allocation or Allocation()
     return plan_within(
-        structure, importance, parsed, allocation=allocation or Allocation(), measure=measure
+        structure, importance, parsed, allocation=allocation, measure=measure, times=times
     )
 
 
@@ -60,16 +65,26 @@ def plan_within(
     *,
     allocation: Allocation,
     measure: Measure | None = None,
+    times: LatencyModel | None = None,
 ) -> PruningPlan:
     """`make_plan` for a budget that has been parsed."""
-    search = _Search(structure, importance, allocation, limits(structure, budget))
+    search = Search(structure, importance, allocation, limits(structure, budget))
     ratio = search.solve()
     if budget.latency is not None:
-        return search.solve_latency(budget.latency, measure, ratio)
+        if measure is None:
+            raise UsageError(
+                "a latency budget needs a device to measure on",
+                why="no function that measures was given",
+                fix="make_plan(..., measure=...)",
+            )
+        by_time = LatencySearch(search, budget.latency, measure)
+        return by_time.plan(
+            by_time.modelled(times, ratio) if times is not None else by_time.measured(ratio)
+        )
     return search.plan(search.refill(search.kept(ratio)))
 
 
-class _Search:
+class Search:
     def __init__(
         self,
         structure: NetworkStructure,
@@ -143,12 +158,29 @@ class _Search:
         for group in () if self.path else self.free:
             gone = int(np.searchsorted(self.ranks[group.name], ratio + 1e-12, side="right"))
             kept[group.name] = self.rounded(group, max(self.floors[group.name], group.units - gone))
+        return self.followed(kept)
+
+    def followed(self, kept: Kept) -> Kept:
+        """The same widths, hidden widths of excitations scaled with the channels they gate."""
+        found, whole = dict(kept), self.structure.whole()
         for name, follower in self.followers.items():
             if self.reasons[follower.name] == SCALED:
-                whole = self.structure.whole()
                 share = kept[name] / whole[name]
-                kept[follower.name] = max(1, int(np.ceil(share * follower.units)))
-        return kept
+                found[follower.name] = max(1, int(np.ceil(share * follower.units)))
+        return found
+
+    def with_follower(self, name: str) -> tuple[str, ...]:
+        """A group and the one whose width follows it."""
+        follower = self.followers.get(name)
+        scaled = follower is not None and self.reasons[follower.name] == SCALED
+        return (name, follower.name) if scaled and follower is not None else (name,)
+
+    def losses(self, group: ChannelGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What each unit's removal loses, the first to go first.
+
+        Scores that do not add up across groups count by their place in the ranking.
+        """
+        return self.sorted_scores(group) if self.allocation.cost_aware else self.ranks[group.name]
 
     def rounded(self, group: ChannelGroup, units: int) -> int:
         """The next width up that is a multiple of `round_to` channels, if the group has one."""
@@ -190,40 +222,6 @@ class _Search:
             self.trace.append({"ratio": float(ratios[middle]), **self.cost(kept)})
             low, high = (low, middle) if self.meets(kept) else (middle + 1, high)
         return float(ratios[low])
-
-    def solve_latency(self, limit: Limit, measure: Measure | None, ratio: float) -> PruningPlan:
-        """The largest network from `ratio` on whose measured latency is within the budget."""
-        if measure is None:
-            raise UsageError(
-                "a latency budget needs a device to measure on",
-                why="no function that measures was given",
-                fix="make_plan(..., measure=...)",
-            )
-        budget = float(limit.value)
-        whole = measure(plan_of(self.structure.groups, {}, {}))
-
-        def share(ratio: float, kept: Kept) -> float:
-            found = measure(self.plan(kept)) / whole
-            self.trace.append({"ratio": ratio, "latency": found})
-            return found
-
-        kept = self.refill(self.kept(ratio))
-        reached = share(ratio, kept) if self.targets else 1.0
-        if reached > budget:
-            kept = self.kept(1.0)
-            reached = share(1.0, kept)
-            if reached > budget:
-                raise self.too_slow(budget, reached)
-            low, high = ratio, 1.0
-            for _ in range(8):
-                middle = (low + high) / 2
-                candidate = self.kept(middle)
-                found = share(middle, candidate)
-                if found <= budget:
-                    kept, reached, high = candidate, found, middle
-                else:
-                    low = middle
-        return with_facts(self.plan(kept), latency={"budget": budget, "reached": reached})
 
     def refill(self, kept: Kept) -> Kept:
         """Give back what the last step took too much: best-scored units, until the gap is small."""
@@ -284,15 +282,6 @@ class _Search:
                 )
         return InputError(
             "the budget cannot be met: " + "; ".join(parts),
-            why=self.in_the_way(),
-            fix="choose a larger budget, or lower plan.floor and plan.min_channels",
-            code="budget",
-        )
-
-    def too_slow(self, budget: float, least: float) -> InputError:
-        return InputError(
-            f"the budget cannot be met: latency can go down to {least:.3f} of all, "
-            f"the budget is {budget:g}",
             why=self.in_the_way(),
             fix="choose a larger budget, or lower plan.floor and plan.min_channels",
             code="budget",

@@ -16,24 +16,27 @@ class Limit:
     """One limit of a budget.
 
     Attributes:
-        value: a fraction kept (float, between 0 and 1) or an amount (int).
+        value: a fraction kept (float, between 0 and 1) or an amount (int, or milliseconds).
         written: the value as it was given, for messages and names.
+        milliseconds: whether it is an amount of time.
     """
 
     value: float | int
     written: str
+    milliseconds: bool = False
 
     @property
     def is_fraction(self) -> bool:
         """Whether it is relative to the network."""
-        return isinstance(self.value, float)
+        return isinstance(self.value, float) and not self.milliseconds
 
 
 @dataclass(frozen=True)
 class Budget:
     """What a pruned network may cost. It has to meet every limit that is given.
 
-    `macs` and `params` are fractions or amounts; `latency` is a fraction, since it is measured.
+    `macs` and `params` are fractions or amounts; `latency` is a fraction or milliseconds of one
+    forward pass, measured on the runtime that the recipe names.
     """
 
     macs: Limit | None = None
@@ -42,7 +45,7 @@ class Budget:
 
     @classmethod
     def parse(cls, **given: Any) -> Budget:
-        """A budget from numbers and texts: 0.5, "20M", "1.5G", or an int above 1 as an amount.
+        """A budget from numbers and texts: 0.5, "20M", "1.5G", "4ms", or an int above 1.
 
         Raises:
             UsageError: an unknown name, no limit at all, or something that is not a number.
@@ -80,8 +83,12 @@ def parse_limit(name: str, given: float | str) -> Limit:
         InputError: neither an amount nor a fraction between 0 and 1.
     """
     text = str(given)
-    if isinstance(given, int) and given > 1:
+    if isinstance(given, int) and given > 1 and name != "latency":
         return Limit(given, text)
+    if name == "latency" and text.endswith("ms"):
+        time = _number(text[:-2].strip())
+        if time:
+            return Limit(time, text, milliseconds=True)
     scale = _SUFFIX.get(text[-1:].upper()) if name != "latency" else None
     number = _number(text[:-1] if scale else text)
     if number is None:
@@ -104,7 +111,7 @@ def parse_limit(name: str, given: float | str) -> Limit:
 
 
 def _amounts(name: str) -> str:
-    return "" if name == "latency" else f"; an amount is written {name}=1.0G"
+    return f"; an amount is written {name}={'4ms' if name == 'latency' else '1.0G'}"
 
 
 def _number(text: str) -> float | None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from seprune.errors import EnvironmentFault, InputError
+import seprune
+from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.measure import timers
+from seprune.measure.latency_model import timer_of
 from seprune.measure.latency_table import (
     LatencyModel,
     LatencyTable,
@@ -66,7 +68,7 @@ def test_a_network_takes_the_sum_of_its_operators(network):
         assert model.at(kept) == pytest.approx(sum(exact(i.at(kept)) for i in items))
     name = next(g.name for g in structure.groups if g.prunable)
     less = {**structure.whole(), name: cut_in_half(structure)[name]}
-    change = model.of_group(name, less) - model.of_group(name, structure.whole())
+    change = model.of_groups((name,), less) - model.of_groups((name,), structure.whole())
     assert model.at(less) - model.at(structure.whole()) == pytest.approx(change)
 
 
@@ -89,6 +91,24 @@ def test_a_build_that_was_stopped_goes_on(network, tmp_path: Path):
     assert rest == operators[5:]
     again = build_table(open_table(path, KEY, pytest.fail), operators, pytest.fail, path=path)
     assert again.times == {o.name(): exact(o) for o in operators}
+
+
+def test_a_model_shares_its_table_in_the_cache_folder(network, tmp_path: Path, monkeypatch):
+    model, images, structure, items = network
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("seprune.measure.latency_model.timer_of", lambda key: exact)
+    made = seprune.latency_model(model, structure, images, key=KEY)
+    path = tmp_path / "seprune" / "latency" / KEY.file_name()
+    assert LatencyTable.load(path).times == {o.name(): exact(o) for o in grid(items)}
+    monkeypatch.setattr("seprune.measure.latency_model.timer_of", lambda key: pytest.fail)
+    again = seprune.latency_model(model, structure, images, key=KEY)
+    assert again.at(structure.whole()) == made.at(structure.whole()) > 0
+
+
+def test_onnx_runtime_is_measured_on_the_cpu():
+    with pytest.raises(UsageError, match="the runtime 'onnx' is not measured on cuda") as caught:
+        timer_of(TableKey("a GPU", "onnx", "1", threads=0, batch=1))
+    assert caught.value.fix == "--device cpu, or --runtime eager"
 
 
 def test_a_table_of_another_machine_is_measured_anew(tmp_path: Path):

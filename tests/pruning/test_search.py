@@ -16,6 +16,14 @@ from torch import nn
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import NetworkStructure, find_structure
 from seprune.importance import Importance
+from seprune.measure.latency_table import (
+    LatencyModel,
+    LatencyTable,
+    TableKey,
+    build_table,
+    grid,
+)
+from seprune.measure.work_items import Operator, work_items
 from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan
@@ -328,7 +336,11 @@ def test_a_latency_budget_asks_the_device():
     assert measure(plan) >= 0.5 * whole
     assert len(asked) < 20
     assert [set(step) for step in plan.trace] == [{"ratio", "latency"}] * 9
-    assert plan.facts["latency"] == {"budget": 0.6, "reached": pytest.approx(measure(plan) / whole)}
+    assert plan.facts["latency"] == {
+        "budget": pytest.approx(0.6),
+        "reached": pytest.approx(measure(plan) / whole),
+        "ms": [whole, measure(plan)],
+    }
 
 
 @pytest.mark.parametrize(("latency", "tightest"), [(0.9, "macs"), (0.4, "latency")])
@@ -344,6 +356,51 @@ def test_a_latency_budget_beside_another_one(latency, tightest):
     assert plan.facts["latency"]["reached"] == reached <= latency
     budget = {"macs": 0.7, "latency": latency}[tightest]
     assert 0.9 * budget <= reached <= budget
+
+
+def a_model(structure: NetworkStructure) -> LatencyModel:
+    """Times in tiles of 8 channels, for every width of a residual network's convolutions."""
+    items = work_items(Residual(32), structure, images())
+
+    def timer(operator: Operator) -> float:
+        tiles = math.ceil(operator.inputs / 8) * math.ceil(operator.outputs / 8)
+        return tiles * operator.size[0] * operator.size[1] * 1e-4
+
+    key = TableKey("a processor", "eager", "1", 1, 1)
+    return LatencyModel(items, build_table(LatencyTable(key), grid(items), timer))
+
+
+@pytest.mark.parametrize("budget", [0.7, 0.5, "half in ms"])
+def test_a_model_of_time_meets_the_budget_with_few_measurements(budget):
+    """The measured time is 1.2 times the model's and some more: the budget is met nevertheless."""
+    structure = structure_of()
+    model, asked = a_model(structure), []
+
+    def measure(plan: PruningPlan) -> float:
+        asked.append(kept(plan))
+        return 1.2 * model.at(kept(plan)) + 0.05
+
+    whole = measure(make_whole(structure))
+    share = 0.5 if isinstance(budget, str) else budget
+    given = f"{0.5 * whole}ms" if isinstance(budget, str) else budget
+    for allocation in (Allocation(), Allocation("cost_aware", min_channels=2)):
+        asked.clear()
+        plan = make_plan(structure, scores(structure), allocation=allocation, measure=measure,
+                         times=model, latency=given)  # fmt: skip
+        assert 0.97 * share * whole <= measure(plan) <= share * whole
+        assert len(asked) <= 8
+        assert plan.facts["latency"]["reached"] == pytest.approx(measure(plan) / whole)
+    both = make_plan(structure, scores(structure), measure=measure, times=model, latency=given,
+                     macs=0.4)  # fmt: skip
+    assert structure.macs_at(kept(both)) <= 0.4 * structure.macs_at(structure.whole())
+    assert measure(both) <= share * whole
+
+
+def test_a_model_of_time_says_what_can_be_had():
+    structure = structure_of()
+    with pytest.raises(InputError, match=r"latency can go down to 1.000 of all, the budget is 0.5"):
+        make_plan(structure, scores(structure), measure=lambda plan: 1.0,
+                  times=a_model(structure), latency=0.5)  # fmt: skip
 
 
 def make_whole(structure: NetworkStructure) -> PruningPlan:
