@@ -93,7 +93,12 @@ class Grid:
 # `uniform` is the width-scaled dense sibling; the first three are trained from scratch, too
 _FIRST = ("gate_logit joint trade, least 2", "l2", "uniform", "gate_logit", "hessian")
 _SCRATCH = ("finetune.lr=0.1", "finetune.warmup_epochs=5")
-QUIET = ("report.latency=false", "report.html=false", "plan.round_to=1")
+QUIET = (
+    "report.latency=false",
+    "report.html=false",
+    "plan.round_to=1",
+    "plan.candidates=false",
+)
 _SMALL = (
     *QUIET, "device=cpu", "data.workers=0", "data.validation=0", "finetune.recalibrate=0",
     "finetune.distill=null", "finetune.lr=0.02", "finetune.warmup_epochs=0.1",

@@ -220,7 +220,12 @@ class Work:
             "model": {"name": a.model, "classes": a.classes, "checkpoint": str(a.checkpoint)},
             "data": {"source": a.data, "mean": list(a.mean), "std": list(a.std)},
         }
-        overrides = {"plan.round_to": 1, "importance.combine": "mean", **said}
+        overrides = {
+            "plan.round_to": 1,
+            "plan.candidates": False,
+            "importance.combine": "mean",
+            **said,
+        }
         return recipe_of(values, [f"{key}={value}" for key, value in overrides.items()])
 
     def cell(self, name: str, macs: float, split: str) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _plan_only(bench: Bench, statistics: GateStatistics | None, out: Path) -> di
     from seprune.runtime.distributed import first
 
     statistics, seconds = _prepare(bench, statistics)
-    plan = stages.plan(bench, stages.rank(bench, statistics), _one_budget(bench))
+    _, plan = stages.planned(bench, statistics, _one_budget(bench))
     first(lambda: plan.save(out / pruned_model.PLANS))
     console.tell(f"plan: {out / pruned_model.PLANS} (nothing else was written)")
     return _result(plan, seconds)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError, UsageError
+from seprune.importance.alternatives import alternatives
 from seprune.importance.criteria import Scoring, criterion, score
 from seprune.measure.flops import Cost, count
 from seprune.measure.metrics import Evaluation, evaluate
 from seprune.pruning.analyse import analyse
-from seprune.pruning.plan import PruningPlan
+from seprune.pruning.plan import PruningPlan, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
+from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit.network import refit
@@ -81,7 +83,9 @@ def compress(
         test_loader: batches of (images, labels) that both networks are evaluated on at the end.
         recover: `refit` in closed form, `reconstruct` for label-free training after that, `bn` for
             BatchNorm statistics alone, or `none`.
-        scoring: the criterion and how its parts are combined.
+        scoring: the criterion and how its parts are combined. None: `gate_logit`, combined in
+            several ways where the network is refitted; the plan whose network is nearest its
+            parent is taken (docs/importance.md, "Which plan").
         budget: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount.
 
     Raises:
@@ -95,6 +99,7 @@ def compress(
             fix="recover='refit'",
         )
     example, clock = _example(loader), _Clock()
+    tries = scoring is None and recover in ("refit", "reconstruct")
     scoring = scoring or Scoring()
     rule = criterion(scoring.criterion)
     structure = clock("analyse", lambda: analyse(model, example))
@@ -110,8 +115,21 @@ def compress(
                 options=CollectOptions(device=device, seed=scoring.seed),
             ),
         )
-    importance = score(structure, statistics, model=model, scoring=scoring)
-    plan = clock("plan", lambda: make_plan(structure, importance, **cast(Any, budget)))
+    rules = alternatives(scoring, statistics) if tries else {"": scoring}
+
+    def planned() -> PruningPlan:
+        plans = {
+            name: make_plan(
+                structure,
+                score(structure, statistics, model=model, scoring=way),
+                **cast(Any, budget),
+            )
+            for name, way in rules.items()
+        }
+        choice = choose_plan(model, plans, loader, options=TrialOptions(device=device))
+        return with_facts(choice.plan, candidates=choice.facts()) if tries else choice.plan
+
+    plan = clock("plan", planned)
     small = clock("prune", lambda: prune(model, plan, example))
     refitted = None
     if recover in ("refit", "reconstruct"):

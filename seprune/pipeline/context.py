@@ -69,6 +69,12 @@ class Bench:
         return criterion(self.recipe.importance.criterion).family != "weights"
 
     @property
+    def chooses(self) -> bool:
+        """Whether several plans are tried; only where they are refitted, which the trials need."""
+        wanted = self.recipe.plan.candidates and self.recipe.plan.allocation != "sensitivity"
+        return wanted and self.recipe.prune.recover in ("refit", "reconstruct")
+
+    @property
     def needs_sensitivity(self) -> bool:
         """Whether losses by group are wanted in the report or to allocate by."""
         return self.recipe.plan.allocation == "sensitivity" or self.recipe.sensitivity.images > 0

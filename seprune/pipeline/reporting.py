@@ -201,6 +201,7 @@ def _budget(told: Told, chapter: Chapter) -> reports.BudgetReport:
         groups=groups,
         trace=[dict(t) for t in plan.trace],
         tuning=dict(chapter.tuning),
+        choice=dict(facts.get("candidates", {})),
     )
 
 

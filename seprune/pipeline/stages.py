@@ -14,22 +14,24 @@ from torch import nn
 
 from seprune.data import in_turn
 from seprune.export.architecture import Architecture, rebuilt
-from seprune.importance import Importance, score
+from seprune.importance import Importance, Scoring, score
 from seprune.importance.ablation import (
     Sensitivity,
     SensitivityOptions,
     measure_sensitivity,
     weighed,
 )
+from seprune.importance.alternatives import alternatives
 from seprune.measure.flops import count
 from seprune.measure.metrics import evaluate
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
 from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
-from seprune.pruning.plan import PruningPlan, plan_of
+from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.search import plan_within
+from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit import RefitOptions, refit
@@ -49,9 +51,12 @@ class Cut:
     seconds: Mapping[str, float]
 
 
-def rank(bench: Bench, statistics: GateStatistics | None) -> Importance:
-    """Scores by the recipe's criterion."""
-    made = score(bench.scored, statistics, model=bench.subject.model, scoring=bench.scoring)
+def rank(
+    bench: Bench, statistics: GateStatistics | None, scoring: Scoring | None = None
+) -> Importance:
+    """Scores by the recipe's criterion, or by another one."""
+    scoring = scoring or bench.scoring
+    made = score(bench.scored, statistics, model=bench.subject.model, scoring=scoring)
     names = {g.name for g in bench.structure.groups}
     return replace(made, scores={n: s for n, s in made.scores.items() if n in names})
 
@@ -98,6 +103,40 @@ def plan(
     )
 
 
+def planned(
+    bench: Bench,
+    statistics: GateStatistics | None,
+    budget: Budget,
+    known: Sensitivity | None = None,
+) -> tuple[Importance, PruningPlan]:
+    """Scores and the plan made of them; with `plan.candidates` the best of several rules'."""
+    rules = {"": bench.scoring}
+    if bench.chooses:
+        rules = alternatives(bench.scoring, statistics)
+    scores, plans = dict[str, Importance](), dict[str, PruningPlan]()
+    for name, scoring in rules.items():
+        scores[name], plans[name] = _by_one_rule(bench, statistics, budget, scoring, known)
+    if len(rules) == 1:
+        return next(iter(scores.values())), next(iter(plans.values()))
+    loader = bench.images().calibration(bench.recipe.collect.images, seed=bench.recipe.seed)
+    options = TrialOptions(device=bench.recipe.device)
+    choice = choose_plan(bench.subject.model, plans, loader, options=options, track=bench.track)
+    return scores[choice.name], with_facts(choice.plan, candidates=choice.facts())
+
+
+def _by_one_rule(
+    bench: Bench,
+    statistics: GateStatistics | None,
+    budget: Budget,
+    scoring: Scoring,
+    known: Sensitivity | None,
+) -> tuple[Importance, PruningPlan]:
+    importance = first(lambda: rank(bench, statistics, scoring))
+    if known is None and bench.recipe.plan.allocation == "sensitivity":
+        known = sensitivity(bench, importance)
+    return importance, first(lambda: plan(bench, importance, budget, known))
+
+
 def cut(
     bench: Bench,
     statistics: GateStatistics | None,
@@ -105,13 +144,9 @@ def cut(
     known: Sensitivity | None = None,
     folder: Path | None = None,
 ) -> Cut:
-    """Score, plan, cut and recover once; `folder`: for what an interrupted recovery has done."""
+    """Plan, cut and recover once; `folder`: for what an interrupted recovery has done."""
     clock = _Clock()
-    importance = first(lambda: rank(bench, statistics))
-    clock.lap("score")
-    if known is None and bench.recipe.plan.allocation == "sensitivity":
-        known = sensitivity(bench, importance)
-    made = first(lambda: plan(bench, importance, budget, known))
+    importance, made = planned(bench, statistics, budget, known)
     clock.lap("plan")
     pruned = prune(bench.subject.model, made, bench.subject.example())
     clock.lap("prune")

@@ -219,6 +219,11 @@ class Plan(Section):
     bottleneck: Literal["keep", "scale", "rank"] = Field(
         default="keep", description="SE's own width"
     )
+    candidates: bool = Field(
+        default=True,
+        description="try plans of several rules, refitted, and keep the one whose outputs are "
+        "nearest the parent's; label-free",
+    )
     steps: Count = Field(
         default=1, description="cuts on the way, statistics collected anew before each"
     )

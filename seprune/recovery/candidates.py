@@ -70,8 +70,9 @@ class Trial:
     same_as: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**vars(self), "error": self.error if math.isfinite(self.error) else None}
+        """Plain JSON types; without `seconds`, so that the same images give the same plan file."""
+        error = self.error if math.isfinite(self.error) else None
+        return {"name": self.name, "error": error, "images": self.images, "same_as": self.same_as}
 
 
 @dataclass(frozen=True, repr=False)

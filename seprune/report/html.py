@@ -67,6 +67,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
             (why, len(names), ", ".join(names)) for why, names in words.left_whole(report)
         ],
         "missing": words.missing(report),
+        "choices": [(b.label, t) for b in report.budgets for t in words.choice(b.choice)],
         "tuning": [(b.label, t) for b in report.budgets for t in words.tuning(b.tuning)],
         "setting": _setting(report),
         "seconds": [(stage, words.duration(time)) for stage, time in report.seconds.items()],

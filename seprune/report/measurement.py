@@ -82,6 +82,7 @@ class BudgetReport:
     groups: list[GroupCut] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, float | str | None] = field(default_factory=dict)  # `FineTuned.numbers`
+    choice: dict[str, Any] = field(default_factory=dict)  # `PlanChoice.facts`
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def overview(report: Report) -> RenderableType:
     if report.sensitivity:
         parts += ["", losses(report)]
     for title, lines in (
+        ("Plan", [f"{b.label}: {t}" for b in report.budgets for t in words.choice(b.choice)]),
         (
             "Fine-tuning",
             [f"{b.label}: {t}" for b in report.budgets for t in words.tuning(b.tuning)],

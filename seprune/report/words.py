@@ -206,6 +206,29 @@ def _device(facts: Mapping[str, Any]) -> str:
     return ", ".join([f"{facts.get('device')} ({facts.get('name')})", *more])
 
 
+def choice(facts: Mapping[str, Any]) -> list[str]:
+    """Which plan was chosen, by `PlanChoice.facts`."""
+    trials = facts.get("trials") or []
+    if not trials:
+        return [f"{facts['chosen']}: all candidate plans are the same"] if facts else []
+    errors = [
+        f"{t['name']} "
+        + (
+            f"as {t['same_as']}"
+            if t["same_as"]
+            else ("not finite" if t["error"] is None else f"{t['error']:.4f}")
+        )
+        for t in trials
+    ]
+    lines = [
+        f"{facts['chosen']} of {len(trials)} candidates; error of the refitted network's outputs "
+        f"on images held out, without labels: {', '.join(errors)}"
+    ]
+    if facts["close"]:
+        lines.append(f"within 10 % of it, so perhaps as good: {', '.join(facts['close'])}")
+    return lines
+
+
 def tuning(numbers: Mapping[str, float | str | None]) -> list[str]:
     """What fine-tuning did, by `FineTuned.numbers`."""
     if not numbers:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.graph.groups import ChannelGroup, NetworkStructure, find_structure
 from seprune.importance import CRITERIA, Scoring, criterion, score
+from seprune.importance.alternatives import alternatives
 from seprune.importance.joint import correlation, effects_in_order, joint_scores
 from seprune.importance.propagate import propagate
 from seprune.pruning.constraints import Allocation
@@ -427,6 +428,24 @@ def test_without_the_model_ungated_groups_keep_the_order_of_their_effects():
         squares = own["sensitivity_square"]
         torch.testing.assert_close(found[name].sum(), squares.sum())
         assert torch.equal(found[name], squares) == (name not in gated)
+
+
+def test_alternatives_to_a_scoring_need_what_the_statistics_have():
+    _, with_logits = collected(dependent("inner"), "logits")
+    _, with_labels = collected(dependent("inner"), "labels")
+    ways = alternatives(Scoring("gate_logit", seed=3), with_logits)
+    assert list(ways) == [
+        "gate_logit joint",
+        "gate_logit coupled",
+        "gate_mean_measured joint",
+        "gate_mean_measured coupled",
+    ]
+    assert ways["gate_mean_measured coupled"] == Scoring("gate_mean_measured", "coupled", seed=3)
+    fisher = alternatives(Scoring("gate_fisher", "mean"), with_labels)
+    assert list(fisher) == ["gate_fisher mean", "gate_fisher joint", "gate_fisher coupled"]
+    for alone in (Scoring("l2"), Scoring("gate_taylor"), Scoring("gate_logit", normalize="mean")):
+        assert list(alternatives(alone, with_logits).values()) == [alone]
+    assert len(alternatives(Scoring("gate_logit"), None)) == 1
 
 
 # -- sensitivities ---------------------------------------------------------------------------------

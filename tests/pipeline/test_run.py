@@ -80,7 +80,7 @@ def test_the_report_tells_the_story_in_order(told):
     assert base.count == tuned.count == 359
     assert pruned.macs == tuned.macs <= 0.5 * base.macs
     assert read(out).measurements == report.measurements
-    assert report.budgets[0].criterion == "gate_logit"
+    assert report.budgets[0].criterion in ("gate_logit", "gate_mean_measured")
 
 
 def test_the_saved_network_has_the_measured_cost(told):
@@ -135,6 +135,23 @@ def test_another_recipe_is_refused_in_the_same_folder(told):
     with pytest.raises(UsageError, match=r"plan\.macs") as caught:
         run(recipe("plan.macs=0.4"), out)
     assert caught.value.exit_status == 2
+
+
+def test_the_plan_is_chosen_among_candidates_and_one_key_turns_it_off(told, tmp_path):
+    out, report = told
+    choice = json.loads((out / "plan.json").read_text())["facts"]["candidates"]
+    errors = [t["error"] for t in choice["trials"]]
+    assert report.budgets[0].choice == choice
+    assert choice["chosen"] == choice["trials"][0]["name"]
+    assert errors == sorted(errors)
+    assert {t["name"] for t in choice["trials"]} == {
+        f"{name} {way}"
+        for name in ("gate_logit", "gate_mean_measured")
+        for way in ("joint", "coupled")
+    }
+    alone = run(recipe("plan.candidates=false", "finetune.epochs=0"), tmp_path / "off")
+    assert alone.budgets[0].choice == {}
+    assert alone.budgets[0].criterion == "gate_logit"
 
 
 def test_several_budgets_share_baseline_and_statistics(tmp_path):

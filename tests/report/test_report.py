@@ -459,6 +459,30 @@ def test_the_same_report_gives_the_same_page(tmp_path) -> None:
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+def test_the_report_names_chosen_and_rejected_plans(tmp_path):
+    trials = [
+        {"name": "a joint", "error": 0.01234, "images": 64, "same_as": None},
+        {"name": "a coupled", "error": 0.013, "images": 64, "same_as": None},
+        {"name": "b", "error": 0.013, "images": 64, "same_as": "a coupled"},
+        {"name": "c", "error": None, "images": 16, "same_as": None},
+    ]
+    choice = {"chosen": "a joint", "close": ["a coupled"], "trials": trials}
+    lines = words.choice(choice)
+    assert lines == [
+        "a joint of 4 candidates; error of the refitted network's outputs on images held out, "
+        "without labels: a joint 0.0123, a coupled 0.0130, b as a coupled, c not finite",
+        "within 10 % of it, so perhaps as good: a coupled",
+    ]
+    assert words.choice(choice | {"trials": [], "close": []}) == [
+        "a joint: all candidate plans are the same"
+    ]
+    assert words.choice({}) == []
+    report = make_report()
+    report.budgets[0] = dataclasses.replace(report.budgets[0], choice=choice)
+    write_html(report, tmp_path / "a.html")
+    assert "within 10 % of it, so perhaps as good: a coupled." in (tmp_path / "a.html").read_text()
+
+
 def test_fine_tuning_is_told_by_its_numbers():
     numbers = {
         "epochs": 9,
