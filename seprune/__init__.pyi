@@ -53,6 +53,14 @@ from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement
 from .runtime.progress import Track
 from .statistics.collect import CollectOptions, collect_statistics
 from .statistics.result import GateStatistics
+from .tasks.callables import FromCallables
+from .tasks.classification import Classification
+from .tasks.detection import Detection
+from .tasks.embedding import Embedding
+from .tasks.multi_label import MultiLabel
+from .tasks.protocol import Meter, Sample, Task
+from .tasks.regression import Regression
+from .tasks.segmentation import Segmentation
 
 __version__: str
 __all__ = [
@@ -63,17 +71,21 @@ __all__ = [
     "Budget",
     "BudgetReport",
     "ChannelGroup",
+    "Classification",
     "CollectOptions",
     "Compressed",
     "Cost",
     "Data",
     "DataSettings",
+    "Detection",
+    "Embedding",
     "EnvironmentFault",
     "Epoch",
     "Evaluation",
     "Exported",
     "FineTuneSettings",
     "FineTuned",
+    "FromCallables",
     "Gate",
     "GateImportance",
     "GateLink",
@@ -91,7 +103,9 @@ __all__ = [
     "LockedError",
     "Measurement",
     "Member",
+    "Meter",
     "ModelLoader",
+    "MultiLabel",
     "NetworkStructure",
     "PeerError",
     "PlannedGroup",
@@ -102,14 +116,18 @@ __all__ = [
     "Reconstructed",
     "RefitOptions",
     "Refitted",
+    "Regression",
     "Report",
+    "Sample",
     "ScoreSource",
     "Scoring",
+    "Segmentation",
     "Sensitivity",
     "SensitivityOptions",
     "SepruneError",
     "StoppedError",
     "TableKey",
+    "Task",
     "Teacher",
     "Term",
     "Track",

@@ -12,8 +12,6 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
       seprune evaluate small --data D --json
     """
     recipe = options.recipe(network, work, data)
-    from dataclasses import asdict
-
     from seprune.cli import opening
     from seprune.measure.metrics import evaluate as score
 
@@ -21,11 +19,12 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
         recipe, loader=opening.loader(network.allow_code, network.model)
     )
     images = found.reporting()
-    result = asdict(score(subject.model, images, device=recipe.device, track=console.track))
+    result = score(subject.model, images, device=recipe.device, track=console.track)
     if work.json:
-        console.give(result)
+        console.give(result.plain())
         return
-    console.tell(f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  "
-                 f"loss {result['loss']:.4f}  on {result['count']:,} images")  # fmt: skip
-    if result["nonfinite"]:
-        console.tell(f"note: {result['nonfinite']:,} images gave NaN or infinity")
+    shown = {"top1": "top-1", "top5": "top-5"}
+    metrics = "  ".join(f"{shown.get(n, n)} {v:.4f}" for n, v in result.metrics.items())
+    console.tell(f"{metrics}  loss {result.loss:.4f}  on {result.count:,} images")
+    if result.nonfinite:
+        console.tell(f"note: {result.nonfinite:,} images gave NaN or infinity")

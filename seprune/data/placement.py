@@ -6,16 +6,35 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from seprune.data import Loader
+from seprune.tasks import Task, infer_task, unlabelled_task
+from seprune.tasks.batches import to_device
 
-Batches = Iterable[Any]  # of (images, labels, ...)
+Batches = Iterable[Any]  # of whatever the task splits into inputs and target
+
+
+def resolve_task(task: Task | None, loader: Any, batch: Any, *, labelled: bool = True) -> Task:
+    """The task given, that of the loader, or what a batch looks like.
+
+    Without `labelled` any target will do, as none is looked at.
+
+    Raises:
+        InputError: it was not given, and the batch does not say; names those that would fit.
+    """
+    infer = infer_task if labelled else unlabelled_task
+    return task or getattr(loader, "task", None) or infer(batch)
 
 
 def share(
-    loader: Batches, device: torch.device, rank: int, world: int, *, training: bool = False
+    loader: Batches,
+    device: torch.device,
+    rank: int,
+    world: int,
+    *,
+    training: bool = False,
+    task: Task | None = None,
 ) -> Loader | Placed:
     """This process's part of `loader`, on `device`.
 
@@ -24,15 +43,24 @@ def share(
     if isinstance(loader, Loader):
         return loader.on(device, rank, world)
     whole = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
-    return Placed(loader, device, *((rank, world) if whole else (0, 1)), training=training)
+    part = (rank, world) if whole else (0, 1)
+    return Placed(loader, device, *part, training=training, task=task)
 
 
 class Placed:
-    """Somebody else's loader, each batch shared among the processes. Iterates as `Loader` does."""
+    """Somebody else's loader, each batch shared among the processes; batches as it gives them."""
 
     def __init__(
-        self, loader: Batches, device: torch.device, rank: int, world: int, *, training: bool
+        self,
+        loader: Batches,
+        device: torch.device,
+        rank: int,
+        world: int,
+        *,
+        training: bool,
+        task: Task | None = None,
     ):
+        self.task = task or getattr(loader, "task", None)
         self.loader, self.device, self.rank, self.world = loader, device, rank, world
         self.least = world if training else 1
         self.batch_size = 0  # of the batch last given, over all processes
@@ -48,15 +76,17 @@ class Placed:
     def __len__(self) -> int:
         return length(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
-            images, labels = (t[self.rank :: self.world] for t in (batch[0], batch[1]))
-            self.batch_size = len(batch[0])
-            if self.batch_size >= self.least and len(images):
-                yield (
-                    images.to(self.device, non_blocking=True),
-                    labels.to(self.device, non_blocking=True),
-                )
+            task = resolve_task(self.task, self.loader, batch, labelled=False)
+            self.batch_size = task.size(batch)
+            mine = batch
+            if self.world > 1:
+                if self.batch_size < self.least or self.batch_size <= self.rank:
+                    continue
+                mine = task.part(batch, slice(self.rank, None, self.world))
+            if self.batch_size:
+                yield to_device(mine, self.device)
 
 
 def length(loader: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,8 @@ def measured(bench: Bench, model: nn.Module) -> dict[str, Any]:
     reporting = bench.images().reporting()
     found = evaluate(model, reporting, device=bench.recipe.device, track=bench.track)
     cost = count(model.cpu(), bench.subject.example(1))
-    numbers = asdict(found) | {"macs": cost.macs, "params": cost.params}
+    scores = {key: getattr(found, key) for key in ("top1", "top5", "loss", "count", "nonfinite")}
+    numbers = scores | {"macs": cost.macs, "params": cost.params}
     return numbers | {"loss": found.loss if math.isfinite(found.loss) else None}
 
 

@@ -9,20 +9,26 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from seprune.data.placement import Batches, length, share
+from seprune.data.placement import Batches, length, resolve_task, share
 from seprune.errors import InputError
 from seprune.runtime.distributed import join, resolve_device, sum_over_processes
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
+from seprune.tasks import Task
 
 
 def recalibrate(
-    model: nn.Module, loader: Batches, *, device: str = "auto", track: Track = silent
+    model: nn.Module,
+    loader: Batches,
+    *,
+    task: Task | None = None,
+    device: str = "auto",
+    track: Track = silent,
 ) -> nn.Module:
     """A copy of `model` whose BatchNorm statistics are the mean over the batches of `loader`.
 
     Batches count by their images; the variance is the mean of the unbiased variances within
-    batches. All other layers run in eval mode.
+    batches. All other layers run in eval mode. Targets are not looked at.
 
     Raises:
         InputError: an empty loader, or statistics that are not finite; names the layer.
@@ -39,14 +45,16 @@ def recalibrate(
         for norm in norms.values():
             norm.reset_running_stats()
             norm.train()
-        part = share(loader, place, rank, world)
-        for images, _ in track(
+        part = share(loader, place, rank, world, task=task)
+        for batch in track(
             part, label="recalibrating BatchNorm", total=length(part), unit="batches"
         ):
-            seen += len(images)
+            own = resolve_task(task, part, batch, labelled=False)
+            size = own.size(batch)
+            seen += size
             for norm in norms.values():
-                norm.momentum = len(images) / seen
-            fresh(images)
+                norm.momentum = size / seen
+            own.forward(fresh, batch)
         count = _pool(norms, seen, place) if world > 1 else seen
     if count == 0:
         raise InputError(

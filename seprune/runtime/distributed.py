@@ -118,8 +118,30 @@ def _leave() -> None:
 def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of `values` over all processes; a collective, so every process has to call it."""
     if dist.is_initialized():
-        values = values.clone()
+        values = _reachable(values.clone())
         dist.all_reduce(values)
+    return values
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """The rows of all processes, one process after the other; a collective."""
+    if not dist.is_initialized():
+        return values
+    values = _reachable(values)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    counts = torch.zeros(world, dtype=torch.int64, device=values.device)
+    counts[rank] = len(values)
+    sizes = sum_over_processes(counts).tolist()
+    every = values.new_zeros(sum(sizes), *values.shape[1:])
+    start = sum(sizes[:rank])
+    every[start : start + len(values)] = values
+    return sum_over_processes(every)
+
+
+def _reachable(values: Tensor) -> Tensor:
+    """On a GPU where collectives work on nothing else."""
+    if dist.get_backend() == "nccl" and values.device.type == "cpu":
+        return values.to(torch.device("cuda", torch.cuda.current_device()))
     return values
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -53,8 +52,8 @@ def together(folder: Path) -> None:
     foreign = DataLoader(dataset, batch_size=34, shuffle=True)
     other = finetune(tiny(), foreign, settings)
     scores = {
-        "own": asdict(evaluate(tiny(), data.reporting(70))),
-        "foreign": asdict(evaluate(tiny(), foreign)),
+        "own": evaluate(tiny(), data.reporting(70)).plain(),
+        "foreign": evaluate(tiny(), foreign).plain(),
         "curve": [row.loss for row in tuned.history],
         "foreign curve": [row.loss for row in other.history],
     }

@@ -394,12 +394,13 @@ def test_few_steps_and_few_images_go_a_short_way():
 
 def test_top1_ranks_many_images_and_the_loss_few():
     def scores(count):
-        right, sure = Evaluation(0.9, 1.0, 0.5, count, 0), Evaluation(0.8, 1.0, 0.4, count, 0)
+        right = Evaluation(0.5, count, 0, {"top1": 0.9})
+        sure = Evaluation(0.4, count, 0, {"top1": 0.8})
         return rank_of(right), rank_of(sure)
 
     assert operator.gt(*scores(1000))
     assert operator.lt(*scores(999))
-    assert rank_of(Evaluation(0.0, 0.0, math.nan, 9, 9)) == (-math.inf, 0.0)
+    assert rank_of(Evaluation(math.nan, 9, 9, {"top1": 0.0})) == (-math.inf, 0.0)
 
 
 def test_the_best_rate_has_the_least_loss():

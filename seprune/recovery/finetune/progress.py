@@ -35,6 +35,6 @@ class DivergedError(Exception):
 
 
 def rank_of(score: Evaluation) -> tuple[float, float]:
-    """Higher is better: top-1, then loss; the other way round on few images."""
+    """Higher is better: the metric, then loss; the other way round on few images."""
     loss = score.loss if math.isfinite(score.loss) else math.inf
-    return (score.top1, -loss) if score.count >= MANY else (-loss, score.top1)
+    return (score.rank, -loss) if score.count >= MANY else (-loss, score.rank)

@@ -1,0 +1,224 @@
+"""Boxes, in torchvision's convention: losses in training mode, boxes in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seprune.errors import InputError, UsageError
+from seprune.tasks.batches import flatten_outputs, leaves, to_device
+from seprune.tasks.callables import total_of
+from seprune.tasks.protocol import Meter, Sample
+from seprune.tasks.torchmetrics import torch_metric
+
+# modules that stay in eval mode where losses are only measured
+_FIXED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+# modules whose outputs are what a detector answers, before boxes are picked
+HEADS = ("rpn.head", "roi_heads.box_predictor", "head")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Batches are (images, targets): a list of (C, H, W) or a tensor, and a list of dicts.
+
+    A target holds `boxes` (N, 4), corners in pixels, and `labels` (N,), from 1. The losses come
+    from the model itself, run in training mode with its norms and dropout in eval mode where they
+    are only measured.
+    """
+
+    name: ClassVar[str] = "detection"
+    metric: ClassVar[str] = "map"
+    higher_is_better: ClassVar[bool] = True
+
+    def split(self, batch: Any) -> Sample:
+        """One argument, a list of images; the target is a list of dicts.
+
+        Raises:
+            InputError: a batch of another kind.
+        """
+        images, targets = batch, None
+        paired = (
+            isinstance(batch, (tuple, list))
+            and len(batch) == 2
+            and isinstance(batch[0], (Tensor, tuple, list))
+            and not (isinstance(batch[1], Tensor) and batch[1].dim() == 3)
+        )
+        if paired:
+            images, targets = list(batch[0]), batch[1]
+        elif isinstance(batch, Tensor):
+            images = list(batch)
+        if not isinstance(images, (tuple, list)) or any(
+            not isinstance(image, Tensor) or image.dim() != 3 for image in images
+        ):
+            raise InputError(
+                f"a batch of the loader is {type(batch).__name__}, not images and their boxes",
+                why="detection takes a list of images (C, H, W), or a tensor of them",
+                fix="collate with: lambda batch: tuple(zip(*batch))",
+            )
+        if targets is not None:
+            targets = list(targets)
+            _require_boxes(targets, len(images))
+        return Sample((list(images),), {}, targets)
+
+    def size(self, batch: Any) -> int:
+        """How many images."""
+        return len(self.split(batch).args[0])
+
+    def part(self, batch: Any, index: slice) -> Any:
+        """Some of the images and their boxes."""
+        sample = self.split(batch)
+        images = sample.args[0][index]
+        return images if sample.target is None else (images, sample.target[index])
+
+    def forward(self, model: nn.Module, batch: Any, *, training: bool = False) -> Any:
+        """Boxes (a list of dicts) or, with `training`, the dict of losses.
+
+        A model in eval mode gives its losses with a fixed draw of samples.
+        """
+        sample = self.split(batch)
+        if not training:
+            return model(*sample.args)
+        if model.training:
+            return model(*sample.args, sample.target)
+        with _losing(model):
+            return model(*sample.args, sample.target)
+
+    def flat_outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """What the heads give for every anchor and proposal, before boxes are picked.
+
+        Picked boxes differ in number and have no derivative by what was not picked. Numbers of a
+        two-stage detector's proposals are filled up with zeros.
+
+        Raises:
+            InputError: the heads are not found.
+        """
+        seen: dict[str, list[Any]] = {}
+        modules = dict(model.named_modules())
+        found = [name for name in HEADS if name in modules]
+        if not found:
+            raise InputError(
+                f"{type(model).__name__}: no head of a detector is found",
+                why=f"it has none of the modules {', '.join(HEADS)}",
+                fix="give a task whose flat_outputs returns the raw outputs as a tensor (B, K)",
+            )
+        handles = [
+            modules[name].register_forward_hook(partial(_keep, seen.setdefault(name, [])))
+            for name in found
+        ]
+        counts: list[int] = []
+        if "roi_heads" in modules:
+            handles.append(
+                modules["roi_heads"].register_forward_pre_hook(partial(_proposals, counts))
+            )
+        try:
+            self.forward(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.cat(_rows(seen, counts, self.size(batch)), 1)
+
+    def loss(self, outputs: Any, target: Any) -> Tensor:
+        """The sum of the model's losses."""
+        if not isinstance(outputs, Mapping):
+            raise InputError(
+                f"the detector gives {type(outputs).__name__} where losses are expected",
+                why="in training mode a detector returns a dict of losses, as torchvision's do",
+                fix="give FromCallables with a forward and a loss of your own",
+            )
+        return total_of(outputs)
+
+    def losses(self, outputs: Any, target: Any) -> Tensor:
+        """The batch's loss for each image: the model does not tell them apart."""
+        return self.loss(outputs, target).expand(len(target))
+
+    def distillation(self, outputs: Any, teacher: Any, *, temperature: float) -> Tensor:
+        """Refused: in training mode a detector gives losses."""
+        raise UsageError(
+            "a detector's outputs cannot be distilled",
+            why="in training mode it returns losses, and its boxes have no fixed number",
+            fix="recover by refit and fine-tune without a teacher",
+        )
+
+    def meter(self) -> Meter:
+        """COCO's mean average precision, and that at an overlap of 0.5."""
+        return _BoxMeter()
+
+
+class _BoxMeter:
+    def __init__(self) -> None:
+        self.inner: Any = None
+
+    def update(self, outputs: Any, target: Any) -> None:
+        if self.inner is None:
+            self.inner = torch_metric("detection.MeanAveragePrecision", iou_type="bbox")
+        cpu = torch.device("cpu")
+        keys = ("boxes", "scores", "labels")
+        found = [{key: own[key] for key in keys} for own in to_device(outputs, cpu)]
+        self.inner.update(found, [_plain(own) for own in to_device(target, cpu)])
+
+    def compute(self) -> dict[str, float]:
+        found = self.inner.compute()
+        # COCO's code gives -1 where there is nothing to find
+        return {name: max(float(found[key]), 0.0) for name, key in
+                (("map", "map"), ("map50", "map_50"))}  # fmt: skip
+
+
+def _plain(target: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: target[key] for key in ("boxes", "labels", "iscrowd") if key in target}
+
+
+def _require_boxes(targets: list[Any], images: int) -> None:
+    if len(targets) == images and all(
+        isinstance(own, Mapping) and {"boxes", "labels"} <= set(own) for own in targets
+    ):
+        return
+    raise InputError(
+        "the targets of a batch are no boxes",
+        why="detection takes one dict an image, with boxes (N, 4) and labels (N,)",
+        fix="give such dicts, or name the task that fits, such as --task segmentation",
+    )
+
+
+def _keep(seen: list[Any], _module: nn.Module, _inputs: Any, output: Any) -> None:
+    seen.append(output)
+
+
+def _proposals(counts: list[int], _module: nn.Module, inputs: Any) -> None:
+    counts.extend(len(own) for own in inputs[1])
+
+
+def _rows(seen: Mapping[str, list[Any]], counts: list[int], size: int) -> list[Tensor]:
+    """One table (B, K) for each head that ran."""
+    tables = []
+    for name, outputs in seen.items():
+        if name.startswith("roi_heads"):
+            for tensor in leaves(outputs):
+                own = [rows.flatten() for rows in torch.split(tensor, counts)]
+                longest = max(len(row) for row in own)
+                tables.append(torch.stack([F.pad(row, (0, longest - len(row))) for row in own]))
+        elif outputs:
+            tables.append(flatten_outputs(outputs, size))
+    return tables
+
+
+@contextmanager
+def _losing(model: nn.Module) -> Iterator[None]:
+    """In training mode but for norms and dropout, with samples drawn from a fixed seed."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        for module, _ in modes:
+            module.training = not isinstance(module, _FIXED)
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
