@@ -25,7 +25,9 @@ def prune(
     data: options.Calibration = None,
     macs: Annotated[str | None, typer.Option(help="Kept: 0.5, or an amount like 20M.")] = None,
     params: Annotated[str | None, typer.Option(help="Kept: 0.4, or an amount like 1.5M.")] = None,
-    latency: Annotated[str | None, typer.Option(help="Kept: 0.6, measured here.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Kept: 0.6, or 4ms; measured here.")] = None,
+    runtime: Annotated[str, typer.Option(help="Of --latency: eager, compiled or onnx.")] = "eager",
+    batch: Annotated[int, typer.Option(min=1, help="Images at once, of --latency.")] = 1,
     importance: options.Criterion = "gate_logit",
     probe: options.Probe = None,
     recover: Annotated[str, typer.Option(help="none, bn, refit, reconstruct or scratch.")] = "none",
@@ -53,8 +55,9 @@ def prune(
     """
     given = {"macs": macs, "params": params, "latency": latency}
     budget = {k: options.budget_of(k, v) for k, v in given.items() if v is not None}
+    timed = {"runtime": runtime, "batch": batch}
     recipe = options.recipe(
-        network, work, data, plan={**budget, "round_to": round_to},
+        network, work, data, plan={**budget, "round_to": round_to, **timed},
         prune={"recover": recover},
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip

@@ -223,7 +223,7 @@ def _try_batch(
     from seprune.runtime.distributed import out_of_memory
 
     try:
-        return _take_turns(calls, images, repeats), ""
+        return take_turns(calls, images, repeats), ""
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -232,9 +232,10 @@ def _try_batch(
         return {}, "out of memory"
 
 
-def _take_turns(
+def take_turns(
     calls: Mapping[str, Callable[..., Any]], images: torch.Tensor, repeats: int
 ) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, after some to warm up."""
     for _ in range(WARM_UP):
         for call in calls.values():
             _timed(call, images, images.device)

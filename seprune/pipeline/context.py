@@ -14,11 +14,8 @@ from seprune.export.architecture import Architecture
 from seprune.graph.groups import NetworkStructure, find_structure
 from seprune.importance import Scoring, criterion
 from seprune.importance.probes import ProbeSettings, probed
-from seprune.measure.latency import latency
 from seprune.pipeline.inputs import Subject
 from seprune.pruning.analyse import analyse
-from seprune.pruning.plan import PruningPlan
-from seprune.pruning.prune import prune
 from seprune.recipe.sections import Distill, Recipe, Train
 from seprune.recovery.finetune import FineTuneSettings
 from seprune.runtime.distributed import resolve_device
@@ -104,12 +101,6 @@ class Bench:
                 fix="--data FOLDER, or --importance l2 --recover none",
             )
         return self.data
-
-    def milliseconds(self, plan: PruningPlan) -> float:
-        """Latency of one image through the network that `plan` makes."""
-        small = prune(self.subject.model, plan)
-        timed = latency({"it": small}, self.subject.shape, batch_sizes=(1,), device=self.device)
-        return float(timed[0].median_ms or 0.0)
 
     def after(self, model: nn.Module, architecture: Architecture) -> Bench:
         """The bench for the next cut: this network, as the last cut left it."""

@@ -26,6 +26,7 @@ from seprune.measure.flops import count
 from seprune.measure.metrics import evaluate
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Bench
+from seprune.pipeline.network_timer import fast_multiple, latency_of
 from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
@@ -88,7 +89,7 @@ def plan(
         said.allocation,
         said.floor,
         said.min_channels,
-        said.round_to or (8 if bench.device.startswith("cuda") else 1),
+        said.round_to or fast_multiple(bench, budget),
         said.protect,
         said.bottleneck,
     )
@@ -98,8 +99,9 @@ def plan(
             budget == Budget()
         ):  # an earlier cut could only go so far that nothing is left for this one
             return plan_of(bench.structure.groups, {}, uncut(bench))
+    measure, times = latency_of(bench) if budget.latency is not None else (None, None)
     return plan_within(
-        bench.structure, importance, budget, allocation=allocation, measure=bench.milliseconds
+        bench.structure, importance, budget, allocation=allocation, measure=measure, times=times
     )
 
 
@@ -207,9 +209,11 @@ def parts(bench: Bench, budget: Budget) -> list[Budget]:
     """
     number, final = bench.recipe.plan.steps, limits(bench.structure, budget)
     costs = bench.structure.costs()
-    share: dict[str, float] = {}
+    share: dict[str, float | str] = {}
     if budget.latency is not None:
-        share = {"latency": budget.latency.value ** (1 / number)}
+        limit = budget.latency
+        each = limit.written if limit.milliseconds else limit.value ** (1 / number)
+        share = {"latency": each}
     amounts = [
         {n: int(costs[n] * (t / costs[n]) ** (step / number)) for n, t in final.items()}
         for step in range(1, number)

@@ -72,7 +72,7 @@ def _measure(models: Mapping[str, nn.Module], runtime: str, bench: Bench) -> lis
     notes: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for name, model in models.items():
-            made = _ready(model, runtime, bench, stack)
+            made = ready(model, runtime, bench, stack)
             if isinstance(made, str):
                 notes[name] = made
             else:
@@ -91,7 +91,7 @@ def _measure(models: Mapping[str, nn.Module], runtime: str, bench: Bench) -> lis
     ]
 
 
-def _ready(
+def ready(
     model: nn.Module, runtime: str, bench: Bench, stack: contextlib.ExitStack
 ) -> Callable[..., Any] | str:
     """The network as this runtime calls it, or why it cannot."""

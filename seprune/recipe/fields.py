@@ -43,6 +43,22 @@ def _is_limit(value: Any) -> bool:
         return False
 
 
+def _times(value: Any) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values or not all(map(_is_time, values)):
+        raise ValueError("must be a fraction kept, between 0 and 1, or a time like 4ms")
+    return values
+
+
+def _is_time(value: Any) -> bool:
+    """A fraction as a number, or milliseconds as a text."""
+    try:
+        limit = parse_limit("latency", value)
+    except SepruneError:
+        return False
+    return limit.milliseconds if isinstance(value, str) else isinstance(value, float)
+
+
 def _rate(value: Any) -> float | str:
     if value == "auto":
         return "auto"
@@ -70,6 +86,11 @@ _ONE_BUDGET = {"type": ["number", "string"], "exclusiveMinimum": 0, "exclusiveMa
 Budgets = Annotated[
     tuple[Written, ...],
     BeforeValidator(_budgets),
+    WithJsonSchema({"anyOf": [_ONE_BUDGET, {"type": "array", "items": _ONE_BUDGET}]}),
+]
+Times = Annotated[
+    tuple[Written, ...],
+    BeforeValidator(_times),
     WithJsonSchema({"anyOf": [_ONE_BUDGET, {"type": "array", "items": _ONE_BUDGET}]}),
 ]
 Runtimes = Annotated[

@@ -213,11 +213,15 @@ def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
     bench = Bench(made, subject, data)
     whole = bench.structure.costs()["macs"]
 
-    def milliseconds(self, plan):
-        small = prune(self.subject.model, plan)
-        return count(small, self.subject.example(1)).macs / whole
+    def latency_of(bench):
+        subject = bench.subject
 
-    monkeypatch.setattr(Bench, "milliseconds", milliseconds)
+        def measure(plan):
+            return count(prune(subject.model, plan), subject.example(1)).macs / whole
+
+        return measure, None
+
+    monkeypatch.setattr(stages, "latency_of", latency_of)
     cut = stages.cut_in_steps(bench, None, Budget.parse(latency=0.5, **more))
     assert len(cut.architecture.plans) == 3
     assert 0.4 <= count(cut.pruned, subject.example(1)).macs / whole <= 0.5

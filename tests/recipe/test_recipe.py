@@ -207,6 +207,8 @@ finetune:
         'r.yaml:13:3 plan.protect: must be a list (got "x")',
         "r.yaml:14:3 plan.allocation: must be 'auto', 'global', 'uniform', 'isomorphic', 'cost_aware' "
         "or 'sensitivity' (got \"globall\")",
+        "r.yaml:15:3 plan.latency: must be a fraction kept, between 0 and 1, or a time like 4ms "
+        '(got "5M")',
         "r.yaml:17:3 finetune.lr: must be a finite number (got Infinity)",
         "r.yaml:18:3 finetune.bogus: unknown key; known here: epochs, batch_size, optimizer, lr, "
         "momentum, nesterov, weight_decay, schedule, norms, warmup_epochs, label_smoothing, mixup, "
@@ -261,7 +263,7 @@ def test_what_is_missing_is_required(tmp_path):
         ("colect.images=3", "command line colect: unknown key; did you mean collect?"),
         ("plan.macs=1.5", "command line plan.macs: must be a fraction kept, between 0 and 1, or an amount like 20M or 1.5G (got 1.5)"),
         ("plan.macs=0.7,0.5", 'command line plan.macs: must be a fraction kept, between 0 and 1, or an amount like 20M or 1.5G (got "0.7,0.5")'),
-        ("plan.latency=5M", 'command line plan: latency must be a fraction kept: it is measured on this device (got {"latency": "5M"})'),
+        ("plan.latency=5M", 'command line plan.latency: must be a fraction kept, between 0 and 1, or a time like 4ms (got "5M")'),
         ("finetune.nesterov=yes", 'command line finetune.nesterov: must be true or false (got "yes")'),
         ("seed=-1", "command line seed: must be greater than or equal to 0 (got -1)"),
         ("device=tpu", "command line device: must match pattern '^(auto|cpu|mps|cuda(:\\d+)?)$' (got \"tpu\")"),

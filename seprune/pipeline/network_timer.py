@@ -1,0 +1,112 @@
+"""Milliseconds of a plan's network on the runtime that a latency budget is for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from seprune.errors import EnvironmentFault, InputError
+from seprune.measure.latency import noise, take_turns
+from seprune.measure.latency_model import latency_model
+from seprune.measure.latency_table import LatencyModel, TableKey
+from seprune.pipeline import timing
+from seprune.pipeline.context import Bench
+from seprune.pruning.budget import Budget
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import prune
+
+ROUNDS = 50  # of each try, in blocks; other processes only add time, so a block's shortest counts
+BLOCK = 10
+TRIES = 3  # each with further rounds
+LARGEST_ERROR = 0.015  # of a ratio: half of what a plan may stay below its budget
+
+
+class NetworkTimer:
+    """Times networks in turns with the network given, so that a machine's drift cancels out."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.runtime = bench, bench.recipe.plan.runtime
+        self.images = noise((bench.recipe.plan.batch, *bench.subject.shape), bench.device)
+        self.whole: float | None = None
+
+    def __call__(self, plan: PruningPlan) -> float:
+        """Milliseconds of one forward pass of the batch through the network that `plan` makes.
+
+        Raises:
+            InputError: the runtime cannot run the network; names what it cannot.
+            EnvironmentFault: the machine is too noisy for the measurement to mean anything.
+        """
+        small = prune(self.bench.subject.model, plan)
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            dense = self.ready(self.bench.subject.model, stack)
+            calls = {"dense": dense, "small": self.ready(small, stack) if plan.layers() else dense}
+            ratio, dense_ms = self.ratio(calls)
+        self.whole = dense_ms if self.whole is None else self.whole
+        return self.whole * (ratio if plan.layers() else 1.0)
+
+    def ready(self, model: nn.Module, stack: contextlib.ExitStack) -> Callable[..., Any]:
+        """The network as the runtime calls it."""
+        made = timing.ready(model, self.runtime, self.bench, stack)
+        if not isinstance(made, str):
+            return made
+        raise InputError(
+            f"the runtime '{self.runtime}' cannot run this network",
+            why=made,
+            fix="--runtime eager, or plan.runtime: eager",
+            code="runtime",
+        )
+
+    def ratio(self, calls: dict[str, Callable[..., Any]]) -> tuple[float, float]:
+        """Time of the small network by that of the dense one, and the latter in milliseconds."""
+        dense: list[float] = []
+        small: list[float] = []
+        spread = 0.0
+        for _ in range(TRIES):
+            times = take_turns(calls, self.images, ROUNDS)
+            dense, small = dense + times["dense"], small + times["small"]
+            ratios = _shortest(small) / _shortest(dense)
+            low, middle, high = np.percentile(ratios, [25, 50, 75])
+            spread = float((high - low) / middle)
+            if 0.93 * spread / len(ratios) ** 0.5 <= LARGEST_ERROR:  # of a median, from quartiles
+                return float(middle), float(np.median(_shortest(dense)))
+        raise EnvironmentFault(
+            "this machine is too busy for a latency budget",
+            why=f"in {len(dense)} rounds the shortest times spread by {spread:.0%}, "
+            "and a budget is to be met within 3 %",
+            fix="stop what else runs here, or give a budget in MACs: --macs 0.5",
+            code="noisy",
+        )
+
+
+def _shortest(times: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The shortest time of each block; rounds that fill no block are left out unless all are."""
+    block = min(BLOCK, len(times))
+    return np.asarray(times[: len(times) // block * block]).reshape(-1, block).min(axis=1)
+
+
+def latency_of(bench: Bench) -> tuple[NetworkTimer, LatencyModel]:
+    """What a latency budget needs: measurements of networks, and a model of their times."""
+    said = bench.recipe.plan
+    timer = NetworkTimer(bench)
+    key = TableKey.here(said.runtime, batch=said.batch, device=bench.device)
+    model = latency_model(
+        bench.subject.model, bench.structure, bench.subject.example(), key=key, track=bench.track
+    )
+    return timer, model
+
+
+def fast_multiple(bench: Bench, budget: Budget) -> int:
+    """What widths are multiples of where the recipe leaves it open.
+
+    ONNX Runtime blocks channels by 16 where the CPU has AVX-512, oneDNN and XNNPACK by 8.
+    """
+    if bench.device.startswith("cuda"):
+        return 8
+    if budget.latency is None:
+        return 1
+    return 16 if bench.recipe.plan.runtime == "onnx" else 8

@@ -1,0 +1,103 @@
+"""Times of networks in turns, with a clock of exact values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seprune.errors import EnvironmentFault, InputError
+from seprune.pipeline import network_timer, stages, timing
+from seprune.pipeline.context import Bench
+from seprune.pipeline.inputs import open_both
+from seprune.pipeline.network_timer import NetworkTimer
+from seprune.pruning.plan import plan_of
+from seprune.recipe import recipe_of
+from seprune.recipe.budget import Budget
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    recipe = recipe_of(
+        {"name": "x", "model": {"name": "seprune/se_resnet20"}, "data": {"source": "digits"},
+         "importance": {"criterion": "l2"}, "prune": {"recover": "none"}, "device": "cpu"}
+    )  # fmt: skip
+    return Bench(recipe, *open_both(recipe))
+
+
+def half(bench: Bench):
+    keep = {g.name: range(g.units // 2) for g in bench.structure.groups if g.prunable}
+    return plan_of(bench.structure.groups, keep, {})
+
+
+def test_a_machine_that_slows_down_does_not_move_the_result(bench, monkeypatch):
+    speed = iter([1.0, 3.0])
+
+    def take_turns(calls, images, rounds):
+        assert images.shape == (1, *bench.subject.shape)
+        now = next(speed)
+        small = 4.0 if calls["small"] is not calls["dense"] else 10.0
+        disturbed = [1.0, 7.0, 2.0, 9.0, 3.0] * (rounds // 5)  # other processes only add time
+        return {name: [time * now * d for d in disturbed] for name, time in
+                (("dense", 10.0), ("small", small))}  # fmt: skip
+
+    monkeypatch.setattr(network_timer, "take_turns", take_turns)
+    timer = NetworkTimer(bench)
+    assert timer(plan_of(bench.structure.groups, {}, {})) == 10.0
+    assert timer(half(bench)) == pytest.approx(4.0)
+
+
+def test_a_noisy_machine_is_refused_with_its_spread(bench, monkeypatch):
+    asked = []
+
+    def take_turns(calls, images, rounds):
+        asked.append(rounds)
+        busy = [t for block in range(rounds // 10) for t in [2.0 if block % 2 else 8.0] * 10]
+        return {"dense": [10.0] * rounds, "small": busy}
+
+    monkeypatch.setattr(network_timer, "take_turns", take_turns)
+    with pytest.raises(EnvironmentFault, match="too busy for a latency budget") as caught:
+        NetworkTimer(bench)(half(bench))
+    assert asked == [50, 50, 50]
+    assert "in 150 rounds the shortest times spread by 75%" in (caught.value.why or "")
+    assert "--macs 0.5" in (caught.value.fix or "")
+
+
+def test_a_network_that_the_runtime_cannot_run_offers_eager(bench, monkeypatch):
+    monkeypatch.setattr(timing, "ready", lambda *_: "no operator aten::strange in ONNX")
+    with pytest.raises(InputError, match="the runtime 'eager' cannot run this network") as caught:
+        NetworkTimer(bench)(half(bench))
+    assert caught.value.why == "no operator aten::strange in ONNX"
+    assert caught.value.fix == "--runtime eager, or plan.runtime: eager"
+
+
+@pytest.mark.parametrize("written", [0.6, "6ms"])
+def test_a_recipe_in_time_is_met_with_a_table_of_the_cache(bench, monkeypatch, tmp_path, written):
+    """A device whose every operator takes a time by its widths, and 1.1 of the sum together."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "seprune.measure.latency_model.timer_of",
+        lambda key: lambda op: op.inputs * op.outputs * op.size[0] / op.groups / 1e6,
+    )
+    timer, model = network_timer.latency_of(bench)
+    assert isinstance(timer, NetworkTimer)
+    scale = 10 / model.at(bench.structure.whole())
+
+    def measure(plan):
+        kept = {g.name: len(g.keep) for g in plan.groups}
+        return 1.1 * scale * model.at(kept) - 1.0
+
+    monkeypatch.setattr(stages, "latency_of", lambda bench: (measure, model))
+    made = stages.plan(bench, stages.rank(bench, None), Budget.parse(latency=written))
+    share = 0.6 * 10.0
+    assert 0.97 * share <= measure(made) <= share
+    assert made.facts["latency"]["reached"] == pytest.approx(measure(made) / 10.0)
+
+
+def test_the_random_state_does_not_move(bench, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "seprune.measure.latency_model.timer_of", lambda key: lambda op: float(torch.rand(1))
+    )
+    before = torch.get_rng_state()
+    network_timer.latency_of(bench)
+    assert torch.equal(torch.get_rng_state(), before)
