@@ -134,7 +134,7 @@ class Trainer:
         state.load(fresh.state_dict())
         score = self._judge(judged_on)
         at.recalibrated = asdict(score)
-        if rank_of(score) > rank_of(before):
+        if rank_of(score) > rank_of(before) and self._clearly_better(score, judged_on):
             at.best, at.chosen = (rank_of(score) if at.before else at.best), "recalibrated"
         else:
             state.load(given)
@@ -260,7 +260,7 @@ class Trainer:
             plot(self.folder / "tensorboard", row)
 
     def _clearly_better(self, score: Evaluation, validation: Batches | None) -> bool:
-        """Few images say that an epoch beats the network given only if it is beyond chance."""
+        """Few images say that a candidate beats the network given only if it is beyond chance."""
         if score.count >= MANY or validation is None:
             return True
         if self.given_losses is None:
