@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,14 +19,16 @@ from seprune.pruning.budget import Budget
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 
-ROUNDS = 50  # of each try, in blocks; other processes only add time, so a block's shortest counts
-BLOCK = 10
+ROUNDS = 40
 TRIES = 3  # each with further rounds
-LARGEST_ERROR = 0.015  # of a ratio: half of what a plan may stay below its budget
+LARGEST_SPREAD = 0.03  # between both halves of the rounds: what a plan may stay below its budget
 
 
 class NetworkTimer:
-    """Times networks in turns with the network given, so that a machine's drift cancels out."""
+    """Times networks in turns with the network given, so that a machine's drift cancels out.
+
+    The shortest times count: other processes only add to them.
+    """
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.runtime = bench, bench.recipe.plan.runtime
@@ -69,24 +70,17 @@ class NetworkTimer:
         for _ in range(TRIES):
             times = take_turns(calls, self.images, ROUNDS)
             dense, small = dense + times["dense"], small + times["small"]
-            ratios = _shortest(small) / _shortest(dense)
-            low, middle, high = np.percentile(ratios, [25, 50, 75])
-            spread = float((high - low) / middle)
-            if 0.93 * spread / len(ratios) ** 0.5 <= LARGEST_ERROR:  # of a median, from quartiles
-                return float(middle), float(np.median(_shortest(dense)))
+            halves = [min(small[i::2]) / min(dense[i::2]) for i in (0, 1)]
+            spread = max(halves) / min(halves) - 1
+            if spread <= LARGEST_SPREAD:
+                return min(small) / min(dense), min(dense)
         raise EnvironmentFault(
             "this machine is too busy for a latency budget",
-            why=f"in {len(dense)} rounds the shortest times spread by {spread:.0%}, "
+            why=f"both halves of {len(dense)} rounds differ by {spread:.0%}, "
             "and a budget is to be met within 3 %",
             fix="stop what else runs here, or give a budget in MACs: --macs 0.5",
             code="noisy",
         )
-
-
-def _shortest(times: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The shortest time of each block; rounds that fill no block are left out unless all are."""
-    block = min(BLOCK, len(times))
-    return np.asarray(times[: len(times) // block * block]).reshape(-1, block).min(axis=1)
 
 
 def latency_of(bench: Bench) -> tuple[NetworkTimer, LatencyModel]:
