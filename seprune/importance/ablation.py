@@ -27,21 +27,29 @@ from seprune.runtime.distributed import join, resolve_device
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
 from seprune.statistics.batches import open_batches
+from seprune.tasks import Task
 
 SHARES = (0.1, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
 class SensitivityOptions:
-    """`shares`: of each group that are taken away; `device`: `auto`, `cpu`, `cuda`, ..."""
+    """`shares`: of each group that are taken away; `device`: `auto`, `cpu`, `cuda`, ...
+
+    `task`: by default what the targets look like.
+    """
 
     shares: tuple[float, ...] = SHARES
     device: str = "auto"
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
 class AblationLoss:
-    """The network without `removed` units of a group."""
+    """The network without `removed` units of a group.
+
+    `top1` is the metric that decides in the task; of a classifier top-1.
+    """
 
     removed: int
     top1: float
@@ -133,8 +141,10 @@ def measure_sensitivity(
         )
     place = resolve_device(options.device)
     with evaluating(model, place):
-        images = list(open_batches(loader, place, *join(place))[1])
-        answer = partial(evaluate, model, images, device=str(place))
+        task, _, batches = open_batches(
+            loader, place, *join(place), task=options.task, labelled=True
+        )
+        answer = partial(evaluate, model, list(batches), task=task, device=str(place))
         whole = answer()
         work = itertools.product(groups, shares)
         total, found = len(groups) * len(shares), []
@@ -147,7 +157,7 @@ def measure_sensitivity(
         for g, i in zip(groups, range(0, total, len(shares)))
     )
     return Sensitivity(
-        importance.criterion, shares, whole.count, whole.top1, whole.loss, tuple(rows)
+        importance.criterion, shares, whole.count, whole.value, whole.loss, tuple(rows)
     )
 
 
@@ -229,7 +239,7 @@ def _silence(index: Tensor, dim: int, _module: nn.Module, inputs: tuple[Any, ...
 
 
 def _loss(removed: int, found: Evaluation) -> AblationLoss:
-    return AblationLoss(removed, found.top1, found.loss)
+    return AblationLoss(removed, found.value, found.loss)
 
 
 def _macs(structure: NetworkStructure, group: ChannelGroup) -> int:

@@ -11,28 +11,66 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from seprune.data import Loader
+from seprune.data.placement import resolve_task
 from seprune.data.waiting import WaitingImages, unchanged, wait_for
 from seprune.errors import InputError
-
-Pair = tuple[Tensor, Tensor | None]
+from seprune.statistics.gate_gradients import image_keys
+from seprune.tasks import Classification, Sample, Task
+from seprune.tasks.batches import to_device
 
 
 def open_batches(
-    loader: Iterable[Any], device: torch.device, rank: int, world: int
-) -> tuple[Pair, Iterator[Pair]]:
-    """The first batch, for looking at the model, and this process's part of all batches."""
+    loader: Iterable[Any],
+    device: torch.device,
+    rank: int,
+    world: int,
+    *,
+    task: Task | None = None,
+    labelled: bool = False,
+) -> tuple[Task, Any, Iterator[Any]]:
+    """The task, the first batch for looking at the model, and this process's part of all batches.
+
+    Args:
+        labelled: the task has to be known for sure, as its targets are going to be used.
+    """
     whole = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
-    part = (rank, world) if whole else (0, 1)
+    part = slice(rank, None, world) if whole else slice(None)
     shared = isinstance(loader, Loader)
     batches = iter(loader.on(device) if shared else loader)  # type: ignore[attr-defined]
     first = next(batches, None)
     if first is None:
         raise _no_images()
+    known = resolve_task(task, loader, first, labelled=labelled)
     rest: Iterator[Any] = itertools.chain([first], batches)
     if shared and world > 1:
         rest = iter(loader.on(device, rank, world))  # type: ignore[attr-defined]
-    pairs = (_pair(batch, device, *part) for batch in rest)
-    return _pair(first, device, 0, 1), (pair for pair in pairs if len(pair[0]))
+        part = slice(None)
+    return known, to_device(first, device), _placed(rest, device, part, known)
+
+
+def _placed(batches: Iterator[Any], device: torch.device, part: slice, task: Task) -> Iterator[Any]:
+    """The part of every batch that is this process's, where it gets any."""
+    for batch in batches:
+        if part != slice(None):
+            if task.size(batch) <= part.start:
+                continue
+            batch = task.part(batch, part)
+        if task.size(batch):
+            yield to_device(batch, device)
+
+
+def class_labels(task: Task, batch: Any) -> Tensor | None:
+    """Class numbers (B,), where the targets are such."""
+    if not isinstance(task, Classification):
+        return None
+    target = task.split(batch).target
+    if (
+        not isinstance(target, Tensor)
+        or target.shape != (task.size(batch),)
+        or target.is_floating_point()
+    ):
+        return None
+    return target.long()
 
 
 def take_images(loader: Iterable[Any], count: int, *, memory: int) -> WaitingImages:
@@ -49,31 +87,47 @@ def take_images(loader: Iterable[Any], count: int, *, memory: int) -> WaitingIma
     if isinstance(loader, Loader) and not loader.augment.cutout:
         pixels = loader.on(torch.device("cpu")).pixels()
         return wait_for(pixels, count, memory=memory, finish=loader.frame.normalise)
-    _, pairs = open_batches(loader, torch.device("cpu"), 0, 1)
-    return wait_for((images for images, _ in pairs), count, memory=memory, finish=unchanged)
+    task, _, batches = open_batches(loader, torch.device("cpu"), 0, 1)
+    images = (_images(task.split(batch)) for batch in batches)
+    return wait_for(images, count, memory=memory, finish=unchanged)
 
 
-def _pair(batch: Any, device: torch.device, rank: int, world: int) -> Pair:
-    """(images, labels) of one process; labels are None where they are no class numbers."""
-    images, labels = batch, None
-    if isinstance(batch, (tuple, list)) and batch:
-        images, labels = batch[0], batch[1] if len(batch) > 1 else None
-    if not isinstance(images, Tensor) or images.dim() < 2:
-        raise InputError(
-            f"a batch of the loader is {type(batch).__name__}, not images or (images, labels)",
-            why=f"its first part is {type(images).__name__}",
-            fix="give a loader of tensors (B, C, H, W), or of pairs of images and labels",
-        )
-    if (
-        not isinstance(labels, Tensor)
-        or labels.shape != images.shape[:1]
-        or labels.is_floating_point()
-    ):
-        labels = None
-    images = images[rank::world].to(device, non_blocking=True)
-    return images, None if labels is None else labels[rank::world].to(
-        device, non_blocking=True
-    ).long()
+def _images(sample: Sample) -> Tensor:
+    """The only input of a batch, as one tensor.
+
+    Raises:
+        InputError: there are several, or images of several sizes.
+    """
+    given = [*sample.args, *sample.kwargs.values()]
+    if len(given) == 1 and isinstance(given[0], Tensor):
+        return given[0]
+    images = given[0] if len(given) == 1 and isinstance(given[0], list) else []
+    if images and all(image.shape == images[0].shape for image in images):
+        return torch.stack(images)
+    raise InputError(
+        "a batch of the loader is no tensor of images",
+        why="images of several sizes" if images else f"it holds {len(given)} inputs",
+        fix="give a loader that scales its images to one size, to a model with one input",
+    )
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images in that memory format; anything else as it is."""
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def start_graph(tensor: Tensor) -> Tensor:
+    """Where a graph begins; whole numbers have no derivative."""
+    return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def sample_keys(inputs: list[Tensor], size: int, seed: int) -> Tensor:
+    """A key for each sample, of its first input."""
+    if len(inputs[0]) == size and inputs[0].dim() > 1:
+        return image_keys(inputs[0].detach(), seed)
+    return torch.cat([image_keys(own.detach()[None], seed) for own in inputs])
 
 
 def _no_images() -> InputError:

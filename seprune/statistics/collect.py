@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from seprune.errors import InputError
 from seprune.graph.gates import Gate, find_gates
@@ -21,7 +21,7 @@ from seprune.runtime.distributed import join, resolve_device, united
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
 from seprune.statistics.accumulate import all_reduce
-from seprune.statistics.batches import Pair, count_images, open_batches
+from seprune.statistics.batches import class_labels, count_images, open_batches
 from seprune.statistics.caveats import caveats
 from seprune.statistics.columns import Layout
 from seprune.statistics.for_structure import units_and_couplings
@@ -36,6 +36,8 @@ from seprune.statistics.observe import Observer, Scene
 from seprune.statistics.result import GateStatistics, described, fingerprint
 from seprune.statistics.rows import open_rows
 from seprune.statistics.unfinished import Unfinished
+from seprune.tasks import Classification, Sample, Task
+from seprune.tasks.batches import leaves, positional, primary
 
 _CHECK = 50  # batches between two looks at the device
 
@@ -59,6 +61,7 @@ class CollectOptions:
         folder: where an unfinished collection keeps its state, so that the same call goes on.
         every: batches between two states in `folder`.
         meta: hashes of `data` and `preprocessing`, kept with the statistics.
+        task: by default what the batches look like.
     """
 
     device: str = "auto"
@@ -72,6 +75,7 @@ class CollectOptions:
     folder: Path | None = None
     every: int = 200
     meta: Mapping[str, str] = field(default_factory=dict)
+    task: Task | None = None
 
 
 def collect_statistics(
@@ -89,13 +93,14 @@ def collect_statistics(
     `DataLoader` is shared among the processes, anything else gives each process its own part.
 
     Args:
-        loader: batches of images (B, C, H, W), or of (images, labels).
+        loader: batches of images (B, C, H, W), of (images, labels), or as the task splits them.
         structure: what `analyse` found; the statistics then hold a derivative for every
             dependency group, gated or not. Without it, gates alone, found on the first batch.
         gradients: by default `logits` with a structure, `none` without. The z of u = gate *
             dz/dgate: cross-entropy of the true `labels`, of `smoothed` labels, of labels
             `sampled` from the model, or a random projection of the `logits`; `weights`: no u, but
-            moments of the derivatives by the weights.
+            moments of the derivatives by the weights. Where targets are no classes, `labels` and
+            `weights` take the loss of the task, and `logits` all tensors that the model returns.
 
     Raises:
         InputError: no gates, no images, NaN in a gate, labels that do not fit, a model that takes
@@ -104,19 +109,26 @@ def collect_statistics(
     """
     gradients = gradients or ("none" if structure is None else "logits")
     options, taps = _complete(options or CollectOptions(), structure, gradients)
-    _require_image_model(model)
     device = resolve_device(options.device)
     rank, world = join(device)
     meta = {"model": fingerprint(model)} | dict(options.meta)
     with united(), evaluating(model, device), _frozen(model):
-        first, pairs = open_batches(loader, device, rank, world)
-        found = tuple(structure.gates if structure else find_gates(model, first[0][:2]))
-        scene = _scene(model, found, first, options, _Derivatives(gradients, taps))
+        labelled = gradients in ("labels", "smoothed", "weights")
+        task, first, batches = open_batches(
+            loader, device, rank, world, task=options.task, labelled=labelled
+        )
+        two = task.split(task.part(first, slice(0, 2)))
+        _require_arguments(model, two)
+        example = positional(model, two.args, two.kwargs)
+        found = tuple(structure.gates if structure else find_gates(model, example))
+        scene = _scene(
+            model, found, options, _Derivatives(gradients, taps), _Example(task, first, example)
+        )
         unfinished = _unfinished(scene, options, meta, rank, world)
         with open_rows(options.per_sample, scene.layout.width) as rows:
             observer = Observer(scene, rows)
             unfinished.restore(observer)
-            work = _work(observer, pairs, unfinished)
+            work = _work(observer, batches, unfinished)
             with observer.attached():
                 for _ in track(work, label="collecting", total=count_images(loader) // world):
                     pass
@@ -165,18 +177,19 @@ def _finish(
     )
 
 
-def _work(observer: Observer, pairs: Iterator[Pair], unfinished: Unfinished) -> Iterator[None]:
+def _work(observer: Observer, batches: Iterator[Any], unfinished: Unfinished) -> Iterator[None]:
     """Observe every batch that is left; yields once per image, for whoever shows progress."""
-    skip = observer.samples
-    for images, labels in pairs:
-        if skip >= len(images):
-            skip -= len(images)
+    skip, task = observer.samples, observer.scene.task
+    for batch in batches:
+        size = task.size(batch)
+        if skip >= size:
+            skip -= size
             continue
-        observer.observe(images[skip:], None if labels is None else labels[skip:])
+        observer.observe(task.part(batch, slice(skip, None)) if skip else batch)
         if observer.batches % _CHECK == 0 and not dist.is_initialized():
             observer.check()
         unfinished.maybe_save(observer)
-        yield from itertools.repeat(None, len(images) - skip)
+        yield from itertools.repeat(None, size - skip)
         skip = 0
 
 
@@ -188,14 +201,24 @@ class _Derivatives:
     units: Mapping[str, UnitGate]
 
 
+@dataclass(frozen=True)
+class _Example:
+    """The task, the first batch, and the model's arguments for two samples of it."""
+
+    task: Task
+    batch: Any
+    inputs: Any
+
+
 def _scene(
     model: nn.Module,
     found: tuple[Gate, ...],
-    first: Pair,
     options: CollectOptions,
     derivatives: _Derivatives,
+    example: _Example,
 ) -> Scene:
-    images, labels = first
+    task, labels = example.task, class_labels(example.task, example.batch)
+    device = next(leaves(example.batch)).device
     gradients, taps = derivatives.gradients, derivatives.units
     running = tuple(gate for gate in found if gate.runs)
     if not running and not options.units and not taps and gradients != "weights":
@@ -205,10 +228,10 @@ def _scene(
             fix="see: seprune inspect MODEL; or choose an importance that needs no gates, such as "
             "importance.criterion=l2",
         )
-    _require_gradients(gradients, options, labels)
-    sizes, copied = inspect_units(model, options.units, images[:2], taps=taps)
+    _require_gradients(gradients, options, example)
+    sizes, copied = inspect_units(model, options.units, example.inputs, taps=taps)
     sizes_of_all = sizes | {gate.name: gate.channels for gate in running}
-    gpu = images.device.type == "cuda"
+    gpu = device.type == "cuda"
     return Scene(
         model=model,
         gates=running,
@@ -216,17 +239,18 @@ def _scene(
             names=tuple(gate.name for gate in running),
             channels=tuple(gate.channels for gate in running),
             activations=tuple(gate.activation for gate in running),
-            classes=_classes(model, images) if labels is not None and options.per_class else 0,
-            device=images.device,
+            classes=_classes(model, example) if labels is not None and options.per_class else 0,
+            device=device,
         ),
         gradients=gradients,
         units=sizes,
         taps=taps,
         copied=copied,
-        couplings=resolve_couplings(options.couplings, sizes_of_all, images.device),
+        couplings=resolve_couplings(options.couplings, sizes_of_all, device),
         precision=options.precision or ("bf16" if gpu else "no"),
         channels_last=gpu if options.channels_last is None else options.channels_last,
         seed=options.seed,
+        task=task,
     )
 
 
@@ -253,13 +277,23 @@ def _unfinished(
     return Unfinished(options.folder / name, options.every, facts)
 
 
-def _require_gradients(gradients: str, options: CollectOptions, labels: Tensor | None) -> None:
+def _require_gradients(gradients: str, options: CollectOptions, example: _Example) -> None:
     if gradients in ("none", "weights") and (options.units or options.couplings):
         raise InputError(
             "units and couplings need derivatives",
             why=f"gradients is {gradients}, and a unit gate is always 1",
             fix="set gradients to logits, sampled, smoothed or labels",
         )
+    task = example.task
+    classifies = isinstance(task, Classification)
+    if gradients in ("smoothed", "sampled") and not classifies:
+        raise InputError(
+            f"gradients {gradients!r} need classes",
+            why=f"the task is {task.name}",
+            fix="use gradients logits, which need no targets, or labels",
+        )
+    target = task.split(example.batch).target
+    labels = class_labels(task, example.batch) if classifies else target
     if gradients in ("labels", "smoothed", "weights") and labels is None:
         raise InputError(
             f"gradients {gradients!r} need labels",
@@ -268,12 +302,11 @@ def _require_gradients(gradients: str, options: CollectOptions, labels: Tensor |
         )
 
 
-def _classes(model: nn.Module, images: Tensor) -> int:
+def _classes(model: nn.Module, example: _Example) -> int:
     """How many classes the model tells apart; 0 where its output is no table of logits."""
     with torch.no_grad():
-        output = model(images[:2])
-    output = output[0] if isinstance(output, tuple) else output
-    return output.shape[1] if isinstance(output, Tensor) and output.dim() == 2 else 0
+        output = primary(example.task.forward(model, example.task.part(example.batch, slice(0, 2))))
+    return output.shape[1] if output.dim() == 2 else 0
 
 
 @contextmanager
@@ -288,7 +321,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(want)
 
 
-def _require_image_model(model: nn.Module) -> None:
+def _require_arguments(model: nn.Module, sample: Sample) -> None:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [
         p.name
@@ -296,11 +329,12 @@ def _require_image_model(model: nn.Module) -> None:
         if p.default is inspect.Parameter.empty
         and (p.kind in kinds or p.kind is inspect.Parameter.KEYWORD_ONLY)
     ]
-    if len(needed) > 1:
+    if len(needed) > len(sample.args) + len(sample.kwargs):
         raise InputError(
             f"{type(model).__name__}.forward takes more than an image: {', '.join(needed)}",
-            why="statistics are collected from batches of images alone",
-            fix="wrap the model in a module whose forward takes the image and fills in the rest",
+            why="a batch holds fewer inputs",
+            fix="give batches ((input, ...), target) or dicts, or wrap the model in a module whose "
+            "forward takes the image and fills in the rest",
         )
 
 

@@ -154,14 +154,14 @@ class Sensor:
 
         tensor.register_hook(catch)  # type: ignore[no-untyped-call]
 
-    def backward(self, z: Tensor, images: Tensor) -> dict[str, list[Tensor]]:
-        """u (B, C) of each call of each gate and unit; `images` is where the graph begins."""
+    def backward(self, z: Tensor, inputs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """u (B, C) of each call of each gate and unit; `inputs` are where the graph begins."""
         self.found = {}
         gates, starts = self._gates, self._starts
         self.forget()
-        ends = [images, *(gate_BC for _, gate_BC in gates), *starts]
+        ends = [*inputs, *(gate_BC for _, gate_BC in gates), *starts]
         found = torch.autograd.grad(z, ends, allow_unused=True)
-        for (name, gate_BC), gradient in zip(gates, found[1:]):
+        for (name, gate_BC), gradient in zip(gates, found[len(inputs) :]):
             if gradient is not None:
                 self._add(name, gate_BC.detach() * gradient)
         return self.found
@@ -223,7 +223,7 @@ def _forward_hook(
 def inspect_units(
     model: nn.Module,
     units: Sequence[str],
-    images: Tensor,
+    inputs: Any,
     *,
     taps: Mapping[str, UnitGate] | None = None,
 ) -> tuple[dict[str, int], frozenset[str]]:
@@ -241,7 +241,7 @@ def inspect_units(
 
     at_taps = [(unit.tap, partial(see, name)) for name, unit in taps.items()]
     with torch.no_grad(), units_of(model, units, see), tapped(model, at_taps):
-        model(images)
+        model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     silent = [name for name in units if name not in seen]
     if silent:
         raise InputError(

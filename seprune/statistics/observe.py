@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.graph.gates import Gate
 from seprune.graph.hooks import tapped, watch
-from seprune.measure.metrics import logits_of
 from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.inference import autocast
 from seprune.statistics.accumulate import (
@@ -29,18 +30,21 @@ from seprune.statistics.accumulate import (
     update,
     update_sensitivity,
 )
+from seprune.statistics.batches import channels_last, class_labels, sample_keys, start_graph
 from seprune.statistics.columns import Layout
 from seprune.statistics.gate_gradients import (
     Coupling,
     Gradients,
     Sensor,
     UnitGate,
-    image_keys,
     objective,
     units_of,
 )
 from seprune.statistics.parameters import add_moments, new_moments, summarise_moments
 from seprune.statistics.rows import Rows
+from seprune.tasks import Classification, Task
+from seprune.tasks.batches import leaves, map_tensors
+from seprune.tasks.classification import logits_of
 
 WHOLE = "whole"  # in place of a room: the sum over a group
 _ROWS = 256  # samples that wait to be added at once: an update costs much the same for any number
@@ -61,6 +65,7 @@ class Scene:
     precision: str = "no"
     channels_last: bool = False
     seed: int = 0
+    task: Task = field(default_factory=Classification)
 
     @property
     def senses(self) -> bool:
@@ -90,6 +95,8 @@ class Observer:
         self.w: State = new_moments(scene.model, device) if scene.gradients == "weights" else {}
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
+        # the proposals of a detector belong to their image, and images differ in how many
+        self._most = 1 if scene.task.name == "detection" else NEVER
         self._numbers = {gate.name: i for i, gate in enumerate(scene.gates)}
         self._seen: list[list[tuple[Tensor, Tensor]]] = []
         self._sensor = Sensor(scene.copied)
@@ -125,26 +132,30 @@ class Observer:
                 stack.enter_context(tapped(model, at_taps))
             yield
 
-    def observe(self, images: Tensor, labels: Tensor | None) -> None:
+    def observe(self, batch: Any) -> None:
         """Add one batch; one that does not fit into memory is halved until it does.
 
         Raises:
             EnvironmentFault: a single image does not fit.
         """
-        if self.scene.channels_last and images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        parts = [(images, labels)]
+        task = self.scene.task
+        if self.scene.channels_last:
+            batch = map_tensors(batch, channels_last)
+        parts = [batch]
         while parts:
-            images, labels = parts.pop(0)
-            if len(images) > self._limit or not self._fits(images, labels):
-                if len(images) == 1:
+            batch = parts.pop(0)
+            size = task.size(batch)
+            if size > min(self._limit, self._most) or not self._fits(batch, size):
+                if size == 1:
                     raise EnvironmentFault(
                         "out of memory with a single image",
-                        why=f"gradients {self.scene.gradients!r} on {images.device}",
+                        why=f"gradients {self.scene.gradients!r} on {self.scene.layout.device}",
                         fix="use a larger device, smaller images, or gradients none",
                     )
-                self._limit = min(self._limit, (len(images) + 1) // 2)
-                parts[:0] = _pieces(images, labels, self._limit)
+                if size <= self._most:
+                    self._limit = min(self._limit, (size + 1) // 2)
+                step = min(self._limit, self._most)
+                parts[:0] = [task.part(batch, slice(i, i + step)) for i in range(0, size, step)]
         self.batches += 1
 
     def remarks(self) -> tuple[str, ...]:
@@ -156,13 +167,14 @@ class Observer:
             "parts; the statistics are the same",
         )
 
-    def _fits(self, images: Tensor, labels: Tensor | None) -> bool:
+    def _fits(self, batch: Any, size: int) -> bool:
         """Add some images at once, or return False and change nothing if memory is short."""
+        labels = class_labels(self.scene.task, batch)
         try:
             self._seen = [[] for _ in self.scene.gates]
-            w = self._moments(images, labels)
+            w = self._moments(batch, size)
             self._seen = [[] for _ in self.scene.gates]  # of the one pass that counts
-            u_BC = self._forward(images, labels)
+            u_BC = self._forward(batch, size, labels)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error):
                 raise
@@ -172,37 +184,62 @@ class Observer:
             update_sensitivity(self.u, u_BC)
         for key, value in w.items():
             self.w[key] += value
-        self.samples += len(images)
+        self.samples += size
         return True
 
-    def _forward(self, images: Tensor, labels: Tensor | None) -> Tensor | None:
-        scene = self.scene
-        self._sensor.images = len(images)
+    def _forward(self, batch: Any, size: int, labels: Tensor | None) -> Tensor | None:
+        scene, task, device = self.scene, self.scene.task, self.scene.layout.device
+        self._sensor.images = size
         self._sensor.forget()
         if not scene.senses:
-            with torch.no_grad(), autocast(images.device, scene.precision):
-                scene.model(images)
+            with torch.no_grad(), autocast(device, scene.precision):
+                task.forward(scene.model, batch)
             return None
-        images = images.detach().requires_grad_()
+        batch = map_tensors(batch, start_graph)
+        sample = task.split(batch)
+        inputs = list(leaves((sample.args, sample.kwargs)))
         with torch.enable_grad():
-            with autocast(images.device, scene.precision):
-                logits = logits_of(scene.model(images))
-            if labels is not None:
-                labels = labels.clamp(0, logits.shape[1] - 1)  # strange ones are counted elsewhere
-            keys = image_keys(images.detach(), scene.seed)
-            found = self._sensor.backward(objective(scene.gradients, logits, labels, keys), images)
-        return self._u_table(found, len(images))
+            with autocast(device, scene.precision):
+                z = self._objective(batch, size, labels, inputs)
+            found = self._sensor.backward(z, [t for t in inputs if t.requires_grad])
+        return self._u_table(found, size)
 
-    def _moments(self, images: Tensor, labels: Tensor | None) -> State:
+    def _objective(
+        self, batch: Any, size: int, labels: Tensor | None, inputs: list[Tensor]
+    ) -> Tensor:
+        """z of a batch: by the logits, the labels, or the loss of a task that has none."""
+        scene, task = self.scene, self.scene.task
+        if scene.gradients == "logits":
+            flat = task.flat_outputs(scene.model, batch)
+        elif labels is not None or scene.gradients == "sampled":
+            flat = logits_of(task.forward(scene.model, batch))
+        else:
+            outputs = task.forward(scene.model, batch, training=True)
+            return task.loss(outputs, task.split(batch).target) * size
+        if labels is not None:
+            labels = labels.clamp(0, flat.shape[1] - 1)  # strange ones are counted elsewhere
+        keys = sample_keys(inputs, size, scene.seed)
+        with torch.autocast(flat.device.type, enabled=False):
+            return objective(scene.gradients, flat, labels, keys)
+
+    def _moments(self, batch: Any, size: int) -> State:
         """Moments of the derivatives by weights, where they are collected."""
-        if not self.w or labels is None:
+        scene, task = self.scene, self.scene.task
+        if not self.w:
             return {}
 
-        def forward(image: Tensor) -> Tensor:
-            with autocast(image.device, self.scene.precision):
-                return logits_of(self.scene.model(image))
+        def loss(number: int) -> Tensor:
+            one = task.part(batch, slice(number, number + 1))
+            with autocast(scene.layout.device, scene.precision):
+                outputs = task.forward(scene.model, one, training=True)
+            labels = class_labels(task, one)
+            if labels is None:
+                return task.loss(outputs, task.split(one).target)
+            logits = logits_of(outputs).float()
+            labels = labels.clamp(0, logits.shape[1] - 1)  # strange ones are counted elsewhere
+            return F.cross_entropy(logits, labels)
 
-        return add_moments(self.scene.model, forward, images, labels)
+        return add_moments(scene.model, loss, size, device=scene.layout.device)
 
     def _u_table(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
         """u (B, all columns): gates, units, groups, the sum over each group.
@@ -294,13 +331,6 @@ class Observer:
                 rooms[room].setdefault(name, {}).update(own)
         rooms["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
         return rooms
-
-
-def _pieces(images: Tensor, labels: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
-    starts = range(0, len(images), size)
-    return [
-        (images[i : i + size], None if labels is None else labels[i : i + size]) for i in starts
-    ]
 
 
 def root_mean_square(features: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seprune.statistics.accumulate import State
 
@@ -29,18 +28,16 @@ def new_moments(model: nn.Module, device: torch.device) -> State:
 
 
 def add_moments(
-    model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+    model: nn.Module, loss_of: Callable[[int], Tensor], count: int, *, device: torch.device
 ) -> State:
-    """The moments of some images; `forward` gives logits (1, K) of one of them."""
-    state, weights = new_moments(model, images.device), _weights(model)
-    for image, label in zip(images[:, None], labels[:, None]):
+    """The moments of `count` images; `loss_of` gives the loss of one of them by its number."""
+    state, weights = new_moments(model, device), _weights(model)
+    for number in range(count):
         for weight in weights.values():
             weight.requires_grad_()
         try:
             with torch.enable_grad():
-                logits = forward(image).float()
-                label = label.clamp(0, logits.shape[1] - 1)  # strange ones are counted elsewhere
-                loss = F.cross_entropy(logits, label)
+                loss = loss_of(number)
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         finally:
             for weight in weights.values():
@@ -49,7 +46,7 @@ def add_moments(
             if gradient is not None:
                 state[f"sum/{name}"] += gradient
                 state[f"square/{name}"] += gradient.double().square()
-    state["count"] += len(images)
+    state["count"] += count
     return state
 
 

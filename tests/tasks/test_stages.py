@@ -1,0 +1,116 @@
+"""Every stage with other tasks than classification."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import SE, Inner, images
+from torch import nn
+
+import seprune
+from seprune.errors import InputError
+from seprune.importance.ablation import measure_sensitivity
+from seprune.recovery.recalibrate import recalibrate
+from seprune.tasks import MultiLabel, Regression
+
+
+class TwoHeads(nn.Module):
+    """A branch for each head; each has a gate."""
+
+    def __init__(self, form=tuple) -> None:
+        super().__init__()
+        self.p, self.q = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.se_p, self.se_q = SE(8), SE(8)
+        self.a, self.b = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 2, 1)
+        self.form = form
+
+    def forward(self, x):
+        first = self.a(self.se_p(self.p(x).relu()))
+        second = self.b(self.se_q(self.q(x).relu())).mean((2, 3))
+        if self.form is torch.cat:
+            return torch.cat([first.flatten(1), second], 1)
+        return {"out": first, "aux": second} if self.form is dict else (first, second)
+
+
+@pytest.mark.parametrize("form", [tuple, dict])
+def test_sensitivities_project_every_output(form):
+    torch.manual_seed(0)
+    model, flat = TwoHeads(form), TwoHeads(torch.cat)
+    flat.load_state_dict(model.state_dict())
+    found = {}
+    for network in (model, flat):
+        structure = seprune.analyse(network, images())
+        found[network] = seprune.collect_statistics(
+            network, [images(6)], structure=structure, options=seprune.CollectOptions(device="cpu")
+        )
+    assert set(found[model].groups) == set(found[flat].groups) >= {"p", "q"}
+    for name, own in found[model].groups.items():
+        assert float(own["sensitivity_square"].sum()) > 0
+        assert torch.equal(
+            own["sensitivity_square"], found[flat].groups[name]["sensitivity_square"]
+        )
+
+
+def test_gradients_of_labels_are_those_of_the_loss_of_the_task():
+    torch.manual_seed(0)
+    model, x, y = Inner(classes=1).eval(), images(5), torch.randn(5, 1) * 4
+    own = seprune.collect_statistics(
+        model, [(x, y)], gradients="labels",
+        options=seprune.CollectOptions(device="cpu", task=Regression()),
+    )  # fmt: skip
+    gates = []
+    hook = model.se.fc.register_forward_hook(lambda m, i, gate: gates.append(gate))
+    loss = (model(x) - y).square().sum()
+    hook.remove()
+    u = gates[0] * torch.autograd.grad(loss, gates[0])[0]
+    (values,) = own.values.values()
+    assert torch.allclose(values["sensitivity_square"].float(), u.square().mean(0), rtol=1e-4)
+    with pytest.raises(InputError, match="gradients 'sampled' need classes"):
+        seprune.collect_statistics(
+            model, [(x, y)], gradients="sampled", options=seprune.CollectOptions(task=Regression())
+        )
+
+
+def test_dict_batches_and_several_inputs_are_collected_and_recalibrated():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.norm = Inner(), nn.BatchNorm2d(3)
+
+        def forward(self, pixel_values, weight):
+            return self.net(self.norm(pixel_values) * weight[:, None, None, None])
+
+    torch.manual_seed(0)
+    model, x, w, y = Named(), images(6), torch.rand(6), torch.arange(6) % 3
+    batch = {"pixel_values": x, "weight": w, "labels": y}
+    options = seprune.CollectOptions(device="cpu")
+    one, other = (
+        seprune.collect_statistics(model, [form], gradients="logits", options=options)
+        for form in (batch, ((x, w), y))
+    )
+    for name, own in one.values.items():
+        assert torch.equal(own["sensitivity_square"], other.values[name]["sensitivity_square"])
+        assert torch.equal(own["mean"], other.values[name]["mean"])
+    assert one.classes == 3
+    fresh = recalibrate(model, [batch], device="cpu")
+    assert torch.allclose(fresh.norm.running_mean, x.mean((0, 2, 3)), atol=1e-6)
+    with pytest.raises(InputError, match="takes more than an image: pixel_values, weight"):
+        seprune.collect_statistics(model, [(x, y)])
+
+
+def test_ablation_measures_the_metric_of_the_task():
+    torch.manual_seed(0)
+    model, x = Inner(classes=4).eval(), images(12)
+    y = torch.randint(2, (12, 4)).float()
+    structure = seprune.analyse(model, images())
+    importance = seprune.score(structure, model=model, scoring=seprune.Scoring("l2"))
+    found = measure_sensitivity(
+        model,
+        structure,
+        importance,
+        [(x, y)],
+        options=seprune.SensitivityOptions(task=MultiLabel()),
+    )
+    whole = seprune.evaluate(model, [(x, y)], task=MultiLabel())
+    assert (found.loss, found.top1) == (whole.loss, whole.metrics["f1"])
+    assert any(row.losses[-1].loss != whole.loss for row in found.groups)
