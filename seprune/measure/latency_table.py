@@ -87,7 +87,7 @@ class LatencyTable:
             raise InputError(
                 f"{path}: not a latency table",
                 why=str(error),
-                fix=f"remove it, and measure anew: rm '{path}'; seprune latency-table build MODEL",
+                fix=f"remove it, and it is measured anew: rm '{path}'",
                 code="latency-table",
             ) from error
 

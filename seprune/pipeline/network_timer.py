@@ -20,7 +20,7 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 
 ROUNDS = 40
-TRIES = 3  # each with further rounds
+TRIES = 8  # each with further rounds, until both halves agree
 LARGEST_SPREAD = 0.03  # between both halves of the rounds: what a plan may stay below its budget
 
 

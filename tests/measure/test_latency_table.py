@@ -131,7 +131,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="not a latency table") as caught:
         LatencyTable.load(path)
-    assert "measure anew: rm" in (caught.value.fix or "")
+    assert "measured anew: rm" in (caught.value.fix or "")
 
 
 def test_a_runtime_that_is_missing_names_its_extra(monkeypatch):

@@ -56,8 +56,8 @@ def test_a_noisy_machine_is_refused_with_its_spread(bench, monkeypatch):
     monkeypatch.setattr(network_timer, "take_turns", take_turns)
     with pytest.raises(EnvironmentFault, match="too busy for a latency budget") as caught:
         NetworkTimer(bench)(half(bench))
-    assert asked == [40, 40, 40]
-    assert "both halves of 120 rounds differ by 75%" in (caught.value.why or "")
+    assert asked == [40] * 8
+    assert "both halves of 320 rounds differ by 75%" in (caught.value.why or "")
     assert "--macs 0.5" in (caught.value.fix or "")
 
 
