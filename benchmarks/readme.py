@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import curves
 import standings
 
 from seprune.runtime.files import write_json, write_text
@@ -170,20 +171,23 @@ def _outcome(name: str, found: dict[str, Any]) -> str:
 WINNERS = "leaderboard-cpu.json leaderboard-budgets.json leaderboard-inner.json"
 # marker -> the document that holds it, the result files, and what makes the table
 TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
-    NAME: ("README.md", f"{NAME}.json", table),
+    NAME: ("docs/results.md", f"{NAME}.json", table),
     "faults": ("docs/reliability.md", "kills.json", faults),
     "recovery": ("docs/finetuning.md", "recovery-cpu.json", recovery),
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
-    "winners": ("README.md", WINNERS, standings.short),
-    "leaderboard": ("docs/importance.md", "leaderboard-cpu.json", standings.long),
-    "budgets": ("docs/importance.md", "leaderboard-budgets.json", standings.long),
-    "inner": ("docs/importance.md", "leaderboard-inner.json", standings.long),
-    "iterative": ("docs/importance.md", "leaderboard-iterative.json", standings.choice),
-    "choice": ("docs/importance.md", "leaderboard-choice.json", standings.choice),
-    "calibration": ("docs/importance.md", "leaderboard-calibration.json", standings.study),
+    "six": ("README.md", WINNERS, curves.six),
+    "winners": ("docs/results.md", WINNERS, standings.short),
+    "leaderboard": ("docs/results.md", "leaderboard-cpu.json", standings.long),
+    "budgets": ("docs/results.md", "leaderboard-budgets.json", standings.long),
+    "inner": ("docs/results.md", "leaderboard-inner.json", standings.long),
+    "iterative": ("docs/results.md", "leaderboard-iterative.json", standings.choice),
+    "choice": ("docs/results.md", "leaderboard-choice.json", standings.choice),
+    "calibration": ("docs/results.md", "leaderboard-calibration.json", standings.study),
 }
-# figure -> network and budget
-FIGURES = {
+# figure -> network and budget of one panel of the leaderboard, or what draws it
+FIGURES: dict[str, tuple[str, float] | Callable[[dict[str, Any]], str]] = {
+    "docs/accuracy-light.svg": curves.light,
+    "docs/accuracy-dark.svg": curves.dark,
     "docs/leaderboard-0.5.svg": ("se_resnet20", 0.5),
     "docs/leaderboard-0.3.svg": ("se_resnet20", 0.3),
     "docs/leaderboard-mobilenetv3-0.3.svg": ("mobilenet_v3_small", 0.3),
@@ -192,8 +196,11 @@ FIGURES = {
 
 def drawn(figure: str) -> str:
     """A figure of the leaderboard, SVG."""
-    network, budget = FIGURES[figure]
-    return standings.figure(results(WINNERS)["rows"], network=network, budget=budget)
+    kept, made = results(WINNERS), FIGURES[figure]
+    if callable(made):
+        return made(kept)
+    network, budget = made
+    return standings.figure(kept["rows"], network=network, budget=budget)
 
 
 def results(files: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def document(result: dict[str, Any]) -> None:
-    """Make the tables of docs/importance.md and docs/refit.md anew."""
+    """Make the tables of docs/results.md and docs/refit.md anew."""
     means = {"cut": "cut", "bn": "BN recalibrated", "refit": "refitted"}
     head = ["| variant | MACs | " + " | ".join(means.values()) + " |", "|---|---|---|---|---|"]
     choice = head + [
@@ -112,7 +112,7 @@ def document(result: dict[str, Any]) -> None:
     ]  # fmt: skip
     made = [f"`{result['command']}`, {result['hardware']}, {result['date']}: top-1 on 2,000 images "
             "of the validation split, which is carved from train/.", ""]  # fmt: skip
-    _between("importance.md", made + choice)
+    _between("results.md", made + choice)
     rows = ["| MACs | refitted | lost, points |", "|---|---|---|"] + [
         f"| {r['macs']} | {r['refit']:.4f} | {100 * (result['parent'] - r['refit']):.2f} |"
         for r in result["rows"]

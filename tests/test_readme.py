@@ -48,3 +48,41 @@ def test_every_name_of_the_python_example_exists():
     text = (ROOT / "README.md").read_text()
     used = set(re.findall(r"seprune\.([A-Za-z_]+)\(", text))
     assert used <= set(seprune.__all__)
+
+
+def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch):
+    import torch
+
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    names = {"images": images, "loader": list(images.split(8)), "model": None}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    import seprune
+
+    assert seprune.count(names["small"], images[:1]).macs <= 0.5 * 40_815_200
+    saved = seprune.load(tmp_path / "small")
+    assert seprune.count(saved, images[:1]).macs <= 0.5 * 40_815_200
+
+
+def test_every_link_in_readme_and_docs_leads_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_anchor_in_the_docs_is_a_heading():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", page.read_text()):
+            if "://" not in target:
+                other = page.parent / target if target else page
+                heads = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
+                slugs = {
+                    re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in heads
+                }
+                assert anchor in slugs, f"{page.name}: {target}#{anchor}"
