@@ -114,3 +114,28 @@ def test_ablation_measures_the_metric_of_the_task():
     whole = seprune.evaluate(model, [(x, y)], task=MultiLabel())
     assert (found.loss, found.top1) == (whole.loss, whole.metrics["f1"])
     assert any(row.losses[-1].loss != whole.loss for row in found.groups)
+
+
+def test_fine_tuning_takes_the_loss_of_the_task():
+    torch.manual_seed(0)
+    model, x = Inner(classes=1), images(16)
+    y = x.mean((1, 2, 3))[:, None] * 50
+    settings = seprune.FineTuneSettings(
+        epochs=1, lr=0.01, momentum=0.0, weight_decay=0.0, recalibrate=0, norms="eval",
+        schedule="constant", optimizer="sgd", device="cpu",
+    )  # fmt: skip
+    model.eval()
+    start = (model(x) - y).square().mean()
+    gradient = torch.autograd.grad(start, model.fc.bias)[0]
+    tuned = seprune.finetune(model, [(x, y)], settings)
+    assert tuned.history[0].loss == pytest.approx(start.item(), rel=1e-5)
+    moved = tuned.last.fc.bias - model.fc.bias
+    assert torch.allclose(moved, -0.01 * gradient, rtol=1e-3)
+    labels = torch.randint(2, (16, 4)).float()
+    many = Inner(classes=4).eval()
+    wanted = nn.functional.binary_cross_entropy_with_logits(many(x), labels)
+    history = seprune.finetune(many, ([(x, labels)], [(x, labels)]), settings).history
+    assert history[0].loss == pytest.approx(wanted.item(), rel=1e-5)
+    mixing = seprune.FineTuneSettings(epochs=1, mixup=0.5, recalibrate=0, device="cpu")
+    with pytest.raises(seprune.UsageError, match="images of the task regression cannot be mixed"):
+        seprune.finetune(model, [(x, y)], mixing)

@@ -124,9 +124,9 @@ def try_rates(
             seed = seed_of(settings.seed, 0, step, loader.rank)
             weight = len(images) * loader.world / loader.batch_size
             state.step(images, labels, lr=lr * factor, seed=seed, weight=weight)
-        score = evaluate(state.judged, judges, device=str(state.device))
+        score = evaluate(state.judged, judges, task=settings.task, device=str(state.device))
         loss = math.inf if score.nonfinite else score.loss
-        tried.append({"lr": lr, "loss": loss, "top1": score.top1})
+        tried.append({"lr": lr, "loss": loss, score.metric: score.value})
         state.restore(start, facts)
     return tried
 

@@ -104,6 +104,7 @@ def _identity(
     about = f"{len(data)} batches" if not isinstance(data, Data) else _about(data)
     return {
         "settings": json.dumps(numbers),
+        "task": repr(settings.task),
         "model": fingerprint(model),
         "teacher": fingerprint(teacher.model) if teacher else "",
         "data": hashlib.sha256(about.encode()).hexdigest(),

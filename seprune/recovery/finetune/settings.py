@@ -9,9 +9,10 @@ from typing import Literal
 from torch import nn
 
 from seprune.measure.metrics import Evaluation
+from seprune.tasks import Task
 
 # where and how it runs, not what comes out
-RUNTIME = {"device", "channels_last", "compile", "accumulate", "save_steps", "tensorboard"}
+RUNTIME = {"device", "channels_last", "compile", "accumulate", "save_steps", "tensorboard", "task"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class FineTuneSettings:
     epoch, every so many steps; 0 = only after each epoch. `norms`: BatchNorm normalises by the
     batch (`train`) or by its running statistics (`eval`). `auto` values fit the number of steps;
     `lr: auto` is found by short trials on the validation split. `warmup_epochs`: at most a fifth
-    of all steps; one-cycle has its own.
+    of all steps; one-cycle has its own. `task`: by default what the targets look like.
     """
 
     epochs: int = 10
@@ -58,6 +59,7 @@ class FineTuneSettings:
     tensorboard: bool = False
     device: str = "auto"
     seed: int = 0
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ class FineTuned:
         return {
             "epochs": len(self.history),
             "best_epoch": self.best_epoch,
-            "validation_before": self.before.top1 if self.before else None,
-            "validation_recalibrated": self.recalibrated.top1 if self.recalibrated else None,
+            "validation_before": self.before.metrics.get("top1") if self.before else None,
+            "validation_recalibrated": self.recalibrated.metrics.get("top1")
+            if self.recalibrated
+            else None,
             "validation_top1": best,
             "chosen": self.chosen,
             "optimizer": settings.optimizer,

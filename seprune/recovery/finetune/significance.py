@@ -6,24 +6,26 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from seprune.data.placement import Batches, share
-from seprune.measure.metrics import logits_of
+from seprune.data.placement import Batches, resolve_task, share
 from seprune.runtime.distributed import join, sum_over_processes
 from seprune.runtime.inference import evaluating
+from seprune.tasks import Task
 
 SIGMAS = 2.0  # standard errors by which the mean difference has to exceed 0
 
 
-def image_losses(model: nn.Module, loader: Batches, device: torch.device) -> Tensor:
-    """Cross-entropy of every image of this process, (N,), float64."""
+def image_losses(
+    model: nn.Module, loader: Batches, device: torch.device, *, task: Task | None = None
+) -> Tensor:
+    """The loss of every image of this process, (N,), float64."""
     rank, world = join(device)
     losses = []
     with evaluating(model, device), torch.no_grad():
-        for images, labels in share(loader, device, rank, world):
-            logits = logits_of(model(images)).float()
-            losses.append(F.cross_entropy(logits, labels, reduction="none").double())
+        for batch in share(loader, device, rank, world, task=task):
+            task = resolve_task(task, loader, batch)
+            outputs = task.forward(model, batch, training=task.name == "detection")
+            losses.append(task.losses(outputs, task.split(batch).target).double())
     return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=device)
 
 

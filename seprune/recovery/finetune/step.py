@@ -20,6 +20,7 @@ from seprune.recovery.finetune.loss import decay_groups, loss_of, mix
 from seprune.recovery.finetune.sync_batchnorm import share_norms
 from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.inference import autocast
+from seprune.tasks import Classification, Task, infer_task
 
 if TYPE_CHECKING:
     from seprune.recovery.finetune import FineTuneSettings
@@ -37,6 +38,7 @@ class TrainState:
         device: torch.device,
     ):
         self.settings, self.device = settings, device
+        self.task = settings.task  # or what the first batch looks like
         self.accelerator = _accelerator(settings.precision, device)
         self.parts = settings.accumulate
         self.raw = copy.deepcopy(model).to(device)
@@ -73,6 +75,7 @@ class TrainState:
         times their number. Out of memory: the micro-batches are halved, for good, and the step is
         done again.
         """
+        self.task = self.task or infer_task((images, labels))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.settings.channels_last:
@@ -106,6 +109,8 @@ class TrainState:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         settings = self.settings
+        if self.task is not None and not isinstance(self.task, Classification):
+            return self._loss_of(self.task, images, labels)
         taught = None
         if settings.mixup or settings.cutmix:
             classes = self._classes(images)
@@ -132,6 +137,27 @@ class TrainState:
             alpha=settings.distill_alpha,
             temperature=settings.distill_temperature,
         )
+        if self.features is not None:
+            loss = loss + settings.distill_features * self.features.distance()
+        return loss
+
+    def _loss_of(self, task: Task, images: Tensor, target: Tensor) -> Tensor:
+        """The loss of a task that has no class numbers, beside that of distillation."""
+        settings, batch = self.settings, (images, target)
+        if settings.mixup or settings.cutmix:
+            raise UsageError(
+                f"images of the task {task.name} cannot be mixed",
+                why="mixup and cutmix mix class numbers",
+                fix="set finetune.mixup=0 and finetune.cutmix=0",
+            )
+        outputs = task.forward(self.model, batch, training=True)
+        loss = task.loss(outputs, target)
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = task.forward(self.teacher, batch)
+            temperature, alpha = settings.distill_temperature, settings.distill_alpha
+            soft = task.distillation(outputs, taught, temperature=temperature)
+            loss = (1 - alpha) * loss + alpha * soft
         if self.features is not None:
             loss = loss + settings.distill_features * self.features.distance()
         return loss

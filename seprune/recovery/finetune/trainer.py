@@ -156,7 +156,8 @@ class Trainer:
         return best_rate(tried)
 
     def _judge(self, images: Batches) -> Evaluation:
-        return evaluate(self.state.judged, images, device=str(self.device), track=self.track)
+        device, task = str(self.device), self.settings.task
+        return evaluate(self.state.judged, images, task=task, device=device, track=self.track)
 
     def epoch(self, validation: Batches | None) -> None:
         """The rest of one epoch, its validation, and the commit."""
@@ -233,6 +234,7 @@ class Trainer:
             score = evaluate(
                 self.state.judged,
                 validation,
+                task=self.settings.task,
                 device=str(self.device),
                 precision=self.settings.precision,
                 track=self.track,
@@ -244,7 +246,7 @@ class Trainer:
             step=(at.epoch + 1) * self.steps,
             loss=at.loss / self.steps,
             lr=self._rate(self.steps - 1),
-            top1=score.top1 if score else None,
+            top1=score.metrics.get("top1") if score else None,
             validation_loss=score.loss if score else None,
             images_per_second=speed,
         )
@@ -264,8 +266,10 @@ class Trainer:
         if score.count >= MANY or validation is None:
             return True
         if self.given_losses is None:
-            self.given_losses = image_losses(self.given, validation, self.device)
-        losses = image_losses(self.state.judged, validation, self.device)
+            self.given_losses = image_losses(
+                self.given, validation, self.device, task=self.settings.task
+            )
+        losses = image_losses(self.state.judged, validation, self.device, task=self.settings.task)
         return clearly_lower(losses, self.given_losses)
 
     def roll_back(self) -> None:
