@@ -229,6 +229,8 @@ def main() -> None:
     for marker, (document, _, _) in TABLES.items():
         path = ROOT / document
         write_text(path, rendered(path.read_text(), marker))
+    chinese = ROOT / "README.zh-CN.md"
+    write_text(chinese, rendered(chinese.read_text(), "six"))
     for figure in FIGURES:
         write_text(ROOT / figure, drawn(figure))
 

@@ -69,7 +69,12 @@ def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch):
 
 
 def test_every_link_in_readme_and_docs_leads_somewhere():
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "README.zh-CN.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]
     for page in pages:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
@@ -86,3 +91,12 @@ def test_every_anchor_in_the_docs_is_a_heading():
                     re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in heads
                 }
                 assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_the_chinese_readme_has_the_same_code_numbers_and_links():
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+    for pattern in (r"```\w+\n.*?```", r"<!-- six.*?<!-- end -->", r"<picture>.*?</picture>"):
+        assert re.findall(pattern, english, re.DOTALL) == re.findall(pattern, chinese, re.DOTALL)
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (english, chinese)]
+    assert links[0] - {"README.zh-CN.md"} == links[1] - {"README.md"}
+    assert _script().rendered(chinese, "six") == chinese

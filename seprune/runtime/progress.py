@@ -9,15 +9,7 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
-    """Gives the items of `iterable` on, one by one, and shows the way to `total`.
-
-    Args:
-        iterable: the work.
-        label: what is being done.
-        total: how many items `iterable` will give.
-        unit: what one item is.
-        live: asked again and again for the newest numbers to show beside it.
-    """
+    """Gives the items of an iterable on, one by one, and shows how far the work is."""
 
     def __call__(
         self,
@@ -27,7 +19,17 @@ class Track(Protocol):
         total: int,
         unit: str = "images",
         live: Callable[[], str] | None = None,
-    ) -> Iterator[T]: ...
+    ) -> Iterator[T]:
+        """Give the items of `iterable` on.
+
+        Args:
+            iterable: the work.
+            label: what is being done.
+            total: how many items `iterable` will give.
+            unit: what one item is.
+            live: asked again and again for the newest numbers to show beside it.
+        """
+        ...
 
 
 def silent(
