@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from seprune.runtime.files import (
     json_text,
     remove_folders,
     sha256,
-    write_text,
     write_together,
 )
 from seprune.runtime.interrupts import safe_point, unbroken
@@ -147,10 +147,13 @@ def _written(folder: Path, pattern: str) -> list[Path]:
 
 def keep_state_of(home: Path, key: str) -> None:
     """Remove the state of a training that stood on something else than `key` names."""
-    mark = home / _STATE / _KEY
-    if mark.is_file() and read_text(mark) != key:
+    state = home / _STATE
+    content = bytes_of(f"{key}\n".encode())
+    digest = hashlib.sha256(f"{key}\n".encode()).hexdigest()
+    if not holds(state, _KEY, digest):
         remove_folders(home, _STATE)
-    write_text(mark, key)
+    sums = bytes_of(f"{digest}  {_KEY}\n".encode())
+    write_together(state, {_KEY: content, f"{_KEY}.sha256": sums})
 
 
 def _settle(run: RunFolder, recipe_text: str) -> None:

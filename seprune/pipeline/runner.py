@@ -186,8 +186,8 @@ class Story:
     def train(self, given: Subject, key: str) -> _Done:
         assert self.recipe.train is not None  # `subject` asked
         home = self.folder.path / TRAINED
-        first(lambda: keep_state_of(home, key))
         self.data.decode()  # the reporting images too, which are not looked at before the end
+        first(lambda: keep_state_of(home, key))
         tuned = finetune(
             given.model,
             self.data,

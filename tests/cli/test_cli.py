@@ -91,7 +91,10 @@ def test_prune_evaluate_finetune_verify_on_files(seprune, weights, tmp_path):
 
     status, out, _ = seprune("evaluate", small, "--data", "digits", "--json")
     assert status == 0
-    assert set(json.loads(out)) == {"top1", "top5", "loss", "count", "nonfinite"}
+    found = json.loads(out)
+    assert set(found) == {"task", "metrics", "top1", "top5", "loss", "count", "nonfinite"}
+    assert found["task"] == "classification"
+    assert found["metrics"]["top1"] == found["top1"]
     assert json.loads(out)["count"] == 359
 
     status, out, _ = seprune(
