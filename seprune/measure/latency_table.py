@@ -88,7 +88,7 @@ class LatencyTable:
                 f"{path}: not a latency table",
                 why=str(error),
                 fix=f"remove it, and it is measured anew: rm '{path}'",
-                code="latency-table",
+                code="damaged",
             ) from error
 
 

@@ -59,7 +59,7 @@ class NetworkTimer:
             f"the runtime '{self.runtime}' cannot run this network",
             why=made,
             fix="--runtime eager, or plan.runtime: eager",
-            code="runtime",
+            code="export",
         )
 
     def ratio(self, calls: dict[str, Callable[..., Any]]) -> tuple[float, float]:
@@ -79,7 +79,6 @@ class NetworkTimer:
             why=f"both halves of {len(dense)} rounds differ by {spread:.0%}, "
             "and a budget is to be met within 3 %",
             fix="stop what else runs here, or give a budget in MACs: --macs 0.5",
-            code="noisy",
         )
 
 

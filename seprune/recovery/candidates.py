@@ -190,7 +190,6 @@ def _check(wanted: Sequence[Tensor], given: Sequence[Tensor]) -> None:
             "the outputs of the two networks cannot be compared",
             why=f"the parent gives {shapes[0] or 'no numbers'}, the other one {shapes[1]}",
             fix="choose among plans without trials: plan.candidates=false",
-            code="outputs",
         )
 
 
@@ -209,7 +208,6 @@ class _Trials:
                 "one image cannot both recover a network and judge it",
                 why="candidates are judged on images that they were not refitted on",
                 fix="give more calibration images, or plan.candidates=false",
-                code="images",
             )
         self.parent, self.images, self.options, self.device = parent, images, options, device
         spare = len(images) - options.images

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime.interrupts import unbroken
 from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import open_regular, read_text
 from seprune.runtime.transaction import Staging, clear, put_in_place, settle, sync
@@ -43,10 +44,12 @@ def write_with(path: Path, fill: Fill, *, need: int = 0) -> None:
     write_together(path.parent, {path.name: fill}, need=need)
 
 
+@unbroken()
 def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:
     """`write_with` for files of one folder: all of them are replaced, or none, also by a kill.
 
-    What an earlier writer that was killed left in the folder is completed or removed first.
+    What an earlier writer that was killed left in the folder is completed or removed first. A
+    first signal waits until the files are in place.
     """
     path, staging = folder / next(iter(parts)), None
     try:
