@@ -18,6 +18,7 @@ from seprune.checkpoint.weights import Choice, Weights, load_weights, select
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.runtime import files
 from seprune.runtime.child_process import child_environment, python_command
+from seprune.runtime.text import shell_word
 
 _UNWRITTEN = "not written, errno "
 _CHILD = "from seprune.checkpoint.convert import main; main(*sys.argv[1:3], weights=sys.argv[3])"
@@ -121,6 +122,6 @@ def _failed(path: Path, reason: str) -> InputError:
         f"{path}: cannot be converted",
         why=reason,
         fix="run it in the environment that the model was trained in; if its classes lie in files "
-        f"of your own: PYTHONPATH=FOLDER seprune convert --allow-pickle {path}",
+        f"of your own: PYTHONPATH=FOLDER seprune convert --allow-pickle {shell_word(path)}",
         code="checkpoint-convert",
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from seprune.checkpoint.sniff import damaged, incomplete
 from seprune.errors import InputError
+from seprune.runtime.text import shell_word
 
 CUT = "it ends in the middle"
 PICKLE_LIMIT = 1 << 25  # 32 MB; the index of a network with 10,000 tensors takes about 2
@@ -186,7 +187,7 @@ def refused(path: Path, what: str, *, called: str) -> InputError:
     return InputError(
         f"{path}: {what}",
         why=f"reading it could run code{f': it calls {called}' if called else ''}",
-        fix=f"if you trust its author: seprune convert --allow-pickle {path}",
+        fix=f"if you trust its author: seprune convert --allow-pickle {shell_word(path)}",
         code="checkpoint-pickled",
     )
 

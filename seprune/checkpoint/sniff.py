@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from seprune.errors import InputError
+from seprune.runtime.text import shell_word
 
 Kind = Literal["zip", "legacy", "pickle", "safetensors"]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -126,7 +127,7 @@ def unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
         f"{path}: cannot be read",
         why=why,
-        fix=f"check its permissions: ls -l '{path}'",
+        fix=f"check its permissions: ls -l {shell_word(path)}",
         code="checkpoint-unreadable",
     )
 
@@ -186,7 +187,7 @@ def _refuse_tar(path: Path, head: bytes) -> NoReturn:
             path,
             "it is a tar checkpoint of torch 0.1",
             why="torch has no safe reader for that format: reading it could run code",
-            fix=f"if you trust its author: seprune convert --allow-pickle {path}",
+            fix=f"if you trust its author: seprune convert --allow-pickle {shell_word(path)}",
             code="checkpoint-pickled",
         )
     what = f"it is a tar archive (first entry: {first!r})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from contextlib import AbstractContextManager, nullcontext
 
 from seprune.cli import console
@@ -71,7 +70,7 @@ def _run() -> int:
     except Exception as error:
         known = console.fault_behind(error)
         if known is None:
-            traceback.print_exc()
+            console.write_traceback()
         fault = known or console.bug(error)
     console.fail(fault)
     return fault.exit_status

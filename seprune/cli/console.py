@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -31,7 +32,8 @@ from seprune.runtime.text import printable
 
 T = TypeVar("T")
 QUIET_SECONDS = 10.0
-_ASCII = str.maketrans("█▏▎▍▌▋▊▉▁▂▃▄▅▆▇·×–—…━╸╺─", "#:::::::_.-:=+*.x--~----")
+_ASCII = str.maketrans("█▏▎▍▌▋▊▉▁▂▃▄▅▆▇·×–—−…━╸╺─", "#:::::::_.-:=+*.x---~----")
+_ASCII[ord("±")] = "+-"  # type: ignore[assignment]
 
 
 def process() -> int:
@@ -167,6 +169,17 @@ def tell(line: str) -> None:
     """One line for people."""
     if process() == 0:
         print(printable(line), file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """Text as a result on stdout."""
+    if process() == 0:
+        print(printable(text))
+
+
+def write_traceback() -> None:
+    """Where the error that is being handled came from, for the report of a bug."""
+    print(printable(traceback.format_exc()), file=sys.stderr, flush=True)
 
 
 def give(document: Any) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from seprune.cli import console, options
 from seprune.errors import UsageError
+from seprune.runtime.text import shell_word
 
 
 def convert(
@@ -46,6 +47,9 @@ def _beside(file: Path) -> Path:
     """FILE.safetensors; a file that is there already may be somebody's."""
     target = file.with_suffix(".safetensors")
     if target.exists():
-        raise UsageError(f"{target}: exists already", why="nothing is overwritten unasked",
-                         fix=f"seprune convert --allow-pickle {file} --out FILE")  # fmt: skip
+        raise UsageError(
+            f"{target}: exists already",
+            why="nothing is overwritten unasked",
+            fix=f"seprune convert --allow-pickle {shell_word(file)} --out FILE",
+        )
     return target

@@ -20,17 +20,19 @@ def env(json: options.Json = False) -> None:
         console.give(facts)
         return
     for name in ("python", "platform", "cpus"):
-        print(f"{name:20s} {facts[name]}")
-    print(f"{'free disk':20s} {facts['disk_free'] / 1e9:,.1f} GB here")
+        console.write(f"{name:20s} {facts[name]}")
+    console.write(f"{'free disk':20s} {facts['disk_free'] / 1e9:,.1f} GB here")
     pair = facts["pair"]
-    print(f"{'torch, torchvision':20s} {pair['torch']}, {pair['torchvision']}: "
-          + ("they fit" if pair["fits"] else f"do not fit ({pair['reason']})"))  # fmt: skip
+    console.write(f"{'torch, torchvision':20s} {pair['torch']}, {pair['torchvision']}: "
+                  + ("they fit" if pair["fits"] else f"do not fit ({pair['reason']})"))  # fmt: skip
     if pair["install"]:
-        print(f"{'':20s} {pair['install']}")
+        console.write(f"{'':20s} {pair['install']}")
     for device in facts["devices"]:
         more = ", ".join(f"{k} {v}" for k, v in device.items() if k not in ("device", "name"))
-        print(f"{device['device']:20s} {device['name']}{', ' if more else ''}{more}")
+        console.write(f"{device['device']:20s} {device['name']}{', ' if more else ''}{more}")
     for name, extra in facts["extras"].items():
-        print(f"{name + ', extra':20s} {'present' if extra['present'] else extra['install']}")
+        console.write(
+            f"{name + ', extra':20s} {'present' if extra['present'] else extra['install']}"
+        )
     for name, version in facts["packages"].items():
-        print(f"  {name:18s} {version or 'missing'}")
+        console.write(f"  {name:18s} {version or 'missing'}")

@@ -10,6 +10,7 @@ import typer
 
 from seprune.cli import console, options
 from seprune.errors import UsageError
+from seprune.runtime.text import shell_word
 
 if TYPE_CHECKING:
     from seprune.models import ModelLoader
@@ -117,7 +118,7 @@ def _network(run: Path) -> Path:
             raise UsageError(
                 f"{run}: holds {len(found)} networks",
                 why=", ".join(str(p.relative_to(run)) for p in found),
-                fix=f"seprune export {found[0]} ...",
+                fix=f"seprune export {shell_word(found[0])} ...",
             )
         if found:
             return found[0]

@@ -28,4 +28,4 @@ def models(
     if json:
         console.give(found)
     else:
-        print("\n".join(found))
+        console.write("\n".join(found))

@@ -33,10 +33,11 @@ def rank(
     made = stages.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
     if out is not None:
         from seprune.runtime.files import write_text
+        from seprune.runtime.text import csv_text
 
-        lines = [f"{name},{unit},{float(s)!r}" for name, scores in made.scores.items()
-                 for unit, s in enumerate(scores)]  # fmt: skip
-        write_text(out, "group,unit,score\n" + "\n".join(lines) + "\n")
+        rows = [(name, unit, repr(float(s))) for name, scores in made.scores.items()
+                for unit, s in enumerate(scores)]  # fmt: skip
+        write_text(out, csv_text([("group", "unit", "score"), *rows]))
     if work.json:
         scores = {name: s.tolist() for name, s in made.scores.items()}
         console.give({"criterion": importance, "scores": scores})

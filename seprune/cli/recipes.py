@@ -45,7 +45,7 @@ def recipes_ls(json: options.Json = False) -> None:
         wide = 2 + max(map(len, found))
         for name, line in found.items():
             head, *more = textwrap.wrap(line, max(20, console.stdout().width - wide)) or [""]
-            print(f"{name:{wide}s}{head}", *(" " * wide + text for text in more), sep="\n")
+            console.write("\n".join([f"{name:{wide}s}{head}", *(" " * wide + t for t in more)]))
 
 
 @app.command("show")
@@ -56,7 +56,7 @@ def recipes_show(name: Name) -> None:
     Example:
       seprune recipes show quickstart
     """
-    print(_shipped(name).read_text(encoding="utf-8"), end="")
+    console.write(_shipped(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
 @app.command("cp")

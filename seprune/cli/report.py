@@ -10,6 +10,7 @@ import typer
 from seprune.cli import console, options
 from seprune.errors import InputError
 from seprune.pipeline.journal import JOURNAL
+from seprune.runtime.text import shell_word
 
 
 def report(
@@ -71,6 +72,7 @@ def require_finished(run: Path) -> None:
         raise InputError(
             f"{run}: the run is not finished",
             why="it has no report.json yet",
-            fix=f"go on with: seprune run {run / 'recipe.yaml'} --out {run}",
+            fix=f"go on with: seprune run {shell_word(run / 'recipe.yaml')} "
+            f"--out {shell_word(run)}",
             code="unfinished",
         )

@@ -67,7 +67,7 @@ def _list(cells: list[Cell], out: Path, *, json: bool) -> None:
         console.give(said)
         return
     for row in said:
-        print(f"{row['index']:>4}  {'ended' if row['ended'] else '     '}  {row['cell']}")
+        console.write(f"{row['index']:>4}  {'ended' if row['ended'] else '     '}  {row['cell']}")
 
 
 def _one(

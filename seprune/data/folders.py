@@ -15,6 +15,7 @@ from PIL import Image
 from seprune.data import fingerprint
 from seprune.data.decode import FORMATS, Range, range_of_files, read_image
 from seprune.errors import InputError
+from seprune.runtime.text import shell_word
 
 EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 
@@ -170,7 +171,7 @@ def _regular(entry: os.DirEntry[str]) -> Path:
         raise InputError(
             f"{entry.path}: not a regular file",
             why="it is a pipe, a device or a socket with the name of an image",
-            fix=f"rm '{entry.path}'",
+            fix=f"rm {shell_word(entry.path)}",
             code="unreadable",
         )
     return Path(entry.path)

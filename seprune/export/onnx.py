@@ -215,7 +215,16 @@ def open_onnx(path: Path) -> Run:
 
 
 def _open_pt2(path: Path) -> Run:
-    program = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    try:
+        with _quiet("torch.export", "torch._export"), redirect_stderr(io.StringIO()):
+            program = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    except Exception as error:  # names of layers that torch writes, and does not read again
+        raise InputError(
+            "the network cannot be exported: torch does not read again what it wrote",
+            why=shorten(str(error) or type(error).__name__, 200),
+            fix="give its layers names of letters, digits and _",
+            code="export",
+        ) from error
     return lambda images: tree_leaves(program(images))
 
 

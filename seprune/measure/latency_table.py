@@ -21,6 +21,7 @@ from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.reading import read_json
+from seprune.runtime.text import shell_word
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
 FORMAT = 1
@@ -87,7 +88,7 @@ class LatencyTable:
             raise InputError(
                 f"{path}: not a latency table",
                 why=str(error),
-                fix=f"remove it, and it is measured anew: rm '{path}'",
+                fix=f"remove it, and it is measured anew: rm {shell_word(path)}",
                 code="damaged",
             ) from error
 

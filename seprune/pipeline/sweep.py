@@ -25,6 +25,7 @@ from seprune.runtime import files, reading
 from seprune.runtime.child_process import child_environment
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.paths import inside
+from seprune.runtime.text import shell_word
 
 SHARED, LOG = "shared", "log.txt"
 LOCKED = 6  # the exit status of a cell that another process works on
@@ -60,7 +61,7 @@ def cells(path: str, overrides: Sequence[str], *, allow_code: bool = False) -> l
         raise UsageError(
             "nothing to sweep: no key has several values",
             why="values with commas between them make the cells",
-            fix=f"seprune sweep {path} seed=0,1,2, or seprune run for a single run",
+            fix=f"seprune sweep {shell_word(path)} seed=0,1,2, or seprune run for a single run",
         )
     names = _short(swept)
     found = []

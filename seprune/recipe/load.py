@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ def recipe_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _validated(document: Document) -> Recipe:
+    if broken := list(_not_text(document)):  # the check below would not name their keys
+        document.problems.extend(broken)
+        raise _error(document)
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
@@ -117,6 +120,22 @@ def _refuse_code(document: Document, value: Any, key: Key, *, allow_code: bool) 
             message = "names code to run; say model.name=FILE.py:FUNCTION and --allow-code"
             message = f"{message} on the command line (got {short(value)})"
             document.problems.append(Problem(place, dotted(key), message))
+
+
+def _not_text(document: Document) -> Iterator[Problem]:
+    """File names whose bytes are no characters; Python spells such bytes as surrogates."""
+    for key, value in _texts(document.data, ()):
+        if not value.isprintable() and re.search("[\ud800-\udfff]", value):
+            message = "is not UTF-8 text: rename the file, or give a UTF-8 locale: LC_ALL=C.UTF-8"
+            yield Problem(document.place_of(key), dotted(key), f"{message} (got {short(value)})")
+
+
+def _texts(value: Any, key: Key) -> Iterator[tuple[Key, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(item, (*key, name))
 
 
 _WORDS = {

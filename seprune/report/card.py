@@ -6,6 +6,7 @@ import json
 
 from seprune.report import words
 from seprune.report.measurement import Measurement, Report
+from seprune.runtime.text import printable
 
 
 def model_card(report: Report, measurement: Measurement) -> str:
@@ -27,7 +28,7 @@ def model_card(report: Report, measurement: Measurement) -> str:
         _results(report, measurement),
         f"Measured on {measurement.count} images of {_line(source)}.",
         "## Made with",
-        f"```sh\n{report.command}\n```",
+        f"```sh\n{_code(report.command)}\n```",
         f"Seed {report.seed}, {report.created}.",
     ]
     if remarks := words.missing(report):
@@ -73,4 +74,12 @@ def _results(report: Report, measurement: Measurement) -> str:
 
 def _line(text: object) -> str:
     """One line of Markdown: names come from files and folders."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    plain = printable(" ".join(str(text).split()), keep="")
+    for mark, shown in (("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("[", "\\[")):
+        plain = plain.replace(mark, shown)
+    return plain
+
+
+def _code(text: str) -> str:
+    """One line inside of a fence, which it cannot end."""
+    return printable(text, keep="").replace("```", "~~~")

@@ -18,6 +18,7 @@ from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.interrupts import unbroken
 from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import open_regular, read_text
+from seprune.runtime.text import shell_word
 from seprune.runtime.transaction import Staging, clear, put_in_place, settle, sync
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ def _environment_fault(path: Path, error: OSError) -> EnvironmentFault:
         errno.EFBIG: "raise the file-size limit (ulimit -f) and run the same command again",
         errno.EACCES: "choose a folder you may write to with --out",
         errno.EROFS: "choose a folder you may write to with --out",
-        errno.ELOOP: f"it is a link, which is never followed for writing: rm '{path}'",
+        errno.ELOOP: f"it is a link, which is never followed for writing: rm {shell_word(path)}",
     }
     return EnvironmentFault(
         f"{path}: cannot be written",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from seprune.errors import InputError
+from seprune.runtime.text import shell_word
 
 LONGEST = 4096  # characters of a name; what Linux allows for a path
 
@@ -46,6 +47,6 @@ def inside(folder: Path, name: object) -> Path:
     raise InputError(
         f"{folder}: refused to use the name {str(name)[:80]!r} in it",
         why=fault,
-        fix=f"remove the entry or the link, or use another folder: ls -lR '{folder}'",
+        fix=f"remove the entry or the link, or use another folder: ls -lR {shell_word(folder)}",
         code="path",
     )

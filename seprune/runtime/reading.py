@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seprune.errors import InputError
+from seprune.runtime.text import shell_word
 
 TEXT_LIMIT = 64 << 20  # bytes; a report of 100,000 channels takes 20 MB
 VALUES_LIMIT = 4_000_000  # of one JSON document
@@ -90,7 +91,9 @@ def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
         ) from error
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read", why=error.strerror or str(error), fix=f"ls -l '{path}'"
+            f"{path}: cannot be read",
+            why=error.strerror or str(error),
+            fix=f"ls -l {shell_word(path)}",
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(
@@ -151,6 +154,8 @@ def _kind(mode: int) -> str:
 
 def _refuse(path: Path, what: str, *, why: str) -> NoReturn:
     raise InputError(
-        f"{path}: {what}", why=why, fix=f"give another file, or look at it: ls -lL '{path}'",
+        f"{path}: {what}",
+        why=why,
+        fix=f"give another file, or look at it: ls -lL {shell_word(path)}",
         code="unreadable",
-    )  # fmt: skip
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_ESCAPE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
 def printable(text: str, *, keep: str = "\n") -> str:
@@ -28,10 +31,19 @@ def printable(text: str, *, keep: str = "\n") -> str:
     )
 
 
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it.
+def shell_word(text: object) -> str:
+    """`text`, a path above all, as one word of a command line that a message advises to type.
 
-    Numbers stay as they are, also those that come as text.
+    Names that somebody else chose may hold spaces, quotes and semicolons.
+    """
+    return shlex.quote(str(text))
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV that is safe to show and to open.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, and what
+    `printable` escapes is escaped. Numbers stay as they are, also those that come as text.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -41,14 +53,18 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 def csv_cell(value: object) -> object:
     """One value as `csv_text` writes it."""
-    if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
+    if not isinstance(value, str) or _is_number(value):
         return value
-    return f"'{value}"
+    text = value
+    if printable(text, keep="") != text or _ESCAPE.search(text):
+        text = printable(text.replace("\\", "\\\\"), keep="")
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def from_csv_cell(text: str) -> str:
     """The text that `csv_cell` was given."""
-    return text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
+    bare = text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
+    return _ESCAPE.sub(lambda found: ast.literal_eval(f'"{found.group()}"'), bare)
 
 
 def _is_number(text: str) -> bool:

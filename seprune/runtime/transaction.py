@@ -21,6 +21,7 @@ from pathlib import Path
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.paths import inside
 from seprune.runtime.reading import read_json
+from seprune.runtime.text import shell_word
 
 UNFINISHED = ".seprune.part"
 """How names of temporary folders end; nobody else's do."""
@@ -142,7 +143,7 @@ def _settle(folder: Path) -> None:
         raise InputError(
             f"{path}: not a record that seprune wrote",
             why="it does not name temporary files and their places",
-            fix=f"remove it: rm '{path}'",
+            fix=f"remove it: rm {shell_word(path)}",
             code="damaged",
         )
     for name, temporary in names.items():

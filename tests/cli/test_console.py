@@ -1,13 +1,19 @@
 """One way to the terminal, in which data are never obeyed."""
 
+import ast
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
+import seprune
 from seprune.cli import console
+
+PACKAGE = Path(seprune.__file__).parent
+PRINTING = {"print", "sys.stdout.write", "sys.stderr.write", "traceback.print_exc"}
 
 NASTY = "[/x] [red]b[/red] :smile: \x1b]0;pwned\x07\x9b2J \u202e"
 SHOWN = r"[/x] [red]b[/red] :smile: \x1b]0;pwned\x07\x9b2J \u202e"
@@ -45,6 +51,33 @@ def test_a_printed_line_is_text():
 def test_an_ascii_terminal_gets_ascii():
     shown = output(Text("█▏▄ 3 × 4 · – …"), "ascii")
     assert shown == "#:: 3 x 4 . - ~\n"
+
+
+def test_every_character_of_ours_that_is_not_ascii_has_one_that_is():
+    ours = {
+        letter
+        for path in (*PACKAGE.glob("report/*.py"), *PACKAGE.glob("cli/*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for letter in node.value
+        if not letter.isascii()
+    }
+    assert ours
+    assert "".join(sorted(ours)).translate(console._ASCII).isascii()
+
+
+def test_only_the_console_prints():
+    """Else names from files would reach the terminal as they are."""
+    printing = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "console.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in PRINTING
+        and ast.unparse(node) != "print(f'seprune {__version__}')"
+    ]
+    assert printing == []
 
 
 def test_lines_and_json_are_escaped_and_json_says_the_same(capsys):

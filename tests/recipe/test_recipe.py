@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from seprune.errors import UsageError
 from seprune.recipe import Recipe, dump_recipe, load_recipe, recipe_folder, recipe_schema
 from seprune.recipe.budget import Budget
-from seprune.recipe.load import known_keys
+from seprune.recipe.load import known_keys, recipe_of
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "name: a\nmodel:\n  name: seprune/se_resnet20\ndata:\n  source: digits\n"
@@ -26,6 +26,16 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
     path = tmp_path / "r.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
+
+
+def test_names_that_are_no_text_are_named_by_their_key():
+    values = {"name": "a", "model": {"name": "b\udcff"}, "data": {"source": "\udcfe.d"}}
+    with pytest.raises(UsageError) as caught:
+        recipe_of(values)
+    assert caught.value.what.splitlines() == [
+        'command line data.source: is not UTF-8 text: rename the file, or give a UTF-8 locale: LC_ALL=C.UTF-8 (got "\udcfe.d")',
+        'command line model.name: is not UTF-8 text: rename the file, or give a UTF-8 locale: LC_ALL=C.UTF-8 (got "b\udcff")',
+    ]
 
 
 def refusal(path: Path | str, *overrides: str) -> list[str]:

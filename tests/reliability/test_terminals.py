@@ -49,7 +49,7 @@ def test_a_run_whose_reader_goes_keeps_its_stages_and_goes_on(tiny_run):
     tiny_run.finished(out)
 
 
-@pytest.mark.parametrize("numbers", [(1,), (0, 1, 2)])
+@pytest.mark.parametrize("numbers", [pytest.param((1,), marks=pytest.mark.slow), (0, 1, 2)])
 def test_closed_streams_change_no_result(tiny_run, numbers):
     """The next file that is opened would get the number of the closed one, and our messages."""
     out = tiny_run.home / f"closed{len(numbers)}{numbers[0]}"
@@ -120,3 +120,46 @@ def test_a_sweep_runs_no_module_of_the_working_folder(tmp_path, canary):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert str(tmp_path) not in done.stdout
+
+
+ODD_NAMES = """
+from torch import nn
+
+ODD = "[/x]\\x1b]0;pwned\\x07=1+1"
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add_module(ODD, nn.Conv2d(1, 16, 3))
+        self.add_module("=1+1", nn.Conv2d(16, 16, 3))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images):
+        features = self._modules["=1+1"](self._modules[ODD](images).relu()).relu()
+        return self.head(features.mean((2, 3)))
+
+
+def make():
+    return Net()
+"""
+
+
+def test_names_of_layers_are_shown_and_not_obeyed(terminal, tmp_path):
+    (tmp_path / "odd.py").write_text(ODD_NAMES)
+    net = (f"{tmp_path}/odd.py:make", "--allow-code", "--input", "1x8x8")
+    ended = terminal("rank", *net, "--importance", "l2", "--out", tmp_path / "scores.csv")
+    assert ended.status == 0, ended.err
+    assert r"[/x]\x1b]0;pwned\x07=1+1" in ended.err
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines[1].startswith(r"[/x]\x1b]0;pwned\x07=1+1,0,")
+    assert lines[17].startswith("'=1+1,0,")
+    small = tmp_path / "small"
+    made = terminal("prune", *net, "--importance", "l2", "--macs", "0.5", "--out", small)
+    assert made.status == 0, made.err
+    exported = terminal(
+        "export", small, "--allow-code", "--pt2", tmp_path / "m.pt2", "--json", seconds=60
+    )
+    exported.refused(3, "export", says="torch does not read again what it wrote")
+    assert not (tmp_path / "m.pt2").exists()
+    assert "\x1b" not in ended.err + made.err + exported.err

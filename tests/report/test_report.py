@@ -429,6 +429,16 @@ def test_the_model_card_has_front_matter_and_numbers() -> None:
     assert report.command in card
 
 
+def test_names_in_the_model_card_are_text() -> None:
+    name = "a\x1b]0;t\x07 [click](http://x) <img> `b` | c\n# d"
+    report = dataclasses.replace(make_report(), command="seprune run a\n```\n# b")
+    report = dataclasses.replace(report, name=name, data=report.data | {"source": name})
+    card = model_card(report, report.measurements[-1])
+    assert "# a\\x1b]0;t\\x07 \\[click](http://x) &lt;img> 'b' \\| c # d\n" in card
+    assert not set(card) & set("\x1b\x07")
+    assert "seprune run a\\n~~~\\n# b\n```" in card
+
+
 def test_the_page_is_small_complete_and_offline(tmp_path) -> None:
     report = make_report(SE_RESNET_50)
     write_html(report, tmp_path / "my report é.html")

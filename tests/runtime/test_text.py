@@ -2,9 +2,13 @@
 
 import csv
 import io
+import os
+import shlex
 
 import pytest
 
+from seprune.errors import InputError
+from seprune.runtime.reading import read_text
 from seprune.runtime.text import csv_cell, csv_text, from_csv_cell, printable
 
 
@@ -27,7 +31,16 @@ def test_what_a_terminal_would_obey_or_hide_is_escaped(text, shown):
     assert printable(text, keep="") == shown.replace("\n", "\\n")
 
 
-FORMULAS = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "'=1", "''=1", "\n=1"]
+ESCAPED = {
+    "\x1b]0;t\x07": "\\x1b]0;t\\x07",
+    "a\u202eb\\x": "a\\u202eb\\\\x",
+    "\\x41": "\\\\x41",
+    "\\\\": "\\\\\\\\",
+    "a\nb": "a\\nb",
+    "\udcff": "\\udcff",
+    "C:\\data": "C:\\data",
+}
+FORMULAS = ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "'=1", "''=1"]
 
 
 @pytest.mark.parametrize("text", [*FORMULAS, "plain", "'quoted'", "", "-0.5", "+1e3", "a=b"])
@@ -36,6 +49,24 @@ def test_csv_cells_come_back_and_none_is_a_formula(text):
     assert from_csv_cell(cell) == text
     assert not cell.lstrip("'").startswith(("=", "@")) or cell.startswith("'")
     assert (cell != text) == (text in FORMULAS)
+
+
+@pytest.mark.parametrize("text", [*ESCAPED, "\t=1", "\r=1", "=\x1b"])
+def test_csv_cells_hold_no_control_character_and_come_back(text):
+    ((cell,),) = csv.reader(io.StringIO(csv_text([[text]])), strict=True)
+    assert cell == ESCAPED.get(text, cell)
+    assert printable(cell, keep="") == cell
+    assert from_csv_cell(cell) == text
+
+
+@pytest.mark.parametrize("name", ["a b", "it's; touch x", "$(x) `y`", "\n|"])
+def test_advice_with_a_foreign_name_is_one_word_of_a_command(tmp_path, name):
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(InputError) as caught:
+        read_text(path)
+    advice = caught.value.fix.partition("look at it: ")[2]
+    assert shlex.split(advice) == ["ls", "-lL", str(path)]
 
 
 def test_numbers_stay_numbers():
