@@ -15,7 +15,7 @@ from seprune.graph.trace import Node, Ref, Trace
 VIEWS = {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze",
     "squeeze", "expand", "clone", "detach", "alias", "_to_copy", "contiguous", "select", "slice",
-    "repeat", "unbind", "split", "split_with_sizes", "lift_fresh",
+    "repeat", "unbind", "split", "split_with_sizes", "lift_fresh", "flip", "roll",
 }  # fmt: skip
 MEANS = {
     "mean", "sum", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
@@ -123,7 +123,10 @@ class Flow:
             return ""
         if before > 1:
             return named or "other"
-        flattened = self.wide(self.strip(open_[0])[0]) > 1
+        # positions that become columns are mixed by a layer, those that become rows are not
+        origin = self.strip(open_[0])[0]
+        rows = self.trace.shape(origin)[:1] == self.trace.shape(open_[0])[:1]
+        flattened = rows and self.wide(origin) > 1
         return "other" if op in ("addmm", "mm") and flattened else ""
 
     def wide(self, value: int) -> int:

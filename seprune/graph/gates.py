@@ -6,6 +6,7 @@ and channel, and multiplies a feature map over those channels (Hu et al., arXiv:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -290,7 +291,10 @@ class _Finder:
         makers = [node.id for v in chain[1:] if (node := self.flow.producer(v)) is not None]
         uses = list(zip(chain, [*makers, product.node.id]))
         cut = [i for i, v in enumerate(chain) if self.detached(v)]
-        seen = self.taps.before(uses[max(cut, default=0) :]) or self.taps.before(uses)
+        behind = uses[max(cut, default=0) :]
+        own = self.size(chain[0])  # a gate that is repeated at every position has other derivatives
+        narrow = [(v, node) for v, node in behind if self.size(v) == own]
+        seen = self.taps.before(narrow) or self.taps.before(behind) or self.taps.before(uses)
         if seen is None:
             return {}
         features = self.taps.first([branch.features]) if branch.plain else None
@@ -301,6 +305,9 @@ class _Finder:
             "features": features[1] if features else None,
             **place,
         }
+
+    def size(self, value: int) -> int:
+        return math.prod(self.trace.shape(value))
 
     def detached(self, value: int) -> bool:
         """Whether derivatives end at a value, so that a gate has to be read behind it."""

@@ -59,18 +59,19 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return []
 
 
-def same(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether two lists of tensors hold the same values, to a relative 1e-6."""
-    return len(ones) == len(others) and all(map(_equal, ones, others))
+def same(ones: Sequence[Tensor], others: Sequence[Tensor], tolerance: float = _TOLERANCE) -> bool:
+    """Whether two lists of tensors hold the same values, relative to the largest of each."""
+    pairs = zip(ones, others, strict=False)
+    return len(ones) == len(others) and all(_equal(a, b, tolerance) for a, b in pairs)
 
 
-def _equal(one: Tensor, two: Tensor) -> bool:
+def _equal(one: Tensor, two: Tensor, tolerance: float = _TOLERANCE) -> bool:
     if one.shape != two.shape:
         return False
     if not one.is_floating_point() or not two.is_floating_point():
         return bool(torch.equal(one, two))
     scale = float(torch.nan_to_num(two, posinf=0.0, neginf=0.0).abs().max()) if two.numel() else 0.0
-    near = torch.isclose(one, two.to(one), rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
+    near = torch.isclose(one, two.to(one), rtol=tolerance, atol=tolerance * scale, equal_nan=True)
     return bool(near.all())
 
 
