@@ -34,7 +34,10 @@ def test_every_figure_is_what_the_kept_json_draws(figure):
 def test_every_command_in_the_readme_exists():
     from seprune.cli import app
 
-    known = {c.name or c.callback.__name__ for c in app.registered_commands} | {"recipes"}
+    known = {c.name or c.callback.__name__ for c in app.registered_commands} | {
+        "recipes",
+        "latency-table",
+    }
     text = (ROOT / "README.md").read_text()
     used = set(re.findall(r"^seprune (\w+)", text, re.MULTILINE))
     used |= set(re.findall(r"`seprune (\w+)", text))

@@ -17,6 +17,7 @@ from seprune.cli import (
     export,
     finetune,
     inspect,
+    latency_table,
     models,
     options,
     prune,
@@ -61,6 +62,7 @@ app = typer.Typer(
 for name, command in COMMANDS.items():
     app.command(name)(options.spread(command))
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(latency_table.app, name="latency-table")
 
 
 def _print_version(wanted: bool) -> None:

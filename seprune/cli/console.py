@@ -251,7 +251,7 @@ def help_line() -> str:
     from seprune.cli import app
 
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
-    words = [w for w in sys.argv[1:2] if w in known | {"recipes"}]
+    words = [w for w in sys.argv[1:2] if w in known | {"recipes", "latency-table"}]
     return " ".join(["seprune", *words, "--help"])
 
 

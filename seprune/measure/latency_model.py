@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from seprune.errors import UsageError
+from seprune.errors import InputError, UsageError
 from seprune.graph.groups import NetworkStructure
 from seprune.measure.latency_table import (
     LatencyModel,
@@ -22,8 +23,7 @@ from seprune.measure.latency_table import (
 from seprune.measure.timers import EagerTimer, OnnxTimer
 from seprune.measure.work_items import work_items
 from seprune.runtime.progress import Track, silent
-
-RUNTIMES = ("eager", "compiled", "onnx")
+from seprune.runtime.text import shell_word
 
 
 def latency_model(
@@ -49,12 +49,37 @@ def latency_model(
         InputError: the file is not a table.
     """
     key = key or TableKey.here("eager", batch=1)
-    path = cache_folder() / key.file_name()
+    path = table_path(key)
     items = work_items(model, structure, inputs)
     table = open_table(path, key, note)
     with torch.random.fork_rng([]):  # random operands must not move the caller's random state
         build_table(table, grid(items), timer_of(key), path=path, track=track)
     return LatencyModel(items, table)
+
+
+def table_path(key: TableKey) -> Path:
+    """Where the table of this key is kept."""
+    return cache_folder() / key.file_name()
+
+
+def adopt(path: Path, key: TableKey, note: Callable[[str], None]) -> None:
+    """Add the times of an exported table to the one that is kept, if it is of the same key.
+
+    Args:
+        note: is given a sentence where it is of something else.
+
+    Raises:
+        InputError: there is no such file, or it is not a table.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file",
+            why="a latency table is to be read from it",
+            fix=f"seprune latency-table export {shell_word(path)} on a machine that has one",
+        )
+    kept = open_table(table_path(key), key, note)
+    kept.times = {**open_table(path, key, note).times, **kept.times}
+    kept.save(table_path(key))
 
 
 def timer_of(key: TableKey) -> Timer:

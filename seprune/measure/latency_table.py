@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from seprune.errors import InputError
+from seprune.errors import InputError, UsageError
 from seprune.measure.latency import device_name
+from seprune.measure.timers import require_onnx
 from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent
@@ -25,6 +26,7 @@ from seprune.runtime.text import shell_word
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
 FORMAT = 1
+RUNTIMES = ("eager", "compiled", "onnx")
 SAVE_SECONDS = 5.0  # between two writes of a table that is being built
 Timer = Callable[[Operator], float]
 
@@ -47,7 +49,20 @@ class TableKey:
 
     @classmethod
     def here(cls, runtime: str, *, batch: int, device: str = "cpu") -> TableKey:
-        """The key of this machine. `compiled` uses the table of `eager`."""
+        """The key of this machine. `compiled` uses the table of `eager`.
+
+        Raises:
+            UsageError: an unknown runtime.
+            EnvironmentFault: the runtime is not installed.
+        """
+        if runtime not in RUNTIMES:
+            raise UsageError(
+                f"unknown runtime '{runtime}'",
+                why=f"known: {', '.join(RUNTIMES)}",
+                fix="--runtime eager",
+            )
+        if runtime == "onnx":
+            require_onnx()
         package = "onnxruntime" if runtime == "onnx" else "torch"
         runtime = "eager" if runtime == "compiled" else runtime
         threads = torch.get_num_threads() if device == "cpu" else 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from seprune import cli
-from seprune.cli import recipes
+from seprune.cli import latency_table, recipes
 from seprune.cli.app import COMMANDS
 from seprune.export.pruned_model import load
 from seprune.measure.flops import count
@@ -321,8 +321,9 @@ def test_every_command_is_in_the_file_of_its_name():
 def commands():
     """Every command line that has a help, down to the subcommands."""
     names = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
-    inner = {f"recipes {c.name}" for c in recipes.app.registered_commands}
-    return ["", *sorted(names), "recipes", *sorted(inner)]
+    nested = {"recipes": recipes.app, "latency-table": latency_table.app}
+    inner = {f"{n} {c.name}" for n, app in nested.items() for c in app.registered_commands}
+    return ["", *sorted({*names, *nested, *inner})]
 
 
 @pytest.mark.parametrize("command", commands())
