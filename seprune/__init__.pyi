@@ -13,8 +13,9 @@ from .errors import (
 from .export.architecture import Architecture
 from .export.onnx import Exported, export_model
 from .export.pruned_model import load, save
+from .graph.cost_terms import Term
 from .graph.gates import Gate, find_gates
-from .graph.groups import ChannelGroup, GateLink, Member, NetworkStructure, ScoreSource, Term
+from .graph.groups import ChannelGroup, GateLink, Member, NetworkStructure, ScoreSource
 from .importance.ablation import (
     AblationLoss,
     GroupSensitivity,

@@ -121,6 +121,7 @@ class Walker:
         self.trace = trace
         self.modules = dict(model.named_modules())
         self.result = ChannelIds()
+        self.readers = trace.consumers()
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
         self.first = {  # of the modules that hold the same weight

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from seprune.graph.channel_ids import ChannelIds, solve
+from seprune.graph.cost_terms import CostTerms, Term
 from seprune.graph.gates import Gate, gates_of
 from seprune.graph.op_rules import assign_channel_ids
 from seprune.graph.score_sites import ScoreSites, Site
+from seprune.graph.sizes import is_size, written_sizes
 from seprune.graph.tap_points import Tap
 from seprune.graph.trace import Trace, record
 from seprune.runtime.short_table import ShortTable, Tabular
@@ -25,7 +28,7 @@ class Member:
     """One side of one layer: unit u of the group stands at the positions `index[u]`."""
 
     layer: str
-    side: str  # "out" | "in" | "dimN" of a bare parameter | ".attribute"
+    side: str  # "out" | "in" | "dimN" of a bare parameter | ".attribute" | "function#call[entry]"
     index: Positions  # (units, positions per unit)
     total: int  # positions of that side before the cut
 
@@ -85,26 +88,8 @@ class ChannelGroup:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers whose outputs are these channels."""
-        return tuple(dict.fromkeys(m.layer for m in self.members if m.side != "in"))
-
-
-@dataclass(frozen=True)
-class Term:
-    """A cost that is proportional to the width of every factor.
-
-    A factor is (fixed positions, {group: positions per unit}, all positions).
-    """
-
-    cost: int
-    factors: tuple[tuple[int, Mapping[str, int], int], ...]
-
-    def at(self, kept: Mapping[str, int]) -> int:
-        """The cost with `kept` units in each group."""
-        top, bottom = self.cost, 1
-        for fixed, groups, total in self.factors:
-            top *= fixed + sum(each * kept[name] for name, each in groups.items())
-            bottom *= total
-        return top // bottom
+        made = [m.layer for m in self.members if m.side != "in" and not is_size(m.side)]
+        return tuple(dict.fromkeys(made))
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,12 +153,25 @@ def find_structure(
     Raises:
         InputError: the forward fails or does not end; names the layer.
     """
+    return find_sized_structure(model, inputs, limit_seconds=limit_seconds)[0]
+
+
+SizeMembers: TypeAlias = Mapping[tuple[str, str], Mapping[str, Member]]
+"""(module, side) of a size that a call is given -> what it would be a member of, by group."""
+
+
+def find_sized_structure(
+    model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0
+) -> tuple[NetworkStructure, SizeMembers]:
+    """`find_structure`, and the sizes in the forward that may have to follow the groups' widths."""
     trace = record(model, inputs, limit_seconds=limit_seconds)
     channel_ids = assign_channel_ids(trace, model)
     gates = gates_of(trace, channel_ids, model)
     builder = _Builder(trace, channel_ids, gates)
     groups = builder.groups()
-    return NetworkStructure(gates, groups, builder.macs(), builder.params(model))
+    costs = CostTerms(channel_ids, builder.classes, builder.owner, builder.units)
+    structure = NetworkStructure(gates, groups, costs.macs(), costs.params(model))
+    return structure, builder.sizes()
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,7 @@ class _Builder:
         self.classes_at = [self.of(slot.ids) for slot in channel_ids.slots]
         self.owner: dict[int, str] = {}  # class -> group
         self.units: dict[str, int] = {}
+        self.members: dict[str, tuple[int, ...]] = {}  # group -> its classes
 
     def of(self, ids: Tensor) -> Positions:
         return np.asarray(self.classes[ids.clamp_min(0).numpy()])
@@ -210,6 +209,7 @@ class _Builder:
             name = layer if seen[layer] == 1 else f"{layer}#{seen[layer]}"
             self.owner.update(dict.fromkeys(draft.classes, name))
             self.units[name] = len(draft.classes)
+            self.members[name] = draft.classes
             made.append(self.group(name, draft, sites.of(number)))
         return tuple(made)
 
@@ -288,40 +288,22 @@ class _Builder:
                 )
         return tuple(found)
 
-    # -- costs --------------------------------------------------------------------------------
-
-    def macs(self) -> tuple[Term, ...]:
-        return tuple(
-            Term(cost.macs, tuple(self.factor(self.of(f)) for f in cost.factors))
-            for cost in self.channel_ids.costs
-        )
-
-    def params(self, model: nn.Module) -> tuple[Term, ...]:
-        sides = {(s.layer, s.side): h for s, h in zip(self.channel_ids.slots, self.classes_at)}
-        terms = []
-        for path, parameter in model.named_parameters():
-            owner, _, leaf = path.rpartition(".")
-            factors = [h for d in range(parameter.dim()) if (path, f"dim{d}") in sides
-                       for h in [sides[path, f"dim{d}"]]]  # fmt: skip
-            out, into = sides.get((owner, "out")), sides.get((owner, "in"))
-            if out is not None and len(out) in parameter.shape[:2]:
-                factors.append(out)
-                if (
-                    leaf == "weight"
-                    and into is not None
-                    and owner not in self.channel_ids.by_conv_group
-                ):
-                    factors.append(into)
-            terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
-        return tuple(terms)
-
-    def factor(self, classes_at: Positions) -> tuple[int, Mapping[str, int], int]:
-        counts: dict[str, int] = {}
-        for number, count in zip(*np.unique(classes_at, return_counts=True)):
-            name = self.owner.get(int(number), "")
-            counts[name] = counts.get(name, 0) + int(count)
-        fixed = counts.pop("", 0)
-        return fixed, {n: c // self.units[n] for n, c in counts.items()}, len(classes_at)
+    def sizes(self) -> SizeMembers:
+        """The sizes of calls in which every group has all of its classes, each as often."""
+        found: dict[tuple[str, str], dict[str, Member]] = {}
+        written = written_sizes(self.trace, self.channel_ids.values, torch.from_numpy(self.classes))
+        for size in written:
+            classes_at = size.classes.numpy()
+            counts = dict(zip(*(a.tolist() for a in np.unique(classes_at, return_counts=True))))
+            names = dict.fromkeys(self.owner[c] for c in counts if c in self.owner)
+            even = [len({counts.get(c, 0) for c in self.members[name]}) == 1 for name in names]
+            if names and all(even):
+                found[size.layer, size.side] = {
+                    name: Member(size.layer, size.side,
+                                 _positions(classes_at, self.members[name]), len(classes_at))
+                    for name in names
+                }  # fmt: skip
+        return found
 
 
 def _one_unit(channels: int) -> str:

@@ -16,8 +16,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from seprune.errors import InputError, first_line
-from seprune.graph.groups import ChannelGroup, NetworkStructure, find_structure
-from seprune.pruning.plan import plan_of
+from seprune.graph.groups import (
+    ChannelGroup,
+    NetworkStructure,
+    SizeMembers,
+    find_sized_structure,
+)
+from seprune.graph.sizes import SizeTrial
+from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
 from seprune.pruning.value_check import checked_by_values
 from seprune.runtime.inference import evaluating
@@ -42,8 +48,8 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
     """
     start = time.monotonic()
     deadline = start + limit_seconds
-    structure = find_structure(model, inputs, limit_seconds=limit_seconds)
-    trial = _Trial(model, inputs)
+    structure, sizes = find_sized_structure(model, inputs, limit_seconds=limit_seconds)
+    trial = _Trial(model, inputs, sizes)
     groups = list(structure.groups)
     while (fault := trial.fault(groups)) is not None:
         layer, why = fault
@@ -61,6 +67,7 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
         alone = [] if late else [i for i in blamed if trial.fault([groups[i]]) is not None]
         for number in alone or blamed:
             groups[number] = replace(groups[number], prunable=False, reason=why)
+    groups = [trial.with_sizes(group) for group in groups]
     now = time.monotonic()
     groups = checked_by_values(model, inputs, groups, until=min(deadline, 2 * now - start))
     return replace(structure, groups=tuple(groups))
@@ -86,8 +93,9 @@ def _under(path: str, parent: str) -> bool:
 class _Trial:
     """Cuts about half of every group from a copy of the model that holds no data, and runs it."""
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Any, sizes: SizeMembers) -> None:
+        self.model, self.inputs, self.sizes = model, inputs, sizes
+        self.written: dict[tuple[str, str], None] = {}  # sizes that do not follow by themselves
         self.device, self.shapes = "meta", None
         if isinstance(shapes := self._run(self._copy()), tuple):
             self.device = "cpu"
@@ -107,7 +115,7 @@ class _Trial:
             except Exception as error:  # a stranger's layer decides what it raises
                 where = f"layer '{layer or 'the model'}' cannot be cut"
                 return layer, f"{where}: {first_line(error)}"
-        found = self._run(small)
+        found = self._run(small, plan)
         if isinstance(found, tuple):
             return found
         if self.device == "meta" and found != self.shapes:  # shapes that no value decides
@@ -125,17 +133,42 @@ class _Trial:
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
         return copy.deepcopy(self.model, memo)
 
-    def _run(self, model: nn.Module) -> tuple[str, str] | list[list[int]]:
+    def with_sizes(self, group: ChannelGroup) -> ChannelGroup:
+        """The group with the sizes in the forward that have to be changed with its width."""
+        found = [self.sizes[key].get(group.name) for key in self.written]
+        return replace(group, members=(*group.members, *(m for m in found if m is not None)))
+
+    def _right_sizes(self, plan: PruningPlan) -> SizeTrial:
+        """What finds the sizes that are written down, and sets them right for this pass."""
+        units = {g.name: (g.units, len(g.keep)) for g in plan.groups}
+        expected = {}
+        for key, members in self.sizes.items():
+            total = next(iter(members.values())).total
+            gone = sum(
+                m.index.shape[1] * (units[name][0] - units[name][1])
+                for name, m in members.items()
+                if name in units
+            )
+            expected[key] = (total, total - gone)
+        return SizeTrial(expected)
+
+    def _run(
+        self, model: nn.Module, plan: PruningPlan | None = None
+    ) -> tuple[str, str] | list[list[int]]:
         """The shapes of the outputs, or (layer, reason) of what fails."""
+        sizes = self._right_sizes(plan or PruningPlan((), {}))
         inputs = tree_map(lambda t: t.to(self.device) if isinstance(t, Tensor) else t, self.inputs)
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         with evaluating(model), torch.no_grad(), _where(model) as stack:
             try:
-                outputs = model(*arguments)
+                with sizes.over(model):
+                    outputs = model(*arguments)
             except Exception as error:  # the stranger's forward decides what it raises
                 layer = stack[-1] if stack else ""
                 where = f"layer {layer}" if layer else "the model"
                 return layer, f"a trial cut fails in {where}: {first_line(error)}"
+            finally:
+                self.written |= sizes.noted
         return [list(t.shape) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
 
 

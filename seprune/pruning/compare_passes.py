@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from seprune.graph.channel_ids import ChannelIds, along, compact, solve
 from seprune.graph.groups import ChannelGroup
+from seprune.graph.sizes import is_size
 from seprune.graph.trace import Node, Trace
 from seprune.pruning.plan import PruningPlan
 
@@ -115,6 +116,8 @@ class Channels:
                 continue
             gone = sorted(set(range(group.units)) - set(planned.keep))
             for member in group.members:
+                if is_size(member.side):
+                    continue
                 found = slots[member.layer, member.side].numpy()
                 self.owner.update(
                     dict.fromkeys(found[member.index.reshape(-1)].tolist(), group.name)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from seprune.graph.groups import NetworkStructure, Term
+from seprune.graph.cost_terms import Term
+from seprune.graph.groups import NetworkStructure
 
 Kept = dict[str, int]
 Ascending = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]

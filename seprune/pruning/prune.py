@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
+from seprune.graph.sizes import is_size, size_set
 from seprune.graph.trace import record
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.surgery import cut_layer
@@ -82,7 +83,11 @@ def _check(model: nn.Module, plan: PruningPlan) -> None:
     tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for group in plan.groups:
         for member in group.members if len(group.keep) < group.units else ():
-            found = _length(modules.get(member.layer), tensors.get(member.layer), member.side)
+            module = modules.get(member.layer)
+            if is_size(member.side) and module is not None:
+                found = size_set(module, member.side) or member.total
+            else:
+                found = _length(module, tensors.get(member.layer), member.side)
             if found != member.total:
                 raise InputError(
                     f"the plan does not fit the model: layer '{member.layer}'",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from seprune.errors import InputError
+from seprune.graph.sizes import is_size, set_size
 
 _OUT = {
     nn.Linear: tp.prune_linear_out_channels,
@@ -29,13 +30,16 @@ def cut_layer(model: nn.Module, layer: str, keep: Mapping[str, Tensor]) -> None:
 
     Args:
         layer: path of a module or of a bare parameter.
-        keep: for each side (`out`, `in`, `dim0`, `.attribute`) the kept positions, ascending.
+        keep: for each side (`out`, `in`, `dim0`, `.attribute`, `view#1[1]`) the kept positions,
+            ascending.
 
     Raises:
         InputError: a layer of a kind that cannot be cut.
     """
     for side in [s for s in keep if s.startswith(".")]:
         _set_attribute(model.get_submodule(layer), side, len(keep[side]))
+    for side in filter(is_size, keep):
+        set_size(model.get_submodule(layer), side, len(keep[side]))
     for side in [s for s in keep if s.startswith("dim")]:
         _cut_parameter(model, layer, int(side[3:]), keep[side])
     sides = {s: k for s, k in keep.items() if s in ("out", "in")}

@@ -40,13 +40,32 @@ def reshape(walker: Walker, node: Node) -> None:
             return
         if len([d for d in old if read.shape[d] > 1]) > 1:
             raise UnknownUse("a reshape takes channels and positions apart")
-        last = wide[-1]
+        channel = 1 if 1 in wide and _read_as_map(walker, node) else wide[-1]
         first = made
         for d in wide:
-            if d != last:
+            if d != channel:
                 first = first.narrow(d, 0, 1)
         walker.tie(made, first.expand_as(made), walker.place(node))
+        made = first.expand_as(made)
     walker.set(node, made)
+
+
+def _read_as_map(walker: Walker, node: Node) -> bool:
+    """Whether a convolution reads what a reshape made, so that dimension 1 is its channels."""
+    todo, seen = list(node.outputs), set[int]()
+    while todo:
+        for number in walker.readers.get(todo.pop(), ()):
+            reader = walker.trace.nodes[number]
+            name = reader.op.split(".")[1].rstrip("_")
+            same = all(len(walker.trace.shape(v)) == len(walker.trace.shape(node.outputs[0]))
+                       for v in reader.outputs[:1])  # fmt: skip
+            if number in seen or not same or name in ("permute", "transpose", "mm", "bmm"):
+                continue
+            if name == "convolution":
+                return True
+            seen.add(number)
+            todo += reader.outputs[:1]
+    return False
 
 
 def _folds_into_batch(

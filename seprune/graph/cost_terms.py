@@ -1,0 +1,85 @@
+"""What a network costs at any widths: MACs and parameters as products of widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from seprune.graph.channel_ids import ChannelIds
+
+
+@dataclass(frozen=True)
+class Term:
+    """A cost that is proportional to the width of every factor.
+
+    A factor is (fixed positions, {group: positions per unit}, all positions).
+    """
+
+    cost: int
+    factors: tuple[tuple[int, Mapping[str, int], int], ...]
+
+    def at(self, kept: Mapping[str, int]) -> int:
+        """The cost with `kept` units in each group."""
+        top, bottom = self.cost, 1
+        for fixed, groups, total in self.factors:
+            top *= fixed + sum(each * kept[name] for name, each in groups.items())
+            bottom *= total
+        return top // bottom
+
+
+class CostTerms:
+    """The cost terms of a recorded pass.
+
+    Args:
+        classes: of every channel id.
+        owner: the group of every class that has one.
+        units: of every group.
+    """
+
+    def __init__(
+        self,
+        channel_ids: ChannelIds,
+        classes: np.ndarray[Any, np.dtype[np.int64]],
+        owner: Mapping[int, str],
+        units: Mapping[str, int],
+    ) -> None:
+        self.channel_ids, self.classes = channel_ids, classes
+        self.owner, self.units = owner, units
+
+    def macs(self) -> tuple[Term, ...]:
+        """Multiply-accumulates of one sample."""
+        return tuple(
+            Term(cost.macs, tuple(self.factor(f) for f in cost.factors))
+            for cost in self.channel_ids.costs
+        )
+
+    def params(self, model: nn.Module) -> tuple[Term, ...]:
+        """Parameters, each tensor once."""
+        sides = {(s.layer, s.side): s.ids for s in self.channel_ids.slots}
+        terms = []
+        for path, parameter in model.named_parameters():
+            owner, _, leaf = path.rpartition(".")
+            dims = [(path, f"dim{d}") for d in range(parameter.dim())]
+            factors = [sides[side] for side in dims if side in sides]
+            out, into = sides.get((owner, "out")), sides.get((owner, "in"))
+            if out is not None and len(out) in parameter.shape[:2]:
+                factors.append(out)
+                by_conv_group = owner in self.channel_ids.by_conv_group
+                if leaf == "weight" and into is not None and not by_conv_group:
+                    factors.append(into)
+            terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
+        return tuple(terms)
+
+    def factor(self, ids: Tensor) -> tuple[int, Mapping[str, int], int]:
+        """(fixed positions, {group: positions per unit}, all positions) of a side."""
+        counts: dict[str, int] = {}
+        classes = self.classes[ids.clamp_min(0).numpy()]
+        for number, count in zip(*np.unique(classes, return_counts=True)):
+            name = self.owner.get(int(number), "")
+            counts[name] = counts.get(name, 0) + int(count)
+        fixed = counts.pop("", 0)
+        return fixed, {n: c // self.units[n] for n, c in counts.items()}, len(classes)
