@@ -159,6 +159,14 @@ def reads(model: nn.Module, member: Member) -> Tensor | None:
     return bare if bare is not None and member.side == "dim1" and bare.dim() >= 2 else None
 
 
+def silenced(model: nn.Module, member: Member, gone: list[int]) -> Any:
+    """A hook that zeroes channels where a convolution makes them."""
+    index = torch.from_numpy(member.index[gone].reshape(-1))
+    return model.get_submodule(member.layer).register_forward_hook(
+        lambda _module, _inputs, out: out.index_fill(1, index, 0)
+    )
+
+
 def masked_outputs(
     model: nn.Module, structure: Any, plan: PruningPlan, inputs: Any
 ) -> list[Tensor]:
@@ -166,6 +174,9 @@ def masked_outputs(
     gone = {g.name: sorted(set(range(g.units)) - set(g.keep)) for g in plan.groups}
     with ExitStack() as stack:
         for group in structure.groups:
+            if gone.get(group.name) and all(m.side == "out" for m in group.members):
+                for member in group.members:  # queries and keys meet in a product of two maps
+                    stack.callback(silenced(model, member, gone[group.name]).remove)
             for member in group.members:
                 weight = reads(model, member)
                 if weight is None or not gone.get(group.name):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seprune.graph.groups import Member
 from seprune.pruning.plan import PruningPlan
 
 _NORMS = (
@@ -41,6 +43,8 @@ def checkable(model: nn.Module, *, seed: int = 0) -> nn.Module:
 def mask_(model: nn.Module, plan: PruningPlan, *, producers: bool) -> None:
     """Zero, in place, the weights by which layers read the channels that `plan` removes.
 
+    Channels that no layer reads are zeroed where they are made.
+
     Args:
         producers: zero the weights that make these channels as well.
     """
@@ -57,6 +61,17 @@ def mask_(model: nn.Module, plan: PruningPlan, *, producers: bool) -> None:
                 _mask_reads(modules[layer], kept)
             elif side == "out" and producers:
                 _mask_outputs(modules[layer], kept)
+    for member, kept in () if producers else _unread(plan):
+        _mask_outputs(modules[member.layer], kept)
+
+
+def _unread(plan: PruningPlan) -> Iterator[tuple[Member, Any]]:
+    """Where groups are made that no layer reads: products of two maps read queries and keys."""
+    for group in plan.groups:
+        gone = sorted(set(range(group.units)) - set(group.keep))
+        if gone and all(m.side == "out" for m in group.members):
+            for member in group.members:
+                yield member, np.setdiff1d(np.arange(member.total), member.index[gone])
 
 
 def _gone(kept: Any, total: int) -> Tensor:
