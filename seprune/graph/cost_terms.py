@@ -65,19 +65,35 @@ class CostTerms:
             owner, _, leaf = path.rpartition(".")
             dims = [(path, f"dim{d}") for d in range(parameter.dim())]
             factors = [sides[side] for side in dims if side in sides]
-            out, into = sides.get((owner, "out")), sides.get((owner, "in"))
-            if out is not None and len(out) in parameter.shape[:2]:
-                factors.append(out)
-                by_conv_group = owner in self.channel_ids.by_conv_group
-                if leaf == "weight" and into is not None and not by_conv_group:
-                    factors.append(into)
+            module = self._of_module(sides, owner, leaf, tuple(parameter.shape))
+            # a weight that the forward also reads by name has both kinds of sides
+            known = [self.classes_of(factor) for factor in factors]
+            for ids in module:
+                if not any(np.array_equal(self.classes_of(ids), other) for other in known):
+                    factors.append(ids)
             terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
         return tuple(terms)
+
+    def _of_module(
+        self, sides: Mapping[tuple[str, str], Tensor], owner: str, leaf: str, shape: tuple[int, ...]
+    ) -> list[Tensor]:
+        """The sides of a layer along which one of its parameters lies."""
+        out, into = sides.get((owner, "out")), sides.get((owner, "in"))
+        found = [out] if out is not None and len(out) in shape[:2] else []
+        if leaf != "weight" or into is None or owner in self.channel_ids.by_conv_group:
+            return found
+        # a weight that is used in slices has inputs, and no outputs of its length
+        return [*found, into] if found or (len(shape) > 1 and len(into) == shape[1]) else []
+
+    def classes_of(self, ids: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The class at every position of a side."""
+        found: np.ndarray[Any, np.dtype[np.int64]] = self.classes[ids.clamp_min(0).numpy()]
+        return found
 
     def factor(self, ids: Tensor) -> tuple[int, Mapping[str, int], int]:
         """(fixed positions, {group: positions per unit}, all positions) of a side."""
         counts: dict[str, int] = {}
-        classes = self.classes[ids.clamp_min(0).numpy()]
+        classes = self.classes_of(ids)
         for number, count in zip(*np.unique(classes, return_counts=True)):
             name = self.owner.get(int(number), "")
             counts[name] = counts.get(name, 0) + int(count)

@@ -88,6 +88,8 @@ class PruningPlan(Tabular):
         for (layer, side), parts in removed.items():
             kept = np.setdiff1d(np.arange(totals[layer, side]), np.concatenate(parts))
             result.setdefault(layer, {})[side] = kept
+        for layer in [name for name in result if _cut_with_its_module(name, result)]:
+            del result[layer]
         return result
 
     def annotated(
@@ -172,6 +174,16 @@ def plan_of(
 def with_facts(plan: PruningPlan, **facts: Any) -> PruningPlan:
     """The same cuts with more facts."""
     return replace(plan, facts={**plan.facts, **facts})
+
+
+def _cut_with_its_module(parameter: str, layers: Mapping[str, Mapping[str, Positions]]) -> bool:
+    """Whether a parameter that the forward also reads by name is cut as its module's weight."""
+    sides = layers.get(parameter.rpartition(".")[0], {})
+    of_module = [kept for side, kept in sides.items() if side in ("in", "out")]
+    return all(
+        side.startswith("dim") and any(np.array_equal(kept, other) for other in of_module)
+        for side, kept in layers[parameter].items()
+    )
 
 
 def _group_json(group: PlannedGroup) -> dict[str, Any]:

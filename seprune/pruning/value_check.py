@@ -96,8 +96,11 @@ class ValueCheck:
             return []
         if same(wanted, cut):  # an operator across channels may matter little so far from the end
             return [f for f in self._located(reads, small, (groups, plan)) if f.by_nature]
-        across = same(self._outputs(made), cut)
-        found = self._located(reads if across else made, small, (groups, plan))
+        silent = self._outputs(made)
+        across = same(silent, cut)
+        usable = all(bool(t.isfinite().all()) for t in silent)  # it may divide by a norm of weights
+        parent = made if usable and not across else reads
+        found = self._located(parent, small, (groups, plan))
         if across:
             return [replace(finding, by_nature=True) for finding in found]
         return found or self._alone(groups, seed, "its outputs change")

@@ -35,6 +35,7 @@ from seprune.statistics.gate_gradients import (
 from seprune.statistics.observe import Observer, Scene
 from seprune.statistics.result import GateStatistics, described, fingerprint
 from seprune.statistics.rows import open_rows
+from seprune.statistics.states import require_autograd, require_eager
 from seprune.statistics.unfinished import Unfinished
 from seprune.tasks import Classification, Sample, Task
 from seprune.tasks.batches import leaves, positional, primary
@@ -109,6 +110,9 @@ def collect_statistics(
     """
     gradients = gradients or ("none" if structure is None else "logits")
     options, taps = _complete(options or CollectOptions(), structure, gradients)
+    require_eager(model)
+    if gradients != "none":
+        require_autograd(model)
     device = resolve_device(options.device)
     rank, world = join(device)
     meta = {"model": fingerprint(model)} | dict(options.meta)
@@ -314,7 +318,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a derivative while the context is open."""
     wanted = {p: p.requires_grad for p in model.parameters()}
     try:
-        model.requires_grad_(False)
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter, want in wanted.items():

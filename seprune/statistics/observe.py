@@ -42,6 +42,7 @@ from seprune.statistics.gate_gradients import (
 )
 from seprune.statistics.parameters import add_moments, new_moments, summarise_moments
 from seprune.statistics.rows import Rows
+from seprune.statistics.states import refused
 from seprune.tasks import Classification, Task
 from seprune.tasks.batches import leaves, map_tensors
 from seprune.tasks.classification import logits_of
@@ -177,7 +178,7 @@ class Observer:
             u_BC = self._forward(batch, size, labels)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error):
-                raise
+                raise (refused(error) if self.scene.senses else error) from None
             return False
         self._record(labels)
         if u_BC is not None:

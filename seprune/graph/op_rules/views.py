@@ -117,6 +117,44 @@ def still(walker: Walker, node: Node) -> None:
     walker.set(node, read)
 
 
+def pixel_shuffle(walker: Walker, node: Node) -> None:
+    """r x r channels become the positions of one: they are one unit."""
+    read, factor = walker.ids(node.args[0].value), walker.arg(node, 1)
+    dim = read.dim() - 3
+    size = factor**2
+    blocks = read.reshape(*read.shape[:dim], -1, size, *read.shape[dim + 1 :])
+    first = blocks.narrow(dim + 1, 0, 1)
+    walker.tie(blocks, first.expand_as(blocks), walker.place(node))
+    ids = along(first.squeeze(dim + 1), dim)
+    _spread(walker, node, ids, dim)
+
+
+def pixel_unshuffle(walker: Walker, node: Node) -> None:
+    """Positions of one channel become r x r channels."""
+    read, factor = walker.ids(node.args[0].value), walker.arg(node, 1)
+    dim = read.dim() - 3
+    ids = along(read, dim)
+    _spread(walker, node, None if ids is None else ids.repeat_interleave(factor**2), dim)
+
+
+def _spread(walker: Walker, node: Node, ids: Tensor | None, dim: int) -> None:
+    """The result has these ids along `dim`."""
+    if ids is None:
+        raise UnknownUse("channels lie along positions")
+    shape = walker.trace.shape(node.outputs[0])
+    one = [len(ids) if d == dim else 1 for d in range(len(shape))]
+    walker.set(node, ids.reshape(one).expand(shape))
+
+
+def channel_shuffle(walker: Walker, node: Node) -> None:
+    """Channels of `groups` parts take turns: every part keeps the same ones."""
+    read, groups = walker.ids(node.args[0].value), walker.arg(node, 1)
+    parts = read.reshape(read.shape[0], groups, -1, *read.shape[2:])
+    first = parts.narrow(1, 0, 1)
+    walker.tie(parts, first.expand_as(parts), walker.place(node))
+    walker.set(node, first.expand_as(parts).transpose(1, 2).flatten(1, 2))
+
+
 def _overload(op: str) -> Any:
     space, name, overload = op.split(".")
     return getattr(getattr(getattr(torch.ops, space), name), overload)
