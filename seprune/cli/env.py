@@ -19,8 +19,8 @@ def env(json: options.Json = False) -> None:
     if json:
         console.give(facts)
         return
-    for name in ("python", "platform", "cpus"):
-        console.write(f"{name:20s} {facts[name]}")
+    for name in ("python", "platform", "cpus", "usable_cores"):
+        console.write(f"{name.replace('_', ' '):20s} {facts[name]}")
     console.write(f"{'free disk':20s} {facts['disk_free'] / 1e9:,.1f} GB here")
     pair = facts["pair"]
     console.write(f"{'torch, torchvision':20s} {pair['torch']}, {pair['torchvision']}: "

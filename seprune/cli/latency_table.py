@@ -51,6 +51,7 @@ def latency_table_build(
     from seprune.measure.latency_table import TableKey
     from seprune.pipeline.context import Bench
 
+    opening.settle_threads(recipe)
     permission = opening.loader(network.allow_code, network.model)
     subject = opening.network(recipe, loader=permission, quiet=True)
     bench = Bench(recipe, subject, None, console.track)

@@ -12,7 +12,9 @@ from seprune.models import ModelLoader
 from seprune.models.usercode import is_code
 from seprune.pipeline import inputs as subjects
 from seprune.pipeline.inputs import Subject
-from seprune.runtime.distributed import join, resolve_device
+from seprune.pipeline.run_folder import kept_threads
+from seprune.runtime.distributed import first, join, resolve_device
+from seprune.runtime.threads import choose_threads, use_threads
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[Subject, A
     """Both, each at the other's size; under `torchrun` the processes join."""
     join(resolve_device(recipe.device))
     tell_device(recipe)
+    settle_threads(recipe)
     subject, found = subjects.open_both(recipe, loader=loader, track=console.track)
     _say(subject)
     for note in found.info.notes:
@@ -66,6 +69,18 @@ def statistics(path: Path | None, subject: Subject) -> GateStatistics | None:
     held = GateStatistics.load(path)
     held.require(model=fingerprint(subject.model))
     return held
+
+
+def settle_threads(recipe: Recipe, folder: Path | None = None) -> None:
+    """Choose how many threads this process works with, and say so where a trial was needed.
+
+    Args:
+        folder: of a run, whose earlier choice stands.
+    """
+    choice = first(lambda: choose_threads(recipe.threads, kept=kept_threads(folder)))
+    use_threads(choice)
+    if choice.rates:
+        console.tell(f"note: {choice}")
 
 
 def tell_device(recipe: Recipe) -> None:

@@ -65,6 +65,7 @@ def prune(
     from seprune.pipeline.context import Bench
 
     if data is None:
+        opening.settle_threads(recipe)
         subject, found = (
             opening.network(recipe, loader=opening.loader(network.allow_code, network.model)),
             None,

@@ -32,6 +32,7 @@ def run(
     from seprune.report import measurement, terminal
 
     opening.tell_device(loaded)
+    opening.settle_threads(loaded, out)
     command = shlex.join(["seprune", *sys.argv[1:]])
     report = carry_out(
         loaded,

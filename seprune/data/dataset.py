@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,7 @@ from seprune.data.loaders import Batching, Cached, Decoded, Frame, Images, Loade
 from seprune.data.sources import CIFAR, DIGITS, GREY, IMAGENET, Source, open_source, stratified
 from seprune.errors import InputError, UsageError
 from seprune.runtime.progress import Track, silent
+from seprune.runtime.threads import usable_cores
 
 SMALL = 96  # below this side, images train with a padded crop and are cached
 CACHE_LIMIT = 2 << 30
@@ -244,7 +244,7 @@ def _cache(settings: DataSettings, frame: Frame, count: int) -> str:
 
 def _store(images: Images, frame: Frame, cache: str, settings: DataSettings, track: Track) -> Store:
     if cache == "none":
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         return Decoded(
             images, frame, workers=cores if settings.workers is None else settings.workers
         )

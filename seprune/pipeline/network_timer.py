@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,10 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 
 ROUNDS = 40
-TRIES = 8  # each with further rounds, until both halves agree
+LEAST_SECONDS, MOST_SECONDS = 1.0, 30.0
+"""Of measuring. Other processes take the core for tens of milliseconds at a time: within a shorter
+time every round of a small network may be disturbed, and both halves agree on a wrong ratio."""
+FEWEST_TRIES = 8  # before the machine is called too busy
 LARGEST_SPREAD = 0.03  # between both halves of the rounds: what a plan may stay below its budget
 
 
@@ -67,13 +72,17 @@ class NetworkTimer:
         dense: list[float] = []
         small: list[float] = []
         spread = 0.0
-        for _ in range(TRIES):
+        began = time.monotonic()
+        for tries in itertools.count(1):
             times = take_turns(calls, self.images, ROUNDS)
             dense, small = dense + times["dense"], small + times["small"]
             halves = [min(small[i::2]) / min(dense[i::2]) for i in (0, 1)]
             spread = max(halves) / min(halves) - 1
-            if spread <= LARGEST_SPREAD:
+            spent = time.monotonic() - began
+            if spread <= LARGEST_SPREAD and spent >= LEAST_SECONDS:
                 return min(small) / min(dense), min(dense)
+            if tries >= FEWEST_TRIES and spent >= MOST_SECONDS:
+                break
         raise EnvironmentFault(
             "this machine is too busy for a latency budget",
             why=f"both halves of {len(dense)} rounds differ by {spread:.0%}, "

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from seprune.importance import criterion
 from seprune.models import NO_CODE, ModelLoader
-from seprune.pipeline.run_folder import RunFolder, open_run
+from seprune.pipeline.run_folder import RunFolder, kept_threads, open_run
 from seprune.pipeline.runner import Story
 from seprune.pipeline.stage_cache import Sharing
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Report
 from seprune.runtime.distributed import first, join, resolve_device, united
 from seprune.runtime.progress import Track, silent
+from seprune.runtime.threads import choose_threads, use_threads, used_threads
 
 
 def run(
@@ -45,6 +46,9 @@ def run(
     # an unknown name or a device that is not there costs nobody an hour of training
     criterion(recipe.importance.criterion)
     join(resolve_device(recipe.device))
+    if used_threads() is None or recipe.threads != "auto":
+        kept = kept_threads(out)
+        use_threads(first(lambda: choose_threads(recipe.threads, kept=kept)))
     with united(), _held(out, recipe) as folder:
         story = Story(recipe, folder, track, loader, sharing)
         story.tell()

@@ -26,14 +26,14 @@ from seprune.runtime.files import (
 from seprune.runtime.interrupts import safe_point, unbroken
 from seprune.runtime.lock import hold, now
 from seprune.runtime.paths import inside
-from seprune.runtime.reading import read_text
+from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.transaction import RECORD, is_staged, settle
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 START = "start"
 _STATE, _KEY = "state", "stage"  # of a training, and what it stands on
 """The stage that says which recipe the folder belongs to, and on what it runs."""
-MAY_DIFFER = ("device", "data.workers", "data.cache")
+MAY_DIFFER = ("device", "threads", "data.workers", "data.cache")
 """Keys of a recipe that change how a run is carried out, not what comes out of it."""
 
 
@@ -105,6 +105,14 @@ def open_run(out: Path, recipe_text: str) -> Iterator[RunFolder]:
         run = RunFolder(out)
         _settle(run, recipe_text)
         yield run
+
+
+def kept_threads(folder: Path | None) -> Any:
+    """The choice of threads that a run folder's environment.json holds; None where it has none."""
+    try:
+        return read_json(folder / ENVIRONMENT).get("threads") if folder is not None else None
+    except (OSError, InputError, AttributeError):  # absent, or damaged and then written anew
+        return None
 
 
 def verify(folder: Path) -> list[str]:

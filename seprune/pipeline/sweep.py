@@ -26,6 +26,7 @@ from seprune.runtime.child_process import child_environment
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.paths import inside
 from seprune.runtime.text import shell_word
+from seprune.runtime.threads import usable_cores
 
 SHARED, LOG = "shared", "log.txt"
 LOCKED = 6  # the exit status of a cell that another process works on
@@ -161,7 +162,7 @@ def surroundings(slot: int, jobs: int) -> dict[str, str]:
     if jobs == 1:
         return said
     if "OMP_NUM_THREADS" not in os.environ:
-        said["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        said["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = _gpus() if visible is None else [d for d in visible.split(",") if d]
     if len(devices) > 1:

@@ -181,9 +181,10 @@ class LatencySearch:
 
     def too_slow(self, least: float) -> InputError:
         """The budget is out of reach."""
+        asked = f"{self.budget / self.whole:.3g} ({self.budget:.3g} ms)"
         return InputError(
-            f"the budget cannot be met: latency can go down to {least / self.whole:.3f} of all, "
-            f"the budget is {self.budget / self.whole:g}",
+            f"the budget cannot be met: latency can go down to {least / self.whole:.3f} of all "
+            f"({least:.3g} ms), the budget is {asked}",
             why=self.search.in_the_way(),
             fix="choose a larger budget, or lower plan.floor and plan.min_channels",
             code="budget",

@@ -64,7 +64,9 @@ class Data(Section):
 
     source: Location = Field(description="digits, a folder with train/ and val/, torchvision/X:DIR")
     batch_size: Count = 128
-    workers: int | None = Field(default=None, ge=0, description="loader processes; null: per core")
+    workers: int | None = Field(
+        default=None, ge=0, description="loader processes; null: per usable core"
+    )
     validation: Fraction = Field(
         default=0.1, description="of the training images, to choose the epoch by"
     )
@@ -305,6 +307,10 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="of everything random")
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="or cuda:1, cpu, mps"
+    )
+    threads: Literal["auto"] | Count = Field(
+        default="auto",
+        description="of the CPU; auto: `OMP_NUM_THREADS`, or what a short trial finds fastest",
     )
     model: Model
     data: Data

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seprune import __version__
+from seprune.runtime.threads import usable_cores, used_threads
 
 _PACKAGES = (
     *("torch", "torchvision", "torch-pruning", "accelerate", "safetensors", "numpy"),
@@ -35,8 +36,11 @@ def environment(folder: Path | None = None, *, devices: bool = True) -> dict[str
         "packages": {"seprune": __version__} | {name: _version(name) for name in _PACKAGES},
         "extras": {name: _extra(name) for name in _EXTRAS},
         "cpus": os.cpu_count(),
+        "usable_cores": usable_cores(),
         "disk_free": shutil.disk_usage(folder or Path.cwd()).free,
     }
+    if (threads := used_threads()) is not None:
+        facts["threads"] = threads.plain()
     if devices:
         facts |= {"pair": _pair(), "devices": _devices()}
     return facts

@@ -41,6 +41,7 @@ def test_a_machine_that_slows_down_does_not_move_the_result(bench, monkeypatch):
                 (("dense", 10.0), ("small", small))}  # fmt: skip
 
     monkeypatch.setattr(network_timer, "take_turns", take_turns)
+    monkeypatch.setattr(network_timer, "LEAST_SECONDS", 0.0)
     timer = NetworkTimer(bench)
     assert timer(plan_of(bench.structure.groups, {}, {})) == 10.0
     assert timer(half(bench)) == pytest.approx(4.0)
@@ -54,6 +55,7 @@ def test_a_noisy_machine_is_refused_with_its_spread(bench, monkeypatch):
         return {"dense": [10.0] * rounds, "small": [2.0, 3.5] * (rounds // 2)}
 
     monkeypatch.setattr(network_timer, "take_turns", take_turns)
+    monkeypatch.setattr(network_timer, "MOST_SECONDS", 0.0)
     with pytest.raises(EnvironmentFault, match="too busy for a latency budget") as caught:
         NetworkTimer(bench)(half(bench))
     assert asked == [40] * 8

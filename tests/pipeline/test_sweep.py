@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -94,7 +93,7 @@ def test_what_makes_no_sweep_is_refused(overrides, said):
 def test_workers_share_threads_and_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
     assert sweep.surroundings(0, 1) == {}
     gpus = [sweep.surroundings(slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
     assert gpus == ["2", "5", "7", "2"]

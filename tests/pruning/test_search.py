@@ -398,7 +398,8 @@ def test_a_model_of_time_meets_the_budget_with_few_measurements(budget):
 
 def test_a_model_of_time_says_what_can_be_had():
     structure = structure_of()
-    with pytest.raises(InputError, match=r"latency can go down to 1.000 of all, the budget is 0.5"):
+    with pytest.raises(InputError, match=r"latency can go down to 1.000 of all \(1 ms\), "
+                       r"the budget is 0.5 \(0.5 ms\)"):  # fmt: skip
         make_plan(structure, scores(structure), measure=lambda plan: 1.0,
                   times=a_model(structure), latency=0.5)  # fmt: skip
 
@@ -414,7 +415,8 @@ def test_a_latency_budget_that_no_cut_reaches_says_what_can_be_had():
     with pytest.raises(InputError) as caught:
         make_plan(structure, scores(structure), measure=lambda plan: 1.0, latency=0.5)
     assert caught.value.what == (
-        "the budget cannot be met: latency can go down to 1.000 of all, the budget is 0.5"
+        "the budget cannot be met: latency can go down to 1.000 of all (1 ms), "
+        "the budget is 0.5 (0.5 ms)"
     )
     assert caught.value.why.startswith("every group keeps at least 10% and 8 channels. ")
     assert "fc (it is an output of the model)" in caught.value.why
