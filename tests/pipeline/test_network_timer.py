@@ -52,7 +52,7 @@ def test_a_noisy_machine_is_refused_with_its_spread(bench, monkeypatch):
 
     def take_turns(calls, images, rounds):
         asked.append(rounds)
-        return {"dense": [10.0] * rounds, "small": [2.0, 3.5] * (rounds // 2)}
+        return {"dense": [10.0] * rounds, "small": [2.0, 2.0, 3.5, 3.5] * (rounds // 4)}
 
     monkeypatch.setattr(network_timer, "take_turns", take_turns)
     monkeypatch.setattr(network_timer, "MOST_SECONDS", 0.0)
