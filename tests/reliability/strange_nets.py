@@ -70,10 +70,12 @@ class Endless(nn.Module):
 
 
 class Fixed(nn.Module):
-    """Knows the width of its input by heart."""
+    """Takes 16 channels and no other number."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), 4, 4, *x.shape[2:]).flatten(1, 2)
+        if x.shape[1] != 16:
+            raise ValueError(f"16 channels, please, not {x.shape[1]}")
+        return x
 
 
 class Own(torch.autograd.Function):
