@@ -132,7 +132,7 @@ def tune(
         "tuned": f"{top1:.4f}",
         "last": f"{last:.4f}",
         "split_start": f"{numbers['validation_before']:.4f}",
-        "split_best": f"{numbers['validation_top1'] or numbers['validation_before']:.4f}",
+        "split_best": f"{numbers['validation_best'] or numbers['validation_before']:.4f}",
         "lr": f"{numbers['lr']:.3g}",
         "seconds": f"{time.perf_counter() - begun:.0f}",
     }

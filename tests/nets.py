@@ -342,3 +342,21 @@ DEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "unbound": lambda: Chain(Unbound()),
     "hard view": lambda: Chain(HardView()),
 }
+
+
+def detector(classes=3):
+    """A small Faster R-CNN on a backbone with a gate."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+    body = nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(), SE(12),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+    )  # fmt: skip
+    body.out_channels = 16
+    return FasterRCNN(
+        body, min_size=64, max_size=64, rpn_post_nms_top_n_test=40, rpn_post_nms_top_n_train=40,
+        rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)),
+        box_head=TwoMLPHead(16 * 49, 24), box_predictor=FastRCNNPredictor(24, classes),
+    ).eval()  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from seprune.measure.latency import Latency
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
 
 DASH = "–"
@@ -237,15 +238,16 @@ def tuning(numbers: Mapping[str, float | str | None]) -> list[str]:
     scores = [
         ("start", "as given", "validation_before"),
         ("recalibrated", "BatchNorm recalibrated", "validation_recalibrated"),
-        (f"epoch {epoch}", f"epoch {epoch}", "validation_top1"),
+        (f"epoch {epoch}", f"epoch {epoch}", "validation_best"),
     ]
     known = [
-        f"{percent(float(numbers[key] or 0))} {name}"
+        f"{metric_value(str(numbers['metric']), float(numbers[key] or 0))} {name}"
         + (", chosen" if numbers["chosen"] == candidate else "")
         for candidate, name, key in scores
         if numbers[key] is not None
     ]
-    sentences = [f"{_SPLIT}: {', '.join(known)}"] if known else []
+    title = metric_title(str(numbers["metric"]))
+    sentences = [f"{title} {_SPLIT}: {', '.join(known)}"] if known else []
     if numbers["chosen"] == "start" and numbers["epochs"]:
         sentences.append("no epoch was better than the network as given, which is returned")
     if numbers["epochs"]:
@@ -259,7 +261,7 @@ def tuning(numbers: Mapping[str, float | str | None]) -> list[str]:
     return sentences
 
 
-_SPLIT = "top-1 on the validation split (images that the checkpoint may have been trained on)"
+_SPLIT = "on the validation split (images that the checkpoint may have been trained on)"
 
 
 def _how_trained(numbers: Mapping[str, float | str | None]) -> str:

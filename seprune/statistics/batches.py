@@ -111,13 +111,6 @@ def _images(sample: Sample) -> Tensor:
     )
 
 
-def channels_last(tensor: Tensor) -> Tensor:
-    """Images in that memory format; anything else as it is."""
-    if tensor.dim() != 4:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
 def start_graph(tensor: Tensor) -> Tensor:
     """Where a graph begins; whole numbers have no derivative."""
     return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor

@@ -30,7 +30,7 @@ from seprune.statistics.accumulate import (
     update,
     update_sensitivity,
 )
-from seprune.statistics.batches import channels_last, class_labels, sample_keys, start_graph
+from seprune.statistics.batches import class_labels, sample_keys, start_graph
 from seprune.statistics.columns import Layout
 from seprune.statistics.gate_gradients import (
     Coupling,
@@ -44,7 +44,7 @@ from seprune.statistics.parameters import add_moments, new_moments, summarise_mo
 from seprune.statistics.rows import Rows
 from seprune.statistics.states import refused
 from seprune.tasks import Classification, Task
-from seprune.tasks.batches import leaves, map_tensors
+from seprune.tasks.batches import channels_last, leaves, map_tensors
 from seprune.tasks.classification import logits_of
 
 WHOLE = "whole"  # in place of a room: the sum over a group

@@ -43,6 +43,13 @@ def to_device(node: Any, device: torch.device) -> Any:
     return map_tensors(node, lambda tensor: tensor.to(device, non_blocking=True))
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images in that memory format; anything else as it is."""
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def slice_batch(node: Any, index: slice, size: int) -> Any:
     """The samples at `index` of a batch of `size`; what is not per sample stays as it is."""
     if isinstance(node, Tensor):

@@ -38,6 +38,14 @@ class Classification(BaseTask):
         logits = logits_of(outputs).float()
         return F.cross_entropy(logits, _classes(target, logits), label_smoothing=self.smoothing)
 
+    def labels(self, target: Any, logits: Tensor) -> Tensor:
+        """Class numbers (B,) int64, or probabilities (B, K).
+
+        Raises:
+            InputError: targets that are no classes of these logits.
+        """
+        return _classes(target, logits)
+
     def losses(self, outputs: Any, target: Any) -> Tensor:
         """Cross-entropy of every image, without smoothing."""
         logits = logits_of(outputs).float()

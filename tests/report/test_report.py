@@ -499,7 +499,8 @@ def test_fine_tuning_is_told_by_its_numbers():
         "best_epoch": 6,
         "validation_before": 0.61,
         "validation_recalibrated": None,
-        "validation_top1": 0.845,
+        "validation_best": 0.845,
+        "metric": "top1",
         "chosen": "epoch 7",
         "optimizer": "sgd",
         "lr": 0.03,
@@ -516,7 +517,7 @@ def test_fine_tuning_is_told_by_its_numbers():
         "every step in 4 micro-batches of the same batch together",
         "the loss became NaN once: rolled back, then half the learning rate",
     ]
-    kept = numbers | {"chosen": "start", "best_epoch": -1, "validation_top1": None}
+    kept = numbers | {"chosen": "start", "best_epoch": -1, "validation_best": None}
     assert words.tuning(kept)[:2] == [
         f"{split}: 61.00 % as given, chosen",
         "no epoch was better than the network as given, which is returned",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
-from nets import SE, Inner, images
+from nets import SE, Inner, detector, images
 from torch import nn
 
 import seprune
@@ -139,3 +142,84 @@ def test_fine_tuning_takes_the_loss_of_the_task():
     mixing = seprune.FineTuneSettings(epochs=1, mixup=0.5, recalibrate=0, device="cpu")
     with pytest.raises(seprune.UsageError, match="images of the task regression cannot be mixed"):
         seprune.finetune(model, [(x, y)], mixing)
+
+
+def detection_batch(count):
+    """Images of one bright box each."""
+    pictures, targets = [], []
+    for number in range(count):
+        picture = torch.rand(3, 64, 64) * 0.2
+        left = 4 + 8 * (number % 4)
+        picture[:, 20:44, left : left + 24] += 0.8
+        box = torch.tensor([[left, 20.0, left + 24, 44.0]])
+        pictures.append(picture)
+        targets.append({"boxes": box, "labels": torch.tensor([1 + number % 2])})
+    return pictures, targets
+
+
+class Named(Inner):
+    """Takes its image by name, and gives a dict, as the networks of Hugging Face do."""
+
+    def forward(self, pixel_values, scale=None):
+        x = super().forward(pixel_values if scale is None else pixel_values * scale)
+        return {"logits": x, "hidden": x * 2}
+
+
+def test_fine_tuning_takes_batches_of_any_structure():
+    torch.manual_seed(0)
+    x, y = images(16), torch.randint(4, (16,))
+    plain, named = Inner(classes=4).eval(), Named(classes=4).eval()
+    named.load_state_dict(plain.state_dict())
+    settings = seprune.FineTuneSettings(
+        epochs=1, lr=0.01, recalibrate=16, norms="train", schedule="constant", accumulate=2,
+        mixup=0.0, device="cpu",
+    )  # fmt: skip
+    scale = torch.ones(16, 1, 1, 1)
+    forms = {
+        "tuple": (plain, (x, y), None),
+        "dict": (named, {"pixel_values": x, "labels": y}, None),
+        "two inputs": (named, (x, scale, y), seprune.Classification(inputs=2)),
+        "inputs in a list": (named, ([x, scale], y), None),
+    }
+    found = {}
+    for name, (model, batch, task) in forms.items():
+        own = replace(settings, task=task)
+        found[name] = seprune.finetune(model, ([batch], [batch]), own)
+    first = found["tuple"]
+    assert first.history[0].metrics == pytest.approx(
+        seprune.evaluate(first.last, [(x, y)], device="cpu").metrics
+    )
+    for tuned in found.values():
+        assert tuned.history[0].loss == first.history[0].loss
+        for a, b in zip(tuned.last.parameters(), first.last.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_history_and_metrics_file_hold_the_metrics_of_the_task(tmp_path):
+    torch.manual_seed(0)
+    x, labels = images(16), torch.randint(2, (16, 4)).float()
+    settings = seprune.FineTuneSettings(epochs=2, lr=0.01, recalibrate=0, device="cpu")
+    batches = [(x, labels)]
+    tuned = seprune.finetune(Inner(classes=4).eval(), (batches, batches), settings, folder=tmp_path)
+    assert isinstance(tuned.task, MultiLabel)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    score = seprune.evaluate(tuned.last, batches, device="cpu")
+    assert (rows[-1]["f1"], rows[-1]["map"]) == (score.metrics["f1"], score.metrics["map"])
+    assert "top1" not in rows[-1]
+    assert tuned.history[-1].top1 is None
+    assert tuned.numbers()["metric"] == "f1"
+
+
+def test_a_detector_is_tuned_by_its_own_losses():
+    torch.manual_seed(0)
+    model, batch = detector(), detection_batch(4)
+    settings = seprune.FineTuneSettings(
+        epochs=12, lr=3e-3, optimizer="adamw", schedule="constant", norms="eval",
+        recalibrate=0, accumulate=2, device="cpu",
+    )  # fmt: skip
+    tuned = seprune.finetune(model, ([batch], [batch]), settings)
+    assert tuned.task.name == "detection"
+    assert tuned.history[-1].validation_loss < 0.8 * tuned.before.loss
+    score = seprune.evaluate(tuned.last, [batch], device="cpu")
+    assert tuned.history[-1].metrics == dict(score.metrics)
+    assert tuned.history[-1].validation_loss == pytest.approx(score.loss)

@@ -7,18 +7,15 @@ statistics alone and takes small steps.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from seprune.data import Loader, in_turn
+from seprune.data import Loader
 from seprune.data.augment import seed_of
 from seprune.data.placement import Batches, Placed
 from seprune.measure.metrics import evaluate
@@ -108,7 +105,7 @@ def plan_trials(settings: FineTuneSettings, steps: int, batch_size: int) -> Tria
 def try_rates(
     state: TrainState, loader: Loader | Placed, trials: Trials, judges: Batches, *, track: Track
 ) -> list[dict[str, float]]:
-    """`lr`, and `loss` and `top1` on `judges` after each trial; `state` is as it was before.
+    """`lr`, and `loss` and the metric on `judges` after each trial; `state` is as before.
 
     Every trial is a whole schedule in a few steps, on the images that the first epoch starts with.
     """
@@ -118,13 +115,13 @@ def try_rates(
         seed_everything(settings.seed, 0)
         loader.set_epoch(0, 0)
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
-        for step, (images, labels) in enumerate(itertools.islice(batches, trials.steps)):
+        for step, batch in enumerate(itertools.islice(batches, trials.steps)):
             warmup = trials.steps // 5
             factor = rate(step, steps=trials.steps, warmup=warmup, schedule=settings.schedule)
             seed = seed_of(settings.seed, 0, step, loader.rank)
-            weight = len(images) * loader.world / loader.batch_size
-            state.step(images, labels, lr=lr * factor, seed=seed, weight=weight)
-        score = evaluate(state.judged, judges, task=settings.task, device=str(state.device))
+            weight = state.task.size(batch) * loader.world / loader.batch_size
+            state.step(batch, lr=lr * factor, seed=seed, weight=weight)
+        score = evaluate(state.judged, judges, task=state.task, device=str(state.device))
         loss = math.inf if score.nonfinite else score.loss
         tried.append({"lr": lr, "loss": loss, score.metric: score.value})
         state.restore(start, facts)
@@ -141,30 +138,6 @@ def best_rate(tried: list[dict[str, float]]) -> float:
     if not finite:
         return min(row["lr"] for row in tried)
     return min(finite, key=lambda row: row["loss"])["lr"]
-
-
-class FirstBatches:
-    """The first batches of a loader, until they hold `images`."""
-
-    def __init__(self, loader: Any, images: int):
-        self.loader, self.images = loader, images
-
-    def __iter__(self) -> Iterator[Any]:
-        seen = 0
-        for batch in self.loader:
-            yield batch
-            seen += len(batch[0])
-            if seen >= self.images:
-                return
-
-
-def some_of(loader: Batches, images: int, *, seed: int) -> Batches:
-    """About `images` images of a loader, of all classes alike where it is seprune's."""
-    if not isinstance(loader, Loader):
-        return FirstBatches(loader, images)
-    smaller = copy.copy(loader)
-    smaller.rows = in_turn(loader.store.labels, loader.rows, seed=seed)[:images]
-    return smaller
 
 
 def seed_everything(*key: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seprune.errors import EnvironmentFault
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.recovery.finetune.settings import Epoch
 from seprune.runtime.files import write_text
 
@@ -22,7 +24,8 @@ class LiveMetrics:
 
     left: int  # steps, over all epochs
     loss: float | None = None
-    top1: float | None = None
+    metric: str = "top1"
+    value: float | None = None  # of the metric, on the validation split
     lr: float = 0.0
     images: int = 0
     steps: int = 0
@@ -38,9 +41,11 @@ class LiveMetrics:
         return self.images / max(time.perf_counter() - self.start, 1e-9)
 
     def __call__(self) -> str:
-        """Loss, top-1, images a second, learning rate, time to the last epoch's end."""
+        """Loss, metric, images a second, learning rate, time to the last epoch's end."""
         words = [f"loss {self.loss:.3f}"] if self.loss is not None else []
-        words += [f"top-1 {self.top1:.2%}"] if self.top1 is not None else []
+        if self.value is not None:
+            shown = metric_value(self.metric, self.value).replace(" %", "%")
+            words.append(f"{metric_title(self.metric)} {shown}")
         words += [f"{self.speed:,.0f} images/s", f"lr {self.lr:.2g}"]
         if self.steps:
             took = time.perf_counter() - self.start
@@ -49,16 +54,16 @@ class LiveMetrics:
         return " ".join(words)
 
 
-def write_metrics(folder: Path, history: Sequence[dict[str, Any]]) -> None:
+def write_metrics(folder: Path, history: Sequence[Epoch]) -> None:
     """One line an epoch, written anew: what follows a kill repeats no line."""
-    lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in history)
+    lines = (json.dumps(_finite(row.plain()), allow_nan=False) + "\n" for row in history)
     write_text(folder / METRICS, "".join(lines))
 
 
 def plot(folder: Path, row: Epoch) -> None:
     """Add an epoch to the TensorBoard files in `folder`."""
     with _writer()(str(folder)) as board:
-        for name, value in _finite(asdict(row)).items():
+        for name, value in _finite(row.plain()).items():
             if value is not None and name not in ("epoch", "step"):
                 board.add_scalar(name, value, row.step)
 
@@ -73,7 +78,7 @@ def require_tensorboard() -> None:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {n: None if v != v else v for n, v in row.items()}
+    return {n: v if v is None or math.isfinite(v) else None for n, v in row.items()}
 
 
 def _writer() -> Any:

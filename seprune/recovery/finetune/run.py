@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import nn
 from seprune.data import Data
 from seprune.data.placement import Batches
 from seprune.errors import InputError
-from seprune.recovery.finetune.auto import FirstBatches, seed_everything
+from seprune.recovery.finetune.auto import seed_everything
+from seprune.recovery.finetune.batches import FirstBatches, task_of
 from seprune.recovery.finetune.features import Teacher
 from seprune.recovery.finetune.progress import DivergedError
 from seprune.recovery.finetune.settings import RUNTIME, FineTuned, FineTuneSettings
@@ -46,8 +47,8 @@ def finetune(
     after each epoch.
 
     Args:
-        data: a `Data`; a loader of (images, labels) with a length; or two of them, of which the
-            second, for validation, chooses the epoch.
+        data: a `Data`; a loader of whatever the task takes apart, with a length; or two of them,
+            of which the second, for validation, chooses the epoch.
         teacher: a dense parent to distil from; with its plans, if features are to be matched.
         folder: holds the saved state and `metrics.jsonl`.
 
@@ -60,6 +61,7 @@ def finetune(
     loader, calibration, validation = _loaders(data, settings, validation)
     teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
     with united(), _own_random(settings.seed):
+        settings = replace(settings, task=task_of(settings.task, loader))
         trainer = Trainer(
             model, settings, teacher=teacher, loader=loader, folder=folder, track=track
         )
@@ -93,7 +95,7 @@ def _loaders(
             why="the schedule needs the number of steps",
             fix="give a DataLoader over a data set with a length",
         )
-    return data, FirstBatches(data, settings.recalibrate), validation
+    return data, FirstBatches(data, settings.recalibrate, task=settings.task), validation
 
 
 def _identity(

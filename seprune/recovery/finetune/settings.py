@@ -64,15 +64,29 @@ class FineTuneSettings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: mean training loss, last learning rate, validation, training speed."""
+    """One epoch: mean training loss, last learning rate, validation, training speed.
+
+    Attributes:
+        metrics: of the task on the validation split, by name; none without a split.
+    """
 
     epoch: int
     step: int
     loss: float
     lr: float
-    top1: float | None
+    metrics: Mapping[str, float]
     validation_loss: float | None
     images_per_second: float
+
+    @property
+    def top1(self) -> float | None:
+        """Of a classifier that is judged on a split."""
+        return self.metrics.get("top1")
+
+    def plain(self) -> dict[str, float | None]:
+        """One line of `metrics.jsonl`: the metrics beside the other numbers."""
+        row = {**vars(self), **self.metrics}
+        return {name: value for name, value in row.items() if name != "metrics"}
 
 
 @dataclass(frozen=True)
@@ -85,8 +99,9 @@ class FineTuned:
 
     `before` and `recalibrated` are validation scores of the first two. `best_epoch` counts from 0,
     -1 where no epoch was chosen. `settings` are those that `auto` came to; `trials`: `lr`, `loss`
-    and `top1` of each trial. `accumulate`: parts per step at the end; it grew if memory ran out.
-    `rollbacks`: 1 if the loss diverged once.
+    and the deciding metric of each trial. `task`: as given, or as the first batch looks like.
+    `accumulate`: parts per step at the end; it grew if memory ran out. `rollbacks`: 1 if the loss
+    diverged once.
     """
 
     model: nn.Module
@@ -96,23 +111,23 @@ class FineTuned:
     chosen: str
     settings: FineTuneSettings
     trials: tuple[Mapping[str, float], ...]
+    task: Task
     before: Evaluation | None
     recalibrated: Evaluation | None
     accumulate: int
     rollbacks: int
 
     def numbers(self) -> dict[str, float | str | None]:
-        """For reports: what was chosen, by which top-1 on the validation split, and how trained."""
-        best = self.history[self.best_epoch].top1 if self.best_epoch >= 0 else None
+        """For reports: what was chosen, by which value of `metric` on the split, how trained."""
+        metrics = self.history[self.best_epoch].metrics if self.best_epoch >= 0 else {}
         settings = self.settings
         return {
             "epochs": len(self.history),
             "best_epoch": self.best_epoch,
-            "validation_before": self.before.metrics.get("top1") if self.before else None,
-            "validation_recalibrated": self.recalibrated.metrics.get("top1")
-            if self.recalibrated
-            else None,
-            "validation_top1": best,
+            "metric": self.task.metric,
+            "validation_before": self.before.value if self.before else None,
+            "validation_recalibrated": self.recalibrated.value if self.recalibrated else None,
+            "validation_best": metrics.get(self.task.metric),
             "chosen": self.chosen,
             "optimizer": settings.optimizer,
             "lr": settings.lr,

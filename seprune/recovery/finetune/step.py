@@ -20,7 +20,8 @@ from seprune.recovery.finetune.loss import decay_groups, loss_of, mix
 from seprune.recovery.finetune.sync_batchnorm import share_norms
 from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.inference import autocast
-from seprune.tasks import Classification, Task, infer_task
+from seprune.tasks import Classification, Task
+from seprune.tasks.batches import channels_last, map_tensors
 
 if TYPE_CHECKING:
     from seprune.recovery.finetune import FineTuneSettings
@@ -38,7 +39,7 @@ class TrainState:
         device: torch.device,
     ):
         self.settings, self.device = settings, device
-        self.task = settings.task  # or what the first batch looks like
+        self.task = settings.task or Classification()
         self.accelerator = _accelerator(settings.precision, device)
         self.parts = settings.accumulate
         self.raw = copy.deepcopy(model).to(device)
@@ -66,27 +67,25 @@ class TrainState:
         self.optimizer = _optimizer(self.raw, settings)
         self.model, self.prepared = self.accelerator.prepare(self.raw, self.optimizer)
 
-    def step(
-        self, images: Tensor, labels: Tensor, *, lr: float, seed: int, weight: float
-    ) -> Tensor:
+    def step(self, batch: Any, *, lr: float, seed: int, weight: float) -> Tensor:
         """One optimizer step over the whole batch, in `parts` micro-batches; the mean loss.
 
         `seed` fixes every random number of the step; `weight` is this process's share of the batch
         times their number. Out of memory: the micro-batches are halved, for good, and the step is
         done again.
         """
-        self.task = self.task or infer_task((images, labels))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.settings.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            batch = map_tensors(batch, channels_last)
+        size = self.task.size(batch)
         while True:
             torch.manual_seed(seed)
             try:
-                loss = self._gradients(images, labels, weight)
+                loss = self._gradients(batch, size, weight)
                 break
             except RuntimeError as error:
-                self._halve(error, len(images))
+                self._halve(error, size)
         if self.settings.clip is not None:
             self.accelerator.clip_grad_norm_(self.raw.parameters(), self.settings.clip)
         self.prepared.step()
@@ -94,35 +93,32 @@ class TrainState:
         self._update_average()
         return loss
 
-    def _gradients(self, images: Tensor, labels: Tensor, weight: float) -> Tensor:
-        parts = min(self.parts, len(images))
-        chunks = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))
+    def _gradients(self, batch: Any, size: int, weight: float) -> Tensor:
+        each = -(-size // min(self.parts, size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, (some, theirs) in enumerate(chunks, 1):
-            last = number == len(chunks)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                share = weight * len(some) / len(images)
-                loss = self._loss(some, theirs) * share
+        for start in range(0, size, each):
+            stop = min(start + each, size)
+            some = batch if stop - start == size else self.task.part(batch, slice(start, stop))
+            with nullcontext() if stop == size else self.accelerator.no_sync(self.model):
+                loss = self._loss(some) * (weight * (stop - start) / size)
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
         settings = self.settings
-        if self.task is not None and not isinstance(self.task, Classification):
-            return self._loss_of(self.task, images, labels)
-        taught = None
+        if not isinstance(self.task, Classification):
+            return self._loss_of(self.task, batch)
+        taught, labels = None, self.task.split(batch).target
         if settings.mixup or settings.cutmix:
-            classes = self._classes(images)
-            images, labels = mix(
-                images, labels, classes=classes, mixup=settings.mixup, cutmix=settings.cutmix
-            )
-        logits = logits_of(self.model(images))
+            batch = _, labels = self._mixed(batch)
+        logits = logits_of(self.task.forward(self.model, batch, training=True))
+        labels = self.task.labels(labels, logits)
         if self.teacher is not None:
             asked = settings.distill_precision
             precision = settings.precision if asked == "as training" else asked
             with torch.no_grad(), autocast(self.device, precision):
-                taught = logits_of(self.teacher(images))
+                taught = logits_of(self.task.forward(self.teacher, batch))
             if taught.shape != logits.shape:
                 raise InputError(
                     f"the teacher has {taught.shape[1]} outputs, the model {logits.shape[1]}",
@@ -132,7 +128,7 @@ class TrainState:
         loss = loss_of(
             logits,
             labels,
-            smoothing=settings.label_smoothing,
+            smoothing=settings.label_smoothing or self.task.smoothing,
             teacher=taught,
             alpha=settings.distill_alpha,
             temperature=settings.distill_temperature,
@@ -141,9 +137,9 @@ class TrainState:
             loss = loss + settings.distill_features * self.features.distance()
         return loss
 
-    def _loss_of(self, task: Task, images: Tensor, target: Tensor) -> Tensor:
+    def _loss_of(self, task: Task, batch: Any) -> Tensor:
         """The loss of a task that has no class numbers, beside that of distillation."""
-        settings, batch = self.settings, (images, target)
+        settings = self.settings
         if settings.mixup or settings.cutmix:
             raise UsageError(
                 f"images of the task {task.name} cannot be mixed",
@@ -151,7 +147,7 @@ class TrainState:
                 fix="set finetune.mixup=0 and finetune.cutmix=0",
             )
         outputs = task.forward(self.model, batch, training=True)
-        loss = task.loss(outputs, target)
+        loss = task.loss(outputs, task.split(batch).target)
         if self.teacher is not None:
             with torch.no_grad():
                 taught = task.forward(self.teacher, batch)
@@ -162,11 +158,26 @@ class TrainState:
             loss = loss + settings.distill_features * self.features.distance()
         return loss
 
-    def _classes(self, images: Tensor) -> int:
+    def _mixed(self, batch: Any) -> tuple[Tensor, Tensor]:
+        sample, settings = self.task.split(batch), self.settings
+        given = [*sample.args, *sample.kwargs.values()]
+        if len(given) != 1:
+            raise UsageError(
+                f"batches of {len(given)} inputs cannot be mixed",
+                why="mixup and cutmix mix images",
+                fix="set finetune.mixup=0 and finetune.cutmix=0",
+            )
+        return mix(
+            given[0], sample.target, classes=self._classes(batch),
+            mixup=settings.mixup, cutmix=settings.cutmix,
+        )  # fmt: skip
+
+    def _classes(self, batch: Any) -> int:
         if not hasattr(self, "_outputs"):
             self.raw.eval()
             with torch.no_grad():
-                self._outputs = logits_of(self.raw(images[:1])).shape[1]
+                one = self.task.part(batch, slice(0, 1))
+                self._outputs = logits_of(self.task.forward(self.raw, one)).shape[1]
             self._training_mode()
         return self._outputs
 

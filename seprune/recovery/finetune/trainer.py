@@ -22,10 +22,10 @@ from seprune.recovery.finetune.auto import (
     plan_trials,
     seed_everything,
     settle,
-    some_of,
     try_rates,
     warmup_steps,
 )
+from seprune.recovery.finetune.batches import some_of
 from seprune.recovery.finetune.checkpoints import (
     Generation,
     has_generation,
@@ -70,7 +70,10 @@ class Trainer:
         self.device = resolve_device(settings.device)
         self.rank, self.world = join(self.device)  # before Accelerate does, which waits longer
         self.state = TrainState(model, settings, teacher=teacher, device=self.device)
-        self.loader = share(loader, self.device, self.rank, self.world, training=True)
+        self.task = self.state.task
+        self.loader = share(
+            loader, self.device, self.rank, self.world, training=True, task=self.task
+        )
         self.steady = isinstance(self.loader, Loader)  # goes on in the middle of an epoch
         if self.steady and loader.batch_size < self.world:
             raise UsageError(
@@ -130,7 +133,9 @@ class Trainer:
         at, state = self.at, self.state
         given = state.judged.state_dict()
         given = {name: detach(tensor) for name, tensor in given.items()}
-        fresh = recalibrate(self.given, calibration, device=str(self.device), track=self.track)
+        fresh = recalibrate(
+            self.given, calibration, task=self.task, device=str(self.device), track=self.track
+        )
         state.load(fresh.state_dict())
         score = self._judge(judged_on)
         at.recalibrated = asdict(score)
@@ -155,9 +160,15 @@ class Trainer:
         self.at.trials = tried
         return best_rate(tried)
 
-    def _judge(self, images: Batches) -> Evaluation:
-        device, task = str(self.device), self.settings.task
-        return evaluate(self.state.judged, images, task=task, device=device, track=self.track)
+    def _judge(self, images: Batches, precision: str = "no") -> Evaluation:
+        return evaluate(
+            self.state.judged,
+            images,
+            task=self.task,
+            device=str(self.device),
+            precision=precision,
+            track=self.track,
+        )
 
     def epoch(self, validation: Batches | None) -> None:
         """The rest of one epoch, its validation, and the commit."""
@@ -174,21 +185,21 @@ class Trainer:
             live=now,
         )
         try:
-            for images, labels in batches:
+            for batch in batches:
                 with unbroken():  # a signal waits for the end of the step
-                    self._step(images, labels, total, now)
+                    self._step(batch, total, now)
         except StoppedError:
             self._save_stopped(total)
             raise
         at.loss = self._mean(total)
         self._close(validation, now)
 
-    def _step(self, images: Tensor, labels: Tensor, total: Tensor, now: LiveMetrics) -> None:
+    def _step(self, batch: Any, total: Tensor, now: LiveMetrics) -> None:
         at, lr, self.stepping = self.at, self._rate(), True
         seed = seed_of(self.settings.seed, at.epoch, at.step, self.rank)
-        weight = self._weight(len(images))
-        total += self.state.step(images, labels, lr=lr, seed=seed, weight=weight)
-        now.step(len(images) * self.world, lr)
+        size = self.task.size(batch)
+        total += self.state.step(batch, lr=lr, seed=seed, weight=self._weight(size))
+        now.step(size * self.world, lr)
         at.step, self.stepping = at.step + 1, False
         every = self.settings.save_steps if self.steady else 0
         save = every and at.step % every == 0
@@ -218,7 +229,8 @@ class Trainer:
         at = self.at
         now = LiveMetrics((self.settings.epochs - at.epoch) * self.steps - at.step, lr=self._rate())
         if at.history:
-            now.loss, now.top1 = at.history[-1]["loss"], at.history[-1]["top1"]
+            now.loss, now.metric = at.history[-1]["loss"], self.task.metric
+            now.value = at.history[-1]["metrics"].get(now.metric)
         return now
 
     def _mean(self, total: Tensor) -> float:
@@ -231,14 +243,7 @@ class Trainer:
         at, speed = self.at, now.speed
         score = None
         if validation is not None:
-            score = evaluate(
-                self.state.judged,
-                validation,
-                task=self.settings.task,
-                device=str(self.device),
-                precision=self.settings.precision,
-                track=self.track,
-            )
+            score = self._judge(validation, self.settings.precision)
             if score.nonfinite:
                 raise DivergedError
         row = Epoch(
@@ -246,7 +251,7 @@ class Trainer:
             step=(at.epoch + 1) * self.steps,
             loss=at.loss / self.steps,
             lr=self._rate(self.steps - 1),
-            top1=score.metrics.get("top1") if score else None,
+            metrics=dict(score.metrics) if score else {},
             validation_loss=score.loss if score else None,
             images_per_second=speed,
         )
@@ -266,10 +271,8 @@ class Trainer:
         if score.count >= MANY or validation is None:
             return True
         if self.given_losses is None:
-            self.given_losses = image_losses(
-                self.given, validation, self.device, task=self.settings.task
-            )
-        losses = image_losses(self.state.judged, validation, self.device, task=self.settings.task)
+            self.given_losses = image_losses(self.given, validation, self.device, task=self.task)
+        losses = image_losses(self.state.judged, validation, self.device, task=self.task)
         return clearly_lower(losses, self.given_losses)
 
     def roll_back(self) -> None:
@@ -303,6 +306,7 @@ class Trainer:
             chosen=at.chosen,
             settings=replace(self.settings, lr=at.lr),
             trials=tuple(at.trials),
+            task=self.task,
             before=Evaluation(**at.before) if at.before else None,
             recalibrated=Evaluation(**at.recalibrated) if at.recalibrated else None,
             accumulate=self.state.parts,
@@ -343,4 +347,4 @@ class Trainer:
 
     def _report(self) -> None:
         if self.folder and self.rank == 0:
-            write_metrics(self.folder, self.at.history)
+            write_metrics(self.folder, [Epoch(**row) for row in self.at.history])
