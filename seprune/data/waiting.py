@@ -6,7 +6,7 @@ images, normalised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,10 @@ class WaitingImages:
         """Images of these numbers, as the network takes them, on the CPU."""
         return self.finish(self.kept[start:stop])
 
+    def rows(self, numbers: Sequence[int]) -> Tensor:
+        """Images of any numbers."""
+        return self.finish(self.kept[list(numbers)])
+
 
 def wait_for(
     batches: Iterable[Tensor], count: int, *, memory: int, finish: Finish
@@ -47,31 +51,60 @@ def wait_for(
         InputError: no images, or images of several shapes.
         EnvironmentFault: no space on the disk.
     """
-    kept: Tensor | None = None
-    done = 0
+    column = Column(count, memory)
     for batch in batches:
-        part = batch[: count - done]
-        if kept is None and len(part):
-            kept = _space(count, part, memory)
-        if kept is None:
-            continue
-        if part.shape[1:] != kept.shape[1:]:
+        column.add(batch)
+        if column.full:
+            break
+    return column.close(finish)
+
+
+class Column:
+    """Tensors of samples, kept one behind the other until there are `count`."""
+
+    def __init__(self, count: int, memory: int) -> None:
+        self.count, self.memory, self.done = count, memory, 0
+        self.kept: Tensor | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for more."""
+        return self.done >= self.count
+
+    def add(self, batch: Tensor) -> None:
+        """Keep the samples of a batch, as far as there is place.
+
+        Raises:
+            InputError: they have another shape than those before.
+            EnvironmentFault: no space on the disk.
+        """
+        part = batch[: self.count - self.done]
+        if self.kept is None and len(part):
+            self.kept = _space(self.count, part, self.memory)
+        if self.kept is None:
+            return
+        if part.shape[1:] != self.kept.shape[1:]:
             raise InputError(
-                f"images of several sizes: {_size(kept)} and {_size(part)}",
-                why=f"image {done} is the first of another size",
+                f"images of several sizes: {_size(self.kept)} and {_size(part)}",
+                why=f"image {self.done} is the first of another size",
                 fix="give a loader that scales or crops its images to one size",
             )
-        kept[done : done + len(part)] = part
-        done += len(part)
-        if done >= count:
-            break
-    if kept is None or not done:
-        raise InputError(
-            "no images to refit on",
-            why="the loader gives empty batches, or images=0 was asked for",
-            fix="give a loader with calibration images",
-        )
-    return WaitingImages(kept[:done], finish)
+        self.kept[self.done : self.done + len(part)] = part
+        self.done += len(part)
+
+    def close(self, finish: Finish) -> WaitingImages:
+        """What was kept.
+
+        Raises:
+            InputError: nothing.
+        """
+        if self.kept is None or not self.done:
+            raise InputError(
+                "no images to refit on",
+                why="the loader gives empty batches, or images=0 was asked for",
+                fix="give a loader with calibration images",
+            )
+        return WaitingImages(self.kept[: self.done], finish)
 
 
 def unchanged(images: Tensor) -> Tensor:

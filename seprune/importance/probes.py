@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seprune.data import Loader
+from seprune.data.placement import Batches, Placed, length, resolve_task, share
 from seprune.errors import InputError
 from seprune.graph.groups import NetworkStructure
-from seprune.measure.metrics import logits_of
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.inference import device_of
 from seprune.runtime.progress import Track, silent
+from seprune.tasks import Task
 
 PROBE = "probe"  # the name under which a module holds its probe
 _OPEN = 2.0  # where a new probe's logits lie: it lets 0.88 of every channel through
@@ -38,6 +39,7 @@ class ProbeSettings:
         reduction: of the channels by the hidden layer.
         device: `auto`, `cpu`, `cuda`, ...
         seed: of the probes' first weights.
+        task: whose loss they are trained by; by default what the targets look like.
     """
 
     epochs: int = 1
@@ -45,6 +47,7 @@ class ProbeSettings:
     reduction: int = 16
     device: str = "auto"
     seed: int = 0
+    task: Task | None = None
 
 
 class Probe(nn.Module):
@@ -105,12 +108,12 @@ def places(structure: NetworkStructure) -> dict[str, int]:
 
 def train_probes(
     model: nn.Module,
-    loader: Loader,
+    loader: Batches,
     settings: ProbeSettings,
     *,
     track: Track = silent,
 ) -> float:
-    """Train the probes of `model` in place and nothing else, by cross-entropy; the last mean loss.
+    """Train the probes of `model` in place and nothing else, by the task's loss; the mean loss.
 
     Raises:
         InputError: the loss is not finite.
@@ -121,15 +124,18 @@ def train_probes(
     model.to(device).eval().requires_grad_(False)
     for parameter in own:
         parameter.requires_grad_()
-    optimizer, steps = torch.optim.Adam(own, settings.lr), settings.epochs * len(loader)
+    optimizer, steps = torch.optim.Adam(own, settings.lr), settings.epochs * length(loader)
     total, count = torch.zeros((), device=device), 0
-    work = track(_batches(loader.on(device), settings.epochs), label="probing", total=steps,
+    task, placed = settings.task, share(loader, device, 0, 1, task=settings.task)
+    work = track(_batches(placed, settings.epochs), label="probing", total=steps,
                  unit="batches")  # fmt: skip
     try:
-        for step, (images, labels) in enumerate(work):
+        for step, batch in enumerate(work):
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            loss = F.cross_entropy(logits_of(model(images)).float(), labels)
+                group["lr"] = settings.lr * (1 + math.cos(math.pi * step / max(steps, 1))) / 2
+            task = task or resolve_task(None, placed, batch)
+            outputs = task.forward(model, batch, training=True)
+            loss = task.loss(outputs, task.split(batch).target)
             gradients = torch.autograd.grad(loss, own)
             for parameter, gradient in zip(own, gradients):
                 parameter.grad = gradient
@@ -151,7 +157,7 @@ def train_probes(
     return mean
 
 
-def _batches(loader: Loader, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(loader: Loader | Placed, epochs: int) -> Iterator[Any]:
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         yield from loader

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from seprune.data.waiting import WaitingImages
 from seprune.errors import InputError, UsageError
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
@@ -28,7 +27,9 @@ from seprune.runtime.inference import evaluating
 from seprune.runtime.memory import memory_budget
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.short_table import ShortTable, Tabular
-from seprune.statistics.batches import take_images
+from seprune.statistics.calibration_inputs import CalibrationInputs, take_inputs
+from seprune.tasks import Task, unlabelled_task
+from seprune.tasks.batches import leaves, to_device
 
 TIE = 1.1
 """Errors within this factor do not tell which network is better (measured: docs/importance.md)."""
@@ -44,11 +45,13 @@ class TrialOptions:
         images: calibration images that each candidate is refitted on.
         held_out: further images that it is judged on; four times as many where two are close.
         device: `auto`, `cpu`, `cuda`, ...
+        task: by default what the batches look like.
     """
 
     images: int = 512
     held_out: int = 512
     device: str = "auto"
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def choose_plan(
     options = options or TrialOptions()
     device = resolve_device(options.device)
     wanted = options.images + _MORE * options.held_out
-    images = take_images(loader, wanted, memory=memory_budget(torch.device("cpu")) // 8)
+    memory = memory_budget(torch.device("cpu")) // 8
+    images = take_inputs(loader, wanted, memory=memory, task=options.task)
     trials = _Trials(parent, images, options, device)
     found: dict[str, Trial] = {}
     models: dict[str, nn.Module] = {}  # distinct ones only; a few networks at most
@@ -154,7 +158,9 @@ def choose_plan(
     return PlanChoice(best.name, plans[best.name], ranked, close)
 
 
-def output_error(parent: nn.Module, model: nn.Module, images: Iterable[Tensor]) -> float:
+def output_error(
+    parent: nn.Module, model: nn.Module, batches: Iterable[Any], *, task: Task | None = None
+) -> float:
     """Mean squared difference of two networks' outputs, over the variance of the parent's.
 
     All floating-point tensors of the outputs count alike, however large they are. Batches are on
@@ -164,9 +170,14 @@ def output_error(parent: nn.Module, model: nn.Module, images: Iterable[Tensor]) 
         InputError: outputs without floating-point tensors, or of other shapes.
     """
     sums: list[Tensor] = []
-    with torch.no_grad():
-        for batch in images:
-            wanted, given = _leaves(parent(batch)), _leaves(model(batch))
+    with ExitStack() as stack, torch.no_grad():
+        for batch in batches:
+            if not sums:
+                task = task or unlabelled_task(batch)
+                stack.enter_context(task.comparable(parent))
+                stack.enter_context(task.comparable(model))
+            assert task is not None
+            wanted, given = (_leaves(task.forward(own, batch)) for own in (parent, model))
             _check(wanted, given)
             sums = sums or [torch.zeros(4, dtype=torch.float64) for _ in wanted]
             for total, a, b in zip(sums, wanted, given, strict=True):
@@ -180,7 +191,7 @@ def output_error(parent: nn.Module, model: nn.Module, images: Iterable[Tensor]) 
 
 
 def _leaves(output: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in leaves(output) if t.is_floating_point()]
 
 
 def _check(wanted: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -201,7 +212,11 @@ class _Trials:
     """Cuts, refits and judges on one set of images."""
 
     def __init__(
-        self, parent: nn.Module, images: WaitingImages, options: TrialOptions, device: torch.device
+        self,
+        parent: nn.Module,
+        images: CalibrationInputs,
+        options: TrialOptions,
+        device: torch.device,
     ) -> None:
         if len(images) < 2:
             raise InputError(
@@ -218,7 +233,8 @@ class _Trials:
     def of(self, name: str, plan: PruningPlan) -> tuple[Trial, nn.Module]:
         """One candidate's trial, and its refitted network."""
         began = time.monotonic()
-        fit = RefitOptions(images=self.fitted, device=self.options.device)
+        task = self.images.task
+        fit = RefitOptions(images=self.fitted, device=self.options.device, task=task)
         part = list(self.batches(0, self.fitted))
         model = refit(self.parent, prune(self.parent, plan), plan, part, options=fit).model
         error = self.error(model, self.held_out)
@@ -248,13 +264,14 @@ class _Trials:
         """The error on so many held-out images."""
 
         def judge() -> float:
-            batches = (b.to(self.device) for b in self.batches(self.fitted, self.fitted + count))
+            batches = self.batches(self.fitted, self.fitted + count)
+            placed = (to_device(batch, self.device) for batch in batches)
             with evaluating(self.parent, self.device), evaluating(model, self.device):
-                return output_error(self.parent, model, batches)
+                return output_error(self.parent, model, placed, task=self.images.task)
 
         return first(judge)  # one process judges: all have to agree, to the last bit
 
-    def batches(self, start: int, stop: int) -> Iterator[Tensor]:
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
         """Images of these numbers, on the CPU."""
         for begin in range(start, stop, _BATCH):
             yield self.images.part(begin, min(begin + _BATCH, stop))

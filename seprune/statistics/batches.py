@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from seprune.data import Loader
 from seprune.data.placement import resolve_task
-from seprune.data.waiting import WaitingImages, unchanged, wait_for
 from seprune.errors import InputError
 from seprune.statistics.gate_gradients import image_keys
-from seprune.tasks import Classification, Sample, Task
+from seprune.tasks import Classification, Task
 from seprune.tasks.batches import to_device
 
 
@@ -71,44 +70,6 @@ def class_labels(task: Task, batch: Any) -> Tensor | None:
     ):
         return None
     return target.long()
-
-
-def take_images(loader: Iterable[Any], count: int, *, memory: int) -> WaitingImages:
-    """The first `count` images of a loader, or all of them; waiting as bytes where it reads files.
-
-    Args:
-        memory: bytes; where they take more they wait on disk.
-
-    Raises:
-        InputError: no images, or images of several sizes.
-    """
-    given = count_images(loader)
-    count = min(count, given) if given else count
-    if isinstance(loader, Loader) and not loader.augment.cutout:
-        pixels = loader.on(torch.device("cpu")).pixels()
-        return wait_for(pixels, count, memory=memory, finish=loader.frame.normalise)
-    task, _, batches = open_batches(loader, torch.device("cpu"), 0, 1)
-    images = (_images(task.split(batch)) for batch in batches)
-    return wait_for(images, count, memory=memory, finish=unchanged)
-
-
-def _images(sample: Sample) -> Tensor:
-    """The only input of a batch, as one tensor.
-
-    Raises:
-        InputError: there are several, or images of several sizes.
-    """
-    given = [*sample.args, *sample.kwargs.values()]
-    if len(given) == 1 and isinstance(given[0], Tensor):
-        return given[0]
-    images = given[0] if len(given) == 1 and isinstance(given[0], list) else []
-    if images and all(image.shape == images[0].shape for image in images):
-        return torch.stack(images)
-    raise InputError(
-        "a batch of the loader is no tensor of images",
-        why="images of several sizes" if images else f"it holds {len(given)} inputs",
-        fix="give a loader that scales its images to one size, to a model with one input",
-    )
 
 
 def start_graph(tensor: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class FromCallables(BaseTask):
             return sample
         return type(sample)(sample.args, sample.kwargs, self.target_fn(batch))
 
+    def unlabelled(self, batch: Any) -> Any:
+        """The batch with its target: the user's forward takes it apart."""
+        return batch
+
     def forward(self, model: nn.Module, batch: Any, *, training: bool = False) -> Any:
         """The user's forward."""
         return self.forward_fn(model, batch)

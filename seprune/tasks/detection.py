@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from seprune.errors import InputError, UsageError
 from seprune.tasks.batches import flatten_outputs, leaves, to_device
@@ -77,6 +78,28 @@ class Detection:
         images = sample.args[0][index]
         return images if sample.target is None else (images, sample.target[index])
 
+    def unlabelled(self, batch: Any) -> Any:
+        """The list of images."""
+        return self.split(batch).args[0]
+
+    @contextmanager
+    def comparable(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model gives what its heads say, at boxes that do not depend on it.
+
+        Picked boxes differ in number from network to network. A two-stage detector looks at boxes
+        of three sizes, evenly spread, in place of those that it would propose.
+
+        Raises:
+            InputError: the heads are not found.
+        """
+        answers = _HeadAnswers()
+        handles = answers.hook(model)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def forward(self, model: nn.Module, batch: Any, *, training: bool = False) -> Any:
         """Boxes (a list of dicts) or, with `training`, the dict of losses.
 
@@ -101,16 +124,9 @@ class Detection:
         """
         seen: dict[str, list[Any]] = {}
         modules = dict(model.named_modules())
-        found = [name for name in HEADS if name in modules]
-        if not found:
-            raise InputError(
-                f"{type(model).__name__}: no head of a detector is found",
-                why=f"it has none of the modules {', '.join(HEADS)}",
-                fix="give a task whose flat_outputs returns the raw outputs as a tensor (B, K)",
-            )
         handles = [
             modules[name].register_forward_hook(partial(_keep, seen.setdefault(name, [])))
-            for name in found
+            for name in _heads(model)
         ]
         counts: list[int] = []
         if "roi_heads" in modules:
@@ -149,6 +165,61 @@ class Detection:
     def meter(self) -> Meter:
         """COCO's mean average precision, and that at an overlap of 0.5."""
         return _BoxMeter()
+
+
+class _HeadAnswers:
+    """Hooks on a detector; a deep copy of the network copies them with their state."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def hook(self, model: nn.Module) -> list[RemovableHandle]:
+        modules = dict(model.named_modules())
+        handles = [modules[name].register_forward_hook(self.keep) for name in _heads(model)]
+        if "roi_heads" in modules:
+            handles.append(modules["roi_heads"].register_forward_pre_hook(self.place))
+        return [*handles, model.register_forward_hook(self.answer)]
+
+    def keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self.seen.append(output)
+
+    def place(self, _module: nn.Module, inputs: Any) -> Any:
+        features, proposals, sizes, *rest = inputs
+        boxes = [_spread_boxes(size).to(own) for size, own in zip(sizes, proposals, strict=True)]
+        return (features, boxes, sizes, *rest)
+
+    def answer(self, _module: nn.Module, _inputs: Any, _output: Any) -> Any:
+        seen = {str(number): output for number, output in enumerate(self.seen)}
+        self.seen.clear()
+        return seen
+
+
+def _spread_boxes(size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) of a quarter, half and all of an image's sides, each half over the next."""
+    boxes = []
+    for part in (0.25, 0.5, 1.0):
+        starts = torch.arange(0, 1 - part + 1e-6, part / 2)
+        top, left = (grid.flatten() for grid in torch.meshgrid(starts, starts, indexing="ij"))
+        boxes.append(torch.stack([left, top, left + part, top + part], 1))
+    height, width = size
+    return torch.cat(boxes) * torch.tensor([width, height, width, height])
+
+
+def _heads(model: nn.Module) -> list[str]:
+    """The modules whose outputs a detector's boxes are made of.
+
+    Raises:
+        InputError: there are none.
+    """
+    modules = dict(model.named_modules())
+    found = [name for name in HEADS if name in modules]
+    if not found:
+        raise InputError(
+            f"{type(model).__name__}: no head of a detector is found",
+            why=f"it has none of the modules {', '.join(HEADS)}",
+            fix="give a task whose flat_outputs returns the raw outputs as a tensor (B, K)",
+        )
+    return found
 
 
 class _BoxMeter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -62,6 +63,12 @@ class Task(Protocol):
 
     def part(self, batch: Any, index: slice) -> Any:
         """The samples of a batch at `index`, as a batch."""
+
+    def unlabelled(self, batch: Any) -> Any:
+        """A batch without its target, such that `split` finds the same arguments."""
+
+    def comparable(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the outputs of two networks can be compared number by number."""
 
     def forward(self, model: nn.Module, batch: Any, *, training: bool = False) -> Any:
         """The model's outputs; with `training` those that `loss` takes."""
@@ -128,6 +135,17 @@ class BaseTask:
     def part(self, batch: Any, index: slice) -> Any:
         """Every tensor that is as long as the batch is cut."""
         return slice_batch(batch, index, self.size(batch))
+
+    def unlabelled(self, batch: Any) -> Any:
+        """The only input, a dict of inputs, or a tuple of a tuple of them."""
+        sample = self.split(batch)
+        if sample.kwargs:
+            return dict(sample.kwargs)
+        return sample.args[0] if len(sample.args) == 1 else (sample.args,)
+
+    def comparable(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Nothing to do: outputs have the same shape whatever was cut."""
+        return nullcontext()
 
     def forward(self, model: nn.Module, batch: Any, *, training: bool = False) -> Any:
         """The model's outputs."""

@@ -13,6 +13,8 @@ from torch import nn
 import seprune
 from seprune.errors import InputError
 from seprune.importance.ablation import measure_sensitivity
+from seprune.importance.probes import Probe, ProbeSettings, probed, train_probes
+from seprune.recovery.candidates import TrialOptions, choose_plan, output_error
 from seprune.recovery.recalibrate import recalibrate
 from seprune.tasks import MultiLabel, Regression
 
@@ -223,3 +225,77 @@ def test_a_detector_is_tuned_by_its_own_losses():
     score = seprune.evaluate(tuned.last, [batch], device="cpu")
     assert tuned.history[-1].metrics == dict(score.metrics)
     assert tuned.history[-1].validation_loss == pytest.approx(score.loss)
+
+
+def halved(model, example, share=0.5):
+    structure = seprune.analyse(model, example)
+    importance = seprune.score(structure, model=model, scoring=seprune.Scoring("l2"))
+    allocation = seprune.Allocation(min_channels=2)
+    return seprune.make_plan(structure, importance, allocation=allocation, macs=share)
+
+
+def test_label_free_recovery_takes_batches_of_any_structure():
+    torch.manual_seed(0)
+    x = images(24)
+    plain, named = Inner(classes=4).eval(), Named(classes=4).eval()
+    named.load_state_dict(plain.state_dict())
+    plan, scale = halved(plain, images()), torch.ones(8, 1, 1, 1)
+    mine = [{"pixel_values": part, "labels": torch.zeros(8).long()} for part in x.split(8)]
+    two = [((part, scale), torch.zeros(8)) for part in x.split(8)]
+    cut = {m: seprune.prune(m, plan) for m in (plain, named)}
+    refitted = [
+        seprune.refit(m, cut[m], plan, loader, options=seprune.RefitOptions(device="cpu"))
+        for m, loader in ((plain, x.split(8)), (named, mine), (named, two))
+    ]
+    assert refitted[0].layers
+    for other in refitted[1:]:
+        for a, b in zip(refitted[0].model.parameters(), other.model.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+    options = seprune.ReconstructOptions(epochs=2, shift=0.0, flip=False, device="cpu")
+    errors = [
+        seprune.reconstruct(m, cut[m], plan, loader, options=options).errors
+        for m, loader in ((plain, x.split(8)), (named, mine), (named, two))
+    ]
+    # the dict also gives `hidden`, twice the logits: its relative error is the same
+    assert errors[1] == pytest.approx(errors[0], rel=1e-4)
+    assert errors[2] == pytest.approx(errors[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [64, None])
+def test_a_detector_is_recovered_at_boxes_that_do_not_depend_on_it(side):
+    torch.manual_seed(0)
+    model = detector()
+    pictures = [torch.rand(3, 64, side or 48 + 2 * n) for n in range(12)]
+    plan = halved(model, (pictures[:2],))
+    cut = seprune.prune(model, plan)
+    assert model.backbone[0].weight.shape != cut.backbone[0].weight.shape
+    batches = [pictures[i : i + 4] for i in range(0, 12, 4)]
+    found = seprune.refit(model, cut, plan, batches, options=seprune.RefitOptions(device="cpu"))
+    assert "roi_heads.box_head.fc6" in found.layers
+    task = seprune.Detection()
+    before, after = (output_error(model, m, batches, task=task) for m in (cut, found.model))
+    assert after < 0.5 * before
+    assert not found.model._forward_hooks
+    options = seprune.ReconstructOptions(epochs=2, device="cpu", images=12)
+    again = seprune.reconstruct(model, found.model, plan, batches, options=options)
+    assert again.errors[again.best] <= again.errors[0]
+    plans = {"given": plan, "wider": halved(model, (pictures[:2],), 0.8)}
+    trial = TrialOptions(images=8, held_out=4, device="cpu")
+    assert choose_plan(model, plans, batches, options=trial).name == "wider"
+
+
+def test_probes_learn_from_the_loss_of_the_task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    structure = seprune.analyse(model, images())
+    x = images(8)
+    masks = (x.mean(1) > 0).long()
+    settings = ProbeSettings(epochs=8, lr=0.05, device="cpu")
+    twin = probed(model, structure, settings)
+    before = nn.functional.cross_entropy(twin(x), masks).item()
+    after = train_probes(twin, [(x, masks)], settings)
+    assert after < before
+    probe = next(m for m in twin.modules() if isinstance(m, Probe))
+    assert torch.isfinite(probe.fc1.weight).all()
+    for name, own in model.state_dict().items():
+        assert torch.equal(own, twin.state_dict()[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from seprune.errors import InputError
 from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
 from seprune.recovery.refit.targets import Target
 from seprune.runtime.distributed import sum_over_processes
+from seprune.tasks.batches import leaves
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,17 @@ class Gap:
         return self.outputs + weight * torch.stack(self.layers).mean()
 
 
+def _call(model: nn.Module, images: Any) -> Any:
+    return model(images)
+
+
 @dataclass
 class Matching:
     """Compares two networks on batches of images.
 
     Attributes:
         targets: the layers whose outputs are compared, at the channels that the pruned one has.
+        run: gives a network's outputs for a batch.
         scales: variances of the parent's values, by layer and by output tensor; `measure` sets
             them once, so that every batch counts alike.
     """
@@ -51,9 +56,10 @@ class Matching:
     parent: nn.Module
     pruned: nn.Module
     targets: Sequence[Target]
+    run: Callable[[nn.Module, Any], Any] = _call
     scales: dict[str, Tensor] = field(default_factory=dict)
 
-    def measure(self, batches: Iterable[Tensor]) -> None:
+    def measure(self, batches: Iterable[Any]) -> None:
         """Take the variances from these images; every process gives its own part of them."""
         moments: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -67,7 +73,7 @@ class Matching:
             variance = squares / count - (total / count).square()
             self.scales[name] = variance.clamp(min=1e-12).float()
 
-    def __call__(self, images: Tensor) -> Gap:
+    def __call__(self, images: Any) -> Gap:
         """The errors on a batch, with a graph back to the weights of the pruned network.
 
         Raises:
@@ -91,14 +97,14 @@ class Matching:
             )
         return (seen[name] - wanted[name]).square().mean() / self.scales[name]
 
-    def _parent(self, images: Tensor) -> dict[str, Tensor]:
+    def _parent(self, images: Any) -> dict[str, Tensor]:
         with self._watching(self.parent, cut=False) as seen:
-            outputs = self.parent(images)
+            outputs = self.run(self.parent, images)
         return seen | _named(outputs)
 
-    def _pruned(self, images: Tensor) -> dict[str, Tensor]:
+    def _pruned(self, images: Any) -> dict[str, Tensor]:
         with self._watching(self.pruned, cut=True) as seen:
-            outputs = self.pruned(images)
+            outputs = self.run(self.pruned, images)
         return seen | _named(outputs)
 
     @contextmanager
@@ -124,8 +130,7 @@ def _keep(seen: dict[str, Tensor], target: Target, value: Tensor, *, cut: bool) 
 
 def _named(outputs: Any) -> dict[str, Tensor]:
     """All floating-point tensors of what a network gives, by their place."""
-    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    floats = [leaf.float() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
+    floats = [t.float() for t in leaves(outputs) if t.is_floating_point() and t.numel()]
     if not floats:
         raise InputError(
             "the network gives no tensor of numbers that could be matched",

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ReconstructOptions:
         device: `auto`, `cpu`, `cuda`, ...
         folder: holds the state after each epoch; the same call in the same folder goes on there.
         seed: of the split, the order of the images, their shifts and flips.
+        task: by default what the batches look like.
     """
 
     images: int = 2048
@@ -42,6 +44,7 @@ class ReconstructOptions:
     device: str = "auto"
     folder: Path | None = None
     seed: int = 0
+    task: Task | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from seprune.runtime.inference import device_of
 from seprune.runtime.memory import memory_budget
 from seprune.runtime.progress import Track, silent
 from seprune.statistics import fingerprint
-from seprune.statistics.batches import take_images
+from seprune.statistics.calibration_inputs import take_inputs
 
-_ANYWHERE = ("device", "memory", "folder")  # options that do not change the result
+_ANYWHERE = ("device", "memory", "folder", "task")  # options that do not change the result
 
 
 def reconstruct(
@@ -52,7 +51,8 @@ def reconstruct(
 
     Args:
         pruned: what `prune(parent, plan)` returned, refitted or not.
-        loader: batches of images, or of (images, labels); labels are not used.
+        loader: batches of images, of (images, labels), or as the task splits them; targets are
+            not used.
 
     Raises:
         InputError: too few images, outputs that cannot be compared, or an `options.folder` that
@@ -61,7 +61,8 @@ def reconstruct(
     """
     options = options or ReconstructOptions()
     device = resolve_device(options.device)
-    images = take_images(loader, options.images, memory=memory_budget(torch.device("cpu")) // 8)
+    memory = memory_budget(torch.device("cpu")) // 8
+    images = take_inputs(loader, options.images, memory=memory, task=options.task)
     if len(images) < 2:
         raise InputError(
             "one image is too few to reconstruct from",
@@ -72,9 +73,11 @@ def reconstruct(
     modes, home = {m: m.training for m in model.modules()}, device_of(model)
     model.to(device).eval()
     teacher.to(device).eval().requires_grad_(False)
-    targets, _ = find_targets(teacher, plan, images.part(0, 2).to(device))
-    with united(), torch.enable_grad():
-        training = Training(Matching(teacher, model, _inner(targets)), images, options)
+    task = images.task
+    with task.comparable(teacher), task.comparable(model), united(), torch.enable_grad():
+        targets, _ = find_targets(teacher, plan, images.example(teacher))
+        matching = Matching(teacher, model, _inner(targets), images.forward)
+        training = Training(matching, images, options)
         _train(training, options.folder, _identity(parent, pruned, options, len(images)), track)
         model.load_state_dict(training.best)
         same_as_first(model)
@@ -125,6 +128,6 @@ def _identity(
     parent: nn.Module, pruned: nn.Module, options: ReconstructOptions, images: int
 ) -> str:
     """A digest of all that the result depends on."""
-    numbers = {n: v for n, v in asdict(options).items() if n not in _ANYWHERE}
+    numbers = {n: v for n, v in vars(options).items() if n not in _ANYWHERE}
     about = json.dumps([fingerprint(parent), fingerprint(pruned), numbers, images])
     return hashlib.sha256(about.encode()).hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seprune.data.augment import Augment, crop_and_flip, draw, generator
-from seprune.data.waiting import WaitingImages
 from seprune.errors import UsageError
 from seprune.graph.trace import record
 from seprune.measure.activations import saved_bytes
@@ -20,6 +20,7 @@ from seprune.recovery.reconstruct.state import State, weights_of
 from seprune.runtime.distributed import join, sum_over_processes
 from seprune.runtime.inference import device_of
 from seprune.runtime.memory import memory_budget
+from seprune.statistics.calibration_inputs import CalibrationInputs
 
 _HELD_OUT = 8  # one image of so many judges
 _DECAY = 1e-4
@@ -30,7 +31,7 @@ class Training:
     """Trains the pruned network of `matching`, and keeps the weights that were best."""
 
     def __init__(
-        self, matching: Matching, images: WaitingImages, options: ReconstructOptions
+        self, matching: Matching, images: CalibrationInputs, options: ReconstructOptions
     ) -> None:
         self.matching, self.images, self.options = matching, images, options
         self.model, self.device = matching.pruned, device_of(matching.parent)
@@ -75,7 +76,7 @@ class Training:
         for images, own in self.parts(rows):
             images = self.augmented(images, own, len(rows), key=(epoch, step))
             gap = self.matching(images)
-            (gap.loss(self.options.layers) * (len(images) / len(rows))).backward()  # type: ignore[no-untyped-call]
+            (gap.loss(self.options.layers) * (len(own) / len(rows))).backward()  # type: ignore[no-untyped-call]
         for parameter in self.model.parameters():
             if self.world > 1 and parameter.requires_grad:
                 own_part = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -85,10 +86,10 @@ class Training:
     def judge(self) -> tuple[float, list[float]]:
         """Errors on the images held out: of the outputs, and of each layer."""
         sums: Tensor | None = None
-        for images, _ in self.parts(self.judging):
+        for images, own in self.parts(self.judging):
             with torch.no_grad():
                 gap = self.matching(images)
-            new = torch.stack([gap.outputs, *gap.layers]).double() * len(images)
+            new = torch.stack([gap.outputs, *gap.layers]).double() * len(own)
             sums = new if sums is None else sums + new
         if sums is None:  # more processes than images
             sums = torch.zeros(1 + len(self.matching.targets), dtype=torch.float64)
@@ -99,16 +100,15 @@ class Training:
         """The error of the network given and the smallest one so far."""
         return f"error {self.at.errors[0]:.4f} -> {self.at.errors[self.at.best]:.4f}"
 
-    def parts(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(self, rows: Tensor) -> Iterator[tuple[Any, Tensor]]:
         """This process's images of `rows`, as many at a time as fit, and their places in it."""
         places = torch.arange(len(rows))[self.rank :: self.world]
         for own in torch.split(places, self.part) if len(places) else ():
-            taken = [self.images.part(row, row + 1) for row in rows[own].tolist()]
-            yield torch.cat(taken).to(self.device), own
+            yield self.images.rows(rows[own].tolist(), self.device), own
 
-    def augmented(self, images: Tensor, own: Tensor, count: int, *, key: tuple[int, int]) -> Tensor:
+    def augmented(self, images: Any, own: Tensor, count: int, *, key: tuple[int, int]) -> Any:
         """Images shifted and mirrored, each by draws of its own; other inputs stay as they are."""
-        if images.dim() != 4:
+        if not isinstance(images, Tensor) or images.dim() != 4:
             return images
         height, width = images.shape[-2:]
         pad = round(self.options.shift * max(height, width))
@@ -117,14 +117,14 @@ class Training:
         return crop_and_flip(images, draws.take(own).to(images.device), pad=pad).contiguous()
 
 
-def _part_size(matching: Matching, images: WaitingImages, options: ReconstructOptions) -> int:
+def _part_size(matching: Matching, images: CalibrationInputs, options: ReconstructOptions) -> int:
     """Images of one forward and backward pass.
 
     Raises:
         UsageError: not even one fits.
     """
     device = device_of(matching.parent)
-    need = 2 * saved_bytes(record(matching.parent, images.part(0, 2).to(device)))
+    need = 2 * saved_bytes(record(matching.parent, images.example(matching.parent)))
     budget = memory_budget(device, options.memory)
     if need > budget:
         raise UsageError(

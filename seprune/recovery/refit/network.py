@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from seprune.data.waiting import WaitingImages
 from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
 from seprune.graph.trace import record
 from seprune.measure.activations import peak_bytes
@@ -31,7 +30,7 @@ from seprune.runtime.distributed import out_of_memory, resolve_device, same_as_f
 from seprune.runtime.inference import device_of
 from seprune.runtime.memory import memory_budget
 from seprune.runtime.progress import Track, silent
-from seprune.statistics.batches import take_images
+from seprune.statistics.calibration_inputs import CalibrationInputs, take_inputs
 
 _CPU = torch.device("cpu")
 
@@ -50,7 +49,8 @@ def refit(
     Under `torchrun` every process calls it; batches are shared, the normal equations summed.
 
     Args:
-        loader: batches of images, or of (images, labels); labels are not used.
+        loader: batches of images, of (images, labels), or as the task splits them; targets are
+            not used.
 
     Raises:
         InputError: no images, or a `pruned` that the plan does not lead to.
@@ -58,32 +58,52 @@ def refit(
     """
     options = options or RefitOptions()
     device = resolve_device(options.device)
-    images = take_images(loader, options.images, memory=memory_budget(_CPU) // 8)
+    memory = memory_budget(_CPU) // 8
+    images = take_inputs(loader, options.images, memory=memory, task=options.task)
     model = copy.deepcopy(pruned)
     home, modes = device_of(model), {m: m.training for m in model.modules()}
     teacher = copy.deepcopy(parent).to(device).eval()
     model.to(device).eval()
-    budget = memory_budget(device, options.memory)
-    targets, skipped = find_targets(teacher, plan, images.part(0, 2).to(device))
-    need = peak_bytes(record(model, images.part(0, 2).to(device)))
-    _check(model, targets, teacher)
+    with images.task.comparable(teacher), images.task.comparable(model):
+        targets, skipped = find_targets(teacher, plan, images.example(teacher))
+        _check(model, targets, teacher)
+        work = _work(teacher, model, images, targets, options=options)
+        _fit(work, track)
+    for module, mode in modes.items():
+        module.training = mode
+    skipped |= work.skipped
+    warnings = (*work.warnings, *_few(images, options.images))
+    return Refitted(model.to(home), tuple(work.errors), skipped, work.errors, warnings)
+
+
+def _work(
+    teacher: nn.Module,
+    model: nn.Module,
+    images: CalibrationInputs,
+    targets: Sequence[Target],
+    *,
+    options: RefitOptions,
+) -> _Work:
+    """The forwards through both networks, within the memory that there is."""
+    budget = memory_budget(device_of(model), options.memory)
+    need = peak_bytes(record(model, images.example(model)))
+    sampling = Sampling(len(images), options.rows_of(len(images)))
     forwards = Forwards(
-        teacher, model, images, targets,
-        sampling=Sampling(len(images), options.rows_of(len(images))), batch=_batch(budget, need),
-    )  # fmt: skip
-    work = _Work(forwards, options, Limits.of(budget))
+        teacher, model, images, targets, sampling=sampling, batch=_batch(budget, need)
+    )
+    return _Work(forwards, options, Limits.of(budget))
+
+
+def _fit(work: _Work, track: Track) -> None:
+    forwards = work.forwards
+    targets = forwards.targets
     with united(), torch.no_grad(), forwards:
         for target in track(
             targets, label="refitting", total=len(targets), unit="layers", live=work.live
         ):
             work.refit(target)
             forwards.forget(target)
-        same_as_first(model)
-    for module, mode in modes.items():
-        module.training = mode
-    skipped |= work.skipped
-    warnings = (*work.warnings, *_few(images, options.images))
-    return Refitted(model.to(home), tuple(work.errors), skipped, work.errors, warnings)
+        same_as_first(forwards.model)
 
 
 class _Work:
@@ -154,7 +174,7 @@ def _batch(budget: int, need: int) -> int:
     return max(1, min(BLOCK, budget // 4 // max(1, need)))
 
 
-def _few(images: WaitingImages, wanted: int) -> list[str]:
+def _few(images: CalibrationInputs, wanted: int) -> list[str]:
     given = len(images)
     return [] if given >= wanted else [f"the loader gave {given:,} of {wanted:,} images"]
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import nn
 
+from seprune.tasks import Task
+
 
 @dataclass(frozen=True)
 class RefitOptions:
@@ -26,6 +28,7 @@ class RefitOptions:
         precision: of the products that make the normal equations; their sums are float64.
             With a ridge below 1e-6 float32 is not enough.
         device: `auto`, `cpu`, `cuda`, ...
+        task: by default what the batches look like.
     """
 
     images: int = 2048
@@ -35,6 +38,7 @@ class RefitOptions:
     gram: int = 512 << 20
     precision: Literal["float32", "float64"] = "float32"
     device: str = "auto"
+    task: Task | None = None
 
     def rows_of(self, images: int) -> int:
         """Rows per layer for so many images; docs/refit.md has the curve behind the default."""

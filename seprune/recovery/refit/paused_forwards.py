@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seprune.data.waiting import WaitingImages
 from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
 from seprune.recovery.refit.sampling import Reader, Sampling
@@ -20,6 +19,7 @@ from seprune.recovery.refit.targets import Target
 from seprune.runtime.distributed import join, sum_over_processes
 from seprune.runtime.inference import device_of
 from seprune.runtime.interrupts import unbroken
+from seprune.statistics.calibration_inputs import CalibrationInputs
 
 BLOCK = 128  # images per forward, and what processes share
 Take = Callable[[Tensor], Tensor]
@@ -39,11 +39,12 @@ class Forward:
 
     def __init__(
         self,
+        run: Callable[[nn.Module, Any], Any],
         model: nn.Module,
-        images: Tensor,
+        images: Any,
         reads: Mapping[str, tuple[Tap, Take]],
     ) -> None:
-        self.model, self.images = twin(model), images
+        self.run, self.model, self.images = run, twin(model), images
         self.taps = [(tap, partial(self._see, name, take)) for name, (tap, take) in reads.items()]
         self.seen: dict[str, Tensor] = {}
         self.fault: BaseException | None = None
@@ -85,7 +86,7 @@ class Forward:
         try:
             if not self.stopping:
                 with torch.no_grad(), tapped(self.model, self.taps):
-                    self.model(self.images)
+                    self.run(self.model, self.images)
         except _Stopped:
             pass
         except BaseException as error:  # raised again in the thread that waits for this one
@@ -128,7 +129,7 @@ class Forwards:
         self,
         teacher: nn.Module,
         model: nn.Module,
-        images: WaitingImages,
+        images: CalibrationInputs,
         targets: Sequence[Target],
         *,
         sampling: Sampling,
@@ -218,8 +219,8 @@ class Forwards:
             cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows
             if t.other is not None:
                 cut[f"{t.layer}:other"] = t.other, replace(read, keep=None)
-        batch = self.images.part(*part).to(device_of(self.model))
-        return Forward(self.teacher, batch, dense), Forward(self.model, batch, cut)
+        batch, run = self.images.part(*part, device_of(self.model)), self.images.forward
+        return Forward(run, self.teacher, batch, dense), Forward(run, self.model, batch, cut)
 
     def forget(self, target: Target) -> None:
         """Give back what the layer needed."""

@@ -44,7 +44,7 @@ class Target:
 
 
 def find_targets(
-    parent: nn.Module, plan: PruningPlan, images: Tensor
+    parent: nn.Module, plan: PruningPlan, images: Any
 ) -> tuple[list[Target], dict[str, str]]:
     """The layers from the first consumer of cut channels on, in the order of the forward.
 
@@ -117,7 +117,7 @@ def slope_of(seen: Mapping[str, Tensor]) -> Tensor:
 
 
 class _Reader:
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
+    def __init__(self, model: nn.Module, images: Any) -> None:
         self.trace, self.modules = record(model, images), dict(model.named_modules())
         self.taps, self.readers = Taps(self.trace), self.trace.consumers()
         self.calls: dict[str, list[Call]] = {}
