@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,13 +11,18 @@ from torch import Tensor
 from seprune.data.augment import Augment, generator
 from seprune.data.decode import sniff
 from seprune.data.folders import Files
+from seprune.data.joint import FEW, TargetLoader, TargetStore
 from seprune.data.loaders import Batching, Cached, Decoded, Frame, Images, Loader, Store, in_threads
-from seprune.data.sources import CIFAR, DIGITS, GREY, IMAGENET, Source, open_source, stratified
+from seprune.data.source import Source, Targets, stratified
+from seprune.data.sources import CIFAR, DIGITS, GREY, IMAGENET, open_source
 from seprune.errors import InputError, UsageError
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.threads import usable_cores
+from seprune.tasks import task_by_name
 
 SMALL = 96  # below this side, images train with a padded crop and are cached
+LARGE = 640  # below this side, images with masks or boxes keep their size
+SIZES = {"segmentation": (256, 256), "detection": (320, 320)}
 CACHE_LIMIT = 2 << 30
 SKIP_LIMIT = 0.001
 
@@ -31,6 +36,7 @@ class DataSettings:
     the training images, per class, that chooses epochs; `split_seed` chooses them. `cache`:
     decoded images are kept nowhere, in memory, or on the device. `crop`: the part of the image's
     shorter side that evaluation looks at, from side 96 on. `workers`: None is one per core.
+    `task`: of the targets, as `--task` takes it; None: as the source says.
     """
 
     input: tuple[int, int, int] | None = None
@@ -45,6 +51,7 @@ class DataSettings:
     crop: float = 0.875
     workers: int | None = None
     on_bad_image: Literal["error", "skip"] = "error"
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class DataInfo:
     skipped: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    task: str = "classification"
 
 
 class Data:
@@ -73,11 +81,11 @@ class Data:
         info: DataInfo,
         settings: DataSettings,
         *,
-        parts: dict[str, tuple[Store, Tensor]],
+        parts: dict[str, tuple[Store | TargetStore, Tensor]],
         frame: Frame,
         augment: Augment,
     ):
-        self.info, self.settings = info, settings
+        self.info, self.settings, self.task = info, settings, task_by_name(info.task)
         self._parts, self._frame, self._augment = parts, frame, augment
 
     def training(
@@ -129,15 +137,18 @@ class Data:
 
     def _loader(self, part: str, batching: Batching, augment: Augment | None = None) -> Loader:
         store, rows = self._parts[part]
-        return Loader(store, rows, frame=self._frame, batching=batching, augment=augment)
+        changed: dict[str, Any] = {"batching": batching, "augment": augment, "task": self.task}
+        if isinstance(store, TargetStore):
+            return TargetLoader(store, rows, frame=self._frame, **changed)
+        return Loader(store, rows, frame=self._frame, **changed)
 
 
 def open_data(source: str, settings: DataSettings | None = None, *, track: Track = silent) -> Data:
     """Find the images of `source`, check them, and split them.
 
     Args:
-        source: `digits`, a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or
-            `torchvision/NAME:FOLDER`.
+        source: `digits`, `shapes`, a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or with
+            masks, boxes or a table (docs/tasks.md), or `torchvision/NAME:FOLDER`.
 
     Raises:
         InputError: no such source, an unusable layout, damaged images.
@@ -152,7 +163,7 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
             why="they are read as grey or as RGB",
             fix="--input 3xHxW, or model.input=[3, H, W]",
         )
-    found = open_source(source, mode=modes[channels])
+    found = open_source(source, mode=modes[channels], task=settings.task)
     train, skipped = _usable(found.train, settings, track)
     frame = _frame(found, settings)
     cache = _cache(settings, frame, len(train.labels) + len(found.val.labels))
@@ -175,10 +186,11 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
         skipped=skipped,
         fingerprint=found.fingerprint,
         notes=found.notes,
+        task=settings.task or found.task,
     )
     _glance((train, found.val), track)
     trained, reported = (_store(i, frame, cache, settings, track) for i in (train, found.val))
-    parts = {
+    parts: dict[str, tuple[Store | TargetStore, Tensor]] = {
         "training": (trained, training),
         "validation": (trained, validation),
         "reporting": (reported, torch.arange(len(found.val.labels))),
@@ -197,13 +209,17 @@ def in_turn(labels: Tensor, rows: Tensor, *, seed: int) -> Tensor:
 
 
 def _frame(found: Source, settings: DataSettings) -> Frame:
-    native = found.native if found.native and max(found.native) < SMALL else (224, 224)
+    joint = isinstance(found.train, Targets)
+    small = found.native and max(found.native) < (LARGE if joint else SMALL)
+    native = found.native if found.native and small else SIZES.get(found.task, (224, 224))
     shape = settings.input or (1 if found.mode == "L" else 3, *native)
     usual: tuple[tuple[float, ...], tuple[float, ...]] = (
         IMAGENET if max(shape[1:]) >= SMALL else CIFAR
     )
     if shape[0] == 1:
         usual = DIGITS if found.name == "digits" else GREY
+    if found.task == "detection":  # detectors normalise by themselves
+        usual = ((0.0,) * shape[0], (1.0,) * shape[0])
     mean, std = settings.mean or usual[0], settings.std or usual[1]
     if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
         raise UsageError(
@@ -219,6 +235,8 @@ def _augment(found: Source, settings: DataSettings, frame: Frame) -> Augment:
     kind = settings.augment
     if kind == "auto":
         kind = "resized_crop" if side >= SMALL else "crop" if found.mirror else "shift"
+        if found.task == "detection":
+            kind = "crop"
     pads = {"shift": max(side // 8, 1), "crop": max(side // 8, 1)}
     return Augment(
         pad=pads.get(kind, 0),
@@ -242,9 +260,16 @@ def _cache(settings: DataSettings, frame: Frame, count: int) -> str:
     return settings.cache
 
 
-def _store(images: Images, frame: Frame, cache: str, settings: DataSettings, track: Track) -> Store:
+def _store(
+    images: Images, frame: Frame, cache: str, settings: DataSettings, track: Track
+) -> Store | TargetStore:
+    cores = usable_cores()
+    if isinstance(images, Targets):
+        workers = settings.workers
+        if workers is None:
+            workers = 0 if len(images.labels) < FEW else cores
+        return TargetStore(images, workers)
     if cache == "none":
-        cores = usable_cores()
         return Decoded(
             images, frame, workers=cores if settings.workers is None else settings.workers
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from seprune.errors import InputError
 from seprune.runtime.reading import open_regular
 from seprune.runtime.timeout import at_most
+
+T = TypeVar("T")
 
 DECODE_SECONDS = 30  # of one image; a progressive JPEG may hold thousands of passes
 MAX_PIXELS = 89_478_485  # Pillow's own mark for a decompression bomb: 256 MB of RGB
@@ -44,6 +47,32 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
         InputError: unreadable, no image, damaged, or more than `MAX_PIXELS` pixels; names the path.
     """
 
+    return _decode(path, lambda image: as_mode(ImageOps.exif_transpose(image), mode, scale))
+
+
+def read_indices(path: Path) -> np.ndarray[Any, Any]:
+    """The numbers (H, W) in a grey or palette image, as they are stored: classes of pixels.
+
+    Raises:
+        InputError: as of `read_image`, or an image of colours.
+    """
+
+    def numbers(image: Image.Image) -> np.ndarray[Any, Any]:
+        if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+            raise InputError(
+                f"{path}: a mask of colours ({image.mode})",
+                why="the class of a pixel is its number in a grey or palette image",
+                fix="save it as a PNG with one channel of class numbers, or with a palette",
+                code="mask",
+            )
+        return np.array(image).astype(np.int64)
+
+    return _decode(path, numbers)
+
+
+def _decode(path: Path, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image while its file is open."""
+
     def too_slow() -> Exception:
         return ValueError(f"decoding it does not end within {DECODE_SECONDS} s")
 
@@ -56,7 +85,7 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            return as_mode(ImageOps.exif_transpose(image), mode, scale)
+            return use(image)
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path}: the image is too large to decode safely",
@@ -68,6 +97,20 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
     # On damaged bytes Pillow's plugins raise nearly anything: struct.error, KeyError ...
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an upright image, from its header.
+
+    Raises:
+        InputError: as of `read_image`.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+    return _decode(path, size)
 
 
 # Named because Pillow would try all that it knows: PostScript it hands to a program that runs it.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -23,6 +23,7 @@ from seprune.data.decode import fit, to_pixels
 from seprune.errors import EnvironmentFault, first_line
 from seprune.runtime.interrupts import unbroken
 from seprune.runtime.progress import Track, silent
+from seprune.tasks import Task
 
 PART = 1024  # images between two chances to stop
 
@@ -77,7 +78,10 @@ class Batching:
 
 
 class Images(Protocol):
-    """A split's images: one PIL image and one label (N,) per row."""
+    """A split's images: one PIL image and one label (N,) per row.
+
+    Those of tasks with other targets have `targets` (N, K) beside.
+    """
 
     labels: Tensor
 
@@ -94,11 +98,17 @@ class Store(Protocol):
     ) -> Iterator[Tensor]: ...
 
 
+def targets_of(images: Images) -> Tensor:
+    """What the rows of a split are labelled with."""
+    targets: Tensor = getattr(images, "targets", images.labels)
+    return targets
+
+
 class Cached:
     """Every image decoded once, at its evaluation size, into one uint8 tensor (N, C, H, W)."""
 
     def __init__(self, images: Images, frame: Frame, *, on_device: bool, track: Track = silent):
-        self.labels = images.labels
+        self.labels, self.targets = images.labels, targets_of(images)
         self._images, self._frame, self._track = images, frame, track
         self._on_device = on_device
         self._pixels: dict[torch.device, Tensor] = {}
@@ -165,7 +175,7 @@ class Decoded:
     """Images decoded whenever they are needed, by worker processes."""
 
     def __init__(self, images: Images, frame: Frame, *, workers: int):
-        self.labels = images.labels
+        self.labels, self.targets = images.labels, targets_of(images)
         self._images, self._frame, self._workers = images, frame, workers
 
     def stream(
@@ -179,7 +189,7 @@ class Decoded:
             generator=torch.Generator(),  # else it draws from the caller's
         )
         try:
-            for batch in _quietly(loader):
+            for batch in quietly(loader):
                 yield batch.to(device, non_blocking=True)
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
@@ -192,7 +202,7 @@ class Decoded:
             ) from error
 
 
-def _quietly(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
+def quietly(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches; a worker that dies is noticed here alone, within seconds.
 
     torch's own handler of SIGCHLD raises wherever the main thread happens to be.
@@ -250,7 +260,9 @@ def _randaugment(batch: Tensor, rows: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 class Loader:
-    """Iterates (images float32 (B, C, H, W) normalised, labels int64 (B,)).
+    """Iterates (images float32 (B, C, H, W) normalised, labels int64 (B,) or float32 (B, K)).
+
+    `task` says what the labels are; None: class numbers.
 
     `set_epoch` chooses the epoch whose order and random changes the next iteration shows, from the
     batch `first` on. `on` gives the loader of one process among several: its part of every batch.
@@ -264,7 +276,9 @@ class Loader:
         frame: Frame,
         batching: Batching,
         augment: Augment | None = None,
+        task: Task | None = None,
     ):
+        self.task = task
         self.store, self.rows, self.frame, self.batching = store, rows, frame, batching
         self.augment = augment or Augment()
         self.device = torch.device("cpu")
@@ -302,17 +316,19 @@ class Loader:
 
     def pixels(self) -> Iterator[Tensor]:
         """The batches as uint8 pixels, before `frame.normalise` and without cutout."""
+        key = (self.batching.seed, self._epoch)
+        yield from self.store.stream(self.own_rows(), self.augment, key, self.device)
+
+    def own_rows(self) -> list[Tensor]:
+        """The rows of this process in every batch of the epoch, where it has any."""
         batches = self.batching.batches(self.rows, self._epoch)[self._first :]
         mine = [rows[self.rank :: self.world] for rows in batches]
-        key = (self.batching.seed, self._epoch)
-        yield from self.store.stream([r for r in mine if len(r)], self.augment, key, self.device)
+        return [rows for rows in mine if len(rows)]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self.batching.batches(self.rows, self._epoch)[self._first :]
-        mine = [rows[self.rank :: self.world] for rows in batches]
-        mine = [rows for rows in mine if len(rows)]
+        mine = self.own_rows()
         key = (self.batching.seed, self._epoch)
-        labels = self.store.labels.to(self.device)
+        labels = getattr(self.store, "targets", self.store.labels).to(self.device)
         side, where = self.augment.cutout, torch.empty(0)
         if side:
             size = self.frame.shape[1:]

@@ -1,10 +1,10 @@
-"""Where images come from: the digits of this package, a folder, or a torchvision data set."""
+"""Where images come from: digits, shapes, a folder, or a torchvision data set."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from seprune.data import fingerprint
-from seprune.data.augment import generator
 from seprune.data.decode import as_mode
 from seprune.data.folders import find_images
+from seprune.data.layouts import find_layout
 from seprune.data.loaders import Images
+from seprune.data.shapes import shapes
+from seprune.data.source import Source, stratified
 from seprune.errors import InputError, first_line
 
 # name: the argument that chooses the part, its value for training, its value for reporting
@@ -49,25 +51,6 @@ DIGITS = ((0.3053,), (0.3761,))
 MIRROR_CHANGES_CLASS = {"MNIST", "KMNIST", "USPS", "SVHN", "GTSRB"}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A training and a reporting split with the same classes.
-
-    `mirror`: a mirrored image still belongs to its class. `native`: the (H, W) that all sampled
-    images share, or None. `notes`: what was left out, and how images of many bits are scaled.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Images
-    val: Images
-    fingerprint: str
-    mode: str = "RGB"
-    mirror: bool = True
-    native: tuple[int, int] | None = None
-    notes: tuple[str, ...] = ()
-
-
 class Arrays:
     """Grey images (N, H, W) in memory."""
 
@@ -96,8 +79,11 @@ class Foreign:
             ) from error
 
 
-def open_source(source: str, *, mode: str | None = None) -> Source:
+def open_source(source: str, *, mode: str | None = None, task: str | None = None) -> Source:
     """Find the images that `source` names, without decoding them.
+
+    Args:
+        task: that of the targets, where the source does not say or could be of several.
 
     Raises:
         InputError: no such source, or one whose layout is not usable.
@@ -106,7 +92,13 @@ def open_source(source: str, *, mode: str | None = None) -> Source:
         return _digits()
     if source.startswith("torchvision/"):
         return _torchvision(source, mode)
-    found = find_images(Path(source).expanduser(), mode or "RGB")
+    root = Path(source).expanduser()
+    if source == "shapes" and not root.exists():
+        return shapes(task or "classification")
+    layout = find_layout(root, mode or "RGB", task)
+    if layout is not None:
+        return replace(layout, name=source)
+    found = find_images(root, mode or "RGB")
     return Source(
         name=source,
         classes=found.classes,
@@ -136,20 +128,6 @@ def _digits() -> Source:
         mirror=False,
         native=(8, 8),
     )
-
-
-def stratified(
-    labels: Tensor, rows: Tensor, *, fraction: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """`rows` in two sorted parts, the second with `fraction` of every class, at least one image."""
-    kept, taken = [], []
-    for label in torch.unique(labels[rows]).tolist():
-        members = rows[labels[rows] == label]
-        members = members[torch.randperm(len(members), generator=generator(seed, label))]
-        count = max(round(fraction * len(members)), 1) if fraction and len(members) > 1 else 0
-        taken.append(members[:count])
-        kept.append(members[count:])
-    return torch.cat(kept).sort().values, torch.cat(taken).sort().values
 
 
 def _native(images: Images) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from seprune.data import Loader
+from seprune.data.joint import TargetLoader
 from seprune.data.placement import resolve_task
 from seprune.data.waiting import Column, WaitingImages, unchanged, wait_for
 from seprune.errors import InputError
@@ -106,7 +107,8 @@ def take_inputs(
     """
     given = count_images(loader)
     count = min(count, given) if given else count
-    if isinstance(loader, Loader) and not loader.augment.cutout:
+    plain = isinstance(loader, Loader) and not isinstance(loader, TargetLoader)
+    if isinstance(loader, Loader) and plain and not loader.augment.cutout:
         pixels = loader.on(torch.device("cpu")).pixels()
         kept = wait_for(pixels, count, memory=memory, finish=loader.frame.normalise)
         return CalibrationInputs(resolve_task(task, loader, None, labelled=False), kept)

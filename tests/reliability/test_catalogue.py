@@ -17,6 +17,7 @@ import corpus
 import evil
 import pytest
 import torch
+from PIL import Image
 from child import ROOT
 from corpus import NET
 from terminal import Ended, Terminal
@@ -66,6 +67,28 @@ class Scene:
     def strange(self, name: str, *more: object, **limits: object) -> Ended:
         given = ("--allow-code", "--input", "1x8x8")
         return self("inspect", f"{NETS}:{name}", *given, *more, **limits)
+
+
+def _spoiled(fault: str) -> Callable[[Scene], Ended]:
+    """A data folder with one thing wrong."""
+
+    def meet(scene: Scene) -> Ended:
+        root = scene.folder / "spoiled"
+        for name in ("images", "masks"):
+            (root / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(root / "images" / f"{number}.png")
+            Image.new("L", (8, 8)).save(root / "masks" / f"{number}.png")
+        if fault == "pair":
+            (root / "masks" / "1.png").unlink()
+        if fault == "mask":
+            Image.new("L", (5, 4)).save(root / "masks" / "0.png")
+        if fault == "annotation":
+            shutil.rmtree(root / "masks")
+            (root / "ages.csv").write_text("file,age\n0.png,old\n")
+        return scene("evaluate", NET, "--data", root)
+
+    return meet
 
 
 def _plan(scene: Scene) -> Ended:
@@ -286,6 +309,13 @@ CATALOGUE: dict[str, Row] = {
             "--importance", "gate_mean",
         ),
         "no channel gates",
+    ),
+    "pair": Row(_spoiled("pair"), "1.png: there is no mask of this name"),
+    "mask": Row(_spoiled("mask"), "0.png: 4x5 pixels"),
+    "annotation": Row(_spoiled("annotation"), "line 2: age is 'old'"),
+    "task": Row(
+        lambda s: s("evaluate", NET, "--data", "shapes", "--set", "data.task=regression"),
+        "shapes have no targets for regression",
     ),
     "no-model": Row(lambda s: s("models", "no*such"), "no network is called like 'no*such'"),
     "nonfinite": Row(_nonfinite, "gives a score that is not finite in group"),

@@ -1,0 +1,237 @@
+"""Images and their masks: images/ beside masks/, in train/ and val/ or not, and Pascal VOC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from seprune.data import fingerprint
+from seprune.data.decode import FORMATS, read_image, read_indices, size_of
+from seprune.data.loaders import in_threads
+from seprune.data.source import REPORTED, SPLIT_SEED, Source, stratified
+from seprune.errors import InputError
+from seprune.runtime.progress import silent
+from seprune.runtime.reading import read_text
+
+EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
+MASKS = ("masks", "mask", "annotations", "labels")  # folders beside images/
+IGNORED = 255
+PARTS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and the file with the class of each of its pixels."""
+
+    image: Path
+    mask: Path
+
+
+class Masked:
+    """Image files and their masks."""
+
+    def __init__(self, pairs: Sequence[Pair], mode: str) -> None:
+        self.pairs, self.mode = list(pairs), mode
+        self.labels = torch.zeros(len(self.pairs), dtype=torch.int64)
+
+    def __call__(self, row: int) -> Image.Image:
+        return read_image(self.pairs[row].image, self.mode)
+
+    def target(self, row: int) -> np.ndarray[Any, Any]:
+        """Class numbers (H, W)."""
+        return read_indices(self.pairs[row].mask)
+
+
+def find_masks(root: Path, mode: str) -> Source | None:
+    """The images and masks below a folder; None where it has no such layout.
+
+    Raises:
+        InputError: an image without a mask or the other way round, masks of another size than
+            their image, without a class, or with one beyond `classes.txt`; names the file.
+    """
+    parts = _voc(root) or _beside(root)
+    if parts is None:
+        return None
+    train, val = parts if len(parts) == 2 else _split(parts[0])
+    names = _names(root)
+    most = _check([*train, *val], len(names) if names else None)
+    classes = names or tuple(str(number) for number in range(max(most + 1, 2)))
+    files = [path for pair in (*train, *val) for path in (pair.image, pair.mask)]
+    sizes = {size_of(pair.image) for pair in train[:: max(len(train) // 16, 1)]}
+    return Source(
+        name=str(root),
+        classes=classes,
+        train=Masked(train, mode),
+        val=Masked(val, mode),
+        fingerprint=fingerprint.of_files(root, files),
+        mode=mode,
+        native=sizes.pop() if len(sizes) == 1 else None,
+        task="segmentation",
+        notes=() if names else (
+            f"{len(classes)} classes, as far as the masks go; names stand in {root}/classes.txt",
+        ),
+    )  # fmt: skip
+
+
+def _beside(root: Path) -> list[list[Pair]] | None:
+    """images/ and masks/ below the folder, below train/ and val/, or parted further down."""
+    if all(_mask_folder(root / part) for part in PARTS):
+        return [_pairs(root / part / "images", _of(root / part)) for part in PARTS]
+    lonely = next((part for part in PARTS if _mask_folder(root / part)), None)
+    if lonely is not None:
+        other = PARTS[1 - PARTS.index(lonely)]
+        raise InputError(
+            f"{root / lonely}: images and masks, but there are none in {root / other}",
+            why="one part trains and the other one reports",
+            fix=f"mkdir -p {root / other}/images {root / other}/masks, or move images/ and masks/ "
+            f"up to {root}: they are then split by a seed",
+            code="pair",
+        )
+    folder = _mask_folder(root)
+    if folder is None:
+        return None
+    if all((root / "images" / part).is_dir() for part in PARTS):
+        return [_pairs(root / "images" / part, folder / part) for part in PARTS]
+    return [_pairs(root / "images", folder)]
+
+
+def _of(root: Path) -> Path:
+    folder = _mask_folder(root)
+    assert folder is not None
+    return folder
+
+
+def _mask_folder(root: Path) -> Path | None:
+    """The folder of masks beside images/: called masks, or by another name with PNGs inside."""
+    if not (root / "images").is_dir():
+        return None
+    for name in MASKS:
+        folder = root / name
+        if folder.is_dir() and (name in MASKS[:2] or any(folder.rglob("*.png"))):
+            return folder
+    return None
+
+
+def _voc(root: Path) -> list[list[Pair]] | None:
+    """Pascal VOC: JPEGImages/, SegmentationClass/ and the lists in ImageSets/Segmentation/."""
+    images, masks = root / "JPEGImages", root / "SegmentationClass"
+    if not (images.is_dir() and masks.is_dir()):
+        return None
+    lists = [root / "ImageSets" / "Segmentation" / f"{part}.txt" for part in PARTS]
+    if not all(path.is_file() for path in lists):
+        known = {path.stem for path in masks.iterdir()}
+        return [_match([p for p in _files(images) if p.stem in known], _files(masks), masks)]
+    everything = {path.stem: path for path in _files(images)}
+    found = []
+    for path in lists:
+        wanted = read_text(path).split()
+        missing = [name for name in wanted if name not in everything]
+        if missing:
+            raise InputError(
+                f"{path}: image {missing[0]} is not in {images}",
+                why="the list names it",
+                fix="add the image, or take its name off the list",
+                code="pair",
+            )
+        chosen = [everything[name] for name in wanted]
+        names = set(wanted)
+        found.append(_match(chosen, [p for p in _files(masks) if p.stem in names], masks))
+    return found
+
+
+def _pairs(images: Path, masks: Path) -> list[Pair]:
+    return _match(_files(images), _files(masks) if masks.is_dir() else [], masks)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.rglob("*") if not p.name.startswith("."))
+    return sorted(p for p in found if p.suffix.lower() in EXTENSIONS)
+
+
+def _match(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> list[Pair]:
+    """Each image with the mask of its name.
+
+    Raises:
+        InputError: there are none, or one without its partner.
+    """
+    by_name = {_stem(path): path for path in masks}
+    own = {path.stem for path in images}
+    alone = next((path for path in images if path.stem not in by_name), None)
+    spare = next((path for name, path in by_name.items() if name not in own), None)
+    if not images or alone is not None or spare is not None:
+        wrong = alone or spare or folder
+        kind = "no images" if not images else "no mask" if alone else "no image"
+        raise InputError(
+            f"{wrong}: there is {kind} of this name" if images else f"{wrong}: {kind} beside it",
+            why=f"an image and its mask in {folder} have the same name but for the ending",
+            fix="add the partner, or remove the file",
+            code="pair",
+        )
+    return [Pair(path, by_name[path.stem]) for path in images]
+
+
+def _stem(mask: Path) -> str:
+    return mask.stem.removesuffix("_mask")
+
+
+def _split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """A fifth reports, the same for everybody."""
+    labels = torch.zeros(len(pairs), dtype=torch.int64)
+    rows = torch.arange(len(pairs))
+    train, val = stratified(labels, rows, fraction=REPORTED, seed=SPLIT_SEED)
+    return [pairs[i] for i in train.tolist()], [pairs[i] for i in val.tolist()]
+
+
+def _names(root: Path) -> tuple[str, ...]:
+    path = root / "classes.txt"
+    if not path.is_file():
+        return ()
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+def _check(pairs: Sequence[Pair], classes: int | None) -> int:
+    """The largest class of all masks, each of which is read once.
+
+    Raises:
+        InputError: as of `find_masks`.
+    """
+
+    largest = [0] * len(pairs)
+
+    def look(row: int) -> None:
+        pair = pairs[row]
+        mask = read_indices(pair.mask)
+        size = size_of(pair.image)
+        counted = mask[mask != IGNORED]
+        wrong: tuple[str, str] | None = None
+        if mask.shape != size:
+            wrong = f"{mask.shape[0]}x{mask.shape[1]} pixels", f"its image has {size[0]}x{size[1]}"
+        elif not counted.size:
+            wrong = "an empty mask", f"every pixel is {IGNORED}, which counts nowhere"
+        elif counted.min() < 0 or (classes and counted.max() >= classes):
+            top = int(counted.max() if counted.min() >= 0 else counted.min())
+            wrong = (
+                f"pixels of class {top}",
+                f"classes.txt names {classes}, the first is 0",
+            )
+        elif counted.max() > IGNORED:
+            wrong = f"pixels of class {int(counted.max())}", "there can be 255 classes at most"
+        if wrong:
+            raise InputError(
+                f"{pair.mask}: {wrong[0]}",
+                why=wrong[1],
+                fix="correct the mask, or remove it and its image",
+                code="mask",
+            )
+        largest[row] = int(counted.max())
+
+    in_threads(look, len(pairs), label="checking masks", track=silent)
+    return max(largest)
