@@ -13,6 +13,7 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
     """
     recipe = options.recipe(network, work, data)
     from seprune.cli import opening
+    from seprune.measure.metric_names import metric_title
     from seprune.measure.metrics import evaluate as score
 
     subject, found = opening.network_and_data(
@@ -23,8 +24,7 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
     if work.json:
         console.give(result.plain())
         return
-    shown = {"top1": "top-1", "top5": "top-5"}
-    metrics = "  ".join(f"{shown.get(n, n)} {v:.4f}" for n, v in result.metrics.items())
+    metrics = "  ".join(f"{metric_title(n)} {v:.4f}" for n, v in result.metrics.items())
     console.tell(f"{metrics}  loss {result.loss:.4f}  on {result.count:,} images")
     if result.nonfinite:
         console.tell(f"note: {result.nonfinite:,} images gave NaN or infinity")

@@ -75,7 +75,9 @@ def _write(
     subject = open_subject(recipe.model, loader=loader)
     images = None
     if data is not None:
-        batches = open_section(recipe.data, subject.shape, track=console.track).reporting(32)
+        batches = open_section(
+            recipe.data, subject.shape, task=recipe.task, track=console.track
+        ).reporting(32)
         images = next(iter(batches))[0]
     written: dict[str, Any] = {}
     for form, path in paths.items():

@@ -25,9 +25,7 @@ Overrides = Annotated[
 ]
 DataSource = Annotated[
     str,
-    typer.Option(
-        "--data", metavar="D", help="digits, a folder with train/ and val/, torchvision/CIFAR10:DIR"
-    ),
+    typer.Option("--data", metavar="D", help="digits, shapes, a folder, torchvision/CIFAR10:DIR"),
 ]
 Calibration = Annotated[
     str | None, typer.Option("--data", metavar="D", help="Calibration images (training part).")
@@ -69,6 +67,10 @@ class Network:
     ] = None
     input: Annotated[
         str | None, typer.Option("--input", metavar="CxHxW", help="As in 3x224x224.")
+    ] = None
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="What the network is for, if the data do not say."),
     ] = None
     allow_code: AllowCode = False
 
@@ -197,6 +199,7 @@ def recipe(
     values: dict[str, Any] = {
         "name": network.model,
         "model": {k: v for k, v in model.items() if v is not None},
+        "task": network.task,
         "data": {"source": data or "digits"},
         **sections,
     }

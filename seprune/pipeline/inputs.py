@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from seprune.recipe.sections import Recipe
 from seprune.runtime.files import sha256
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
+from seprune.tasks.batches import primary
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,19 @@ def open_both(
     saved_one = _folder(section) is not None
     if saved_one:
         subject = open_subject(section, loader=loader)
-        data = open_section(recipe.data, subject.shape, track=track)
+        data = open_section(recipe.data, subject.shape, task=recipe.task, track=track)
     else:
-        data = open_section(recipe.data, section.input, track=track)
+        data = open_section(recipe.data, section.input, task=recipe.task, track=track)
         info = data.info
         subject = open_subject(
             section,
             shape=info.input_shape,
-            classes=len(info.classes),
+            classes=None if info.task == "embedding" else len(info.classes),
             seed=recipe.seed,
             loader=loader,
         )
-    outputs = logits_of(run_once(subject.model, subject.example(1))).shape[-1]
-    if outputs != len(data.info.classes):
+    outputs = _width(data.info.task, run_once(subject.model, subject.example(1)))
+    if outputs not in (None, len(data.info.classes)):
         raise InputError(
             f"the network has {outputs} outputs, the data have {len(data.info.classes)} classes",
             why=f"{subject.architecture.name} against {data.info.source}",
@@ -84,14 +86,28 @@ def open_both(
 
 
 def open_section(
-    section: DataSection, shape: tuple[int, int, int] | None, *, track: Track = silent
+    section: DataSection,
+    shape: tuple[int, int, int] | None,
+    *,
+    task: str | None = None,
+    track: Track = silent,
 ) -> Data:
     """The data of a recipe's data section, at one input size."""
     given = section.model_dump(exclude={"source"})
-    return open_data(section.source, DataSettings(input=shape, **given), track=track)
+    return open_data(section.source, DataSettings(input=shape, task=task, **given), track=track)
 
 
-def run_once(model: nn.Module, images: Tensor) -> object:
+def _width(task: str, outputs: Any) -> int | None:
+    """How many classes, labels or numbers the outputs are for; None where they do not say."""
+    if task == "classification":
+        return logits_of(outputs).shape[-1]
+    if task in ("detection", "embedding"):
+        return None
+    found = primary(outputs)
+    return found.shape[1] if found.dim() > 1 else 1
+
+
+def run_once(model: nn.Module, images: Tensor) -> Any:
     """What the model gives for these images; a failing forward is named like any other fault."""
     record(model, images)
     with evaluating(model), torch.no_grad():

@@ -26,6 +26,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Tasks = Literal[
+    "classification", "multi_label", "regression", "segmentation", "detection", "embedding"
+]
+
 _OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights"}
 _OTHER_KEYS = {"name", "classes", "input", "allow_code"}
 
@@ -62,7 +66,7 @@ class Model(Section):
 class Data(Section):
     """Images to calibrate, tune and report on."""
 
-    source: Location = Field(description="digits, a folder with train/ and val/, torchvision/X:DIR")
+    source: Location = Field(description="digits, shapes, a folder, torchvision/X:DIR")
     batch_size: Count = 128
     workers: int | None = Field(
         default=None, ge=0, description="loader processes; null: per usable core"
@@ -311,6 +315,9 @@ class Recipe(Section):
     threads: Literal["auto"] | Count = Field(
         default="auto",
         description="of the CPU; auto: `OMP_NUM_THREADS`, or what a short trial finds fastest",
+    )
+    task: Tasks | None = Field(
+        default=None, description="what the network is for; null: as the data say"
     )
     model: Model
     data: Data

@@ -371,3 +371,12 @@ def test_damaged_recipes_are_read_or_refused_and_nothing_else(tmp_path_factory, 
     path = write(tmp_path_factory.mktemp("fuzz"), bytes(whole))
     with contextlib.suppress(UsageError):
         load_recipe(path)
+
+
+def test_a_recipe_names_the_tasks_that_there_are():
+    from typing import get_args
+
+    from seprune.recipe.sections import Tasks
+    from seprune.tasks import TASKS
+
+    assert get_args(Tasks) == tuple(TASKS)

@@ -17,9 +17,9 @@ import corpus
 import evil
 import pytest
 import torch
-from PIL import Image
 from child import ROOT
 from corpus import NET
+from PIL import Image
 from terminal import Ended, Terminal
 from test_strange_networks import NETS, SOON
 
@@ -314,7 +314,7 @@ CATALOGUE: dict[str, Row] = {
     "mask": Row(_spoiled("mask"), "0.png: 4x5 pixels"),
     "annotation": Row(_spoiled("annotation"), "line 2: age is 'old'"),
     "task": Row(
-        lambda s: s("evaluate", NET, "--data", "shapes", "--set", "data.task=regression"),
+        lambda s: s("evaluate", NET, "--data", "shapes", "--task", "regression"),
         "shapes have no targets for regression",
     ),
     "no-model": Row(lambda s: s("models", "no*such"), "no network is called like 'no*such'"),
