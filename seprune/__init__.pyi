@@ -33,6 +33,7 @@ from .measure.latency_table import LatencyModel, LatencyTable, TableKey
 from .measure.metrics import Evaluation, evaluate
 from .models.loader import ModelLoader, build
 from .pipeline.compress import Compressed, compress
+from .pipeline.context import Runtime
 from .pipeline.run import run
 from .pruning.analyse import analyse
 from .pruning.constraints import Allocation
@@ -52,6 +53,7 @@ from .recovery.refit.network import refit
 from .recovery.refit.options import RefitOptions, Refitted
 from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from .runtime.progress import Track
+from .runtime.threads import Threads
 from .statistics.collect import CollectOptions, collect_statistics
 from .statistics.result import GateStatistics
 from .tasks.callables import FromCallables
@@ -119,6 +121,7 @@ __all__ = [
     "Refitted",
     "Regression",
     "Report",
+    "Runtime",
     "Sample",
     "ScoreSource",
     "Scoring",
@@ -131,6 +134,7 @@ __all__ = [
     "Task",
     "Teacher",
     "Term",
+    "Threads",
     "Track",
     "UsageError",
     "__version__",

@@ -89,7 +89,7 @@ def test_every_error_class_is_public():
     assert kinds <= set(seprune.__all__)
 
 
-INNER = {"Tap", "StageCache", "Sharing"}  # what nobody makes or reads by hand
+INNER = {"Tap", "StageCache"}  # what nobody makes or reads by hand
 
 
 def _ours(hint: object) -> set[type]:

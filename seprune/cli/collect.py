@@ -42,15 +42,12 @@ def collect(
     )  # fmt: skip
     from seprune.cli import opening
     from seprune.pipeline.collection import collect
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.settings import CutSettings
     from seprune.runtime.distributed import first
 
-    both = opening.network_and_data(
-        recipe, loader=opening.loader(network.allow_code, network.model)
-    )
-    bench = Bench(recipe, *both, console.track)
+    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
     folder = out.with_name(f".{out.name}.collecting")
-    statistics = collect(bench, folder, per_sample=per_sample)
+    statistics = collect(context, CutSettings.of(recipe), folder, per_sample=per_sample)
     first(lambda: statistics.save(out))
     for warning in statistics.warnings:
         console.tell(f"note: {warning}")

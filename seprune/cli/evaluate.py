@@ -16,11 +16,9 @@ def evaluate(network: options.Network, data: options.DataSource, *, work: option
     from seprune.measure.metric_names import metric_title
     from seprune.measure.metrics import evaluate as score
 
-    subject, found = opening.network_and_data(
-        recipe, loader=opening.loader(network.allow_code, network.model)
-    )
-    images = found.reporting()
-    result = score(subject.model, images, device=recipe.device, track=console.track)
+    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    images, runtime = context.images().reporting(), context.runtime
+    result = score(context.network.model, images, device=runtime.device, track=runtime.track)
     if work.json:
         console.give(result.plain())
         return

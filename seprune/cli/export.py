@@ -63,7 +63,7 @@ def _write(
 ) -> dict[str, Any]:
     """Export a saved network to the given paths, by format; sizes, errors and latencies."""
     from seprune.export.onnx import export_model, side_by_side
-    from seprune.pipeline.inputs import open_section, open_subject
+    from seprune.pipeline.inputs import open_network, open_section
     from seprune.recipe import recipe_of
 
     values = {
@@ -72,11 +72,11 @@ def _write(
         "data": {"source": data or "digits"},
     }
     recipe = recipe_of(values)
-    subject = open_subject(recipe.model, loader=loader)
+    network = open_network(recipe.model, loader=loader)
     images = None
     if data is not None:
         batches = open_section(
-            recipe.data, subject.shape, task=recipe.task, track=console.track
+            recipe.data, network.shape, task=recipe.task, track=console.track
         ).reporting(32)
         images = next(iter(batches))[0]
     written: dict[str, Any] = {}
@@ -84,14 +84,14 @@ def _write(
         if path is None:
             continue
         made = export_model(
-            subject.model,
-            subject.shape,
+            network.model,
+            network.shape,
             path,
             format="onnx" if form == "onnx" else "pt2",
             opset=opset if form == "onnx" else None,
             images=images,
         )
-        times = side_by_side(subject.model, made, subject.shape)
+        times = side_by_side(network.model, made, network.shape)
         written[form] = {
             "file": str(path),
             "bytes": made.bytes,

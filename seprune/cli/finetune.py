@@ -12,8 +12,8 @@ import typer
 from seprune.cli import console, options
 
 if TYPE_CHECKING:
-    from seprune.pipeline.context import Bench
-    from seprune.recovery.finetune import Teacher
+    from seprune.pipeline.context import Context
+    from seprune.recovery.finetune import FineTuneSettings, Teacher
 
 
 def finetune(
@@ -48,56 +48,58 @@ def finetune(
         section["distill"] = None
     recipe = options.recipe(network, work, data, finetune=section)
     from seprune.cli import opening
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.settings import finetune_settings
     from seprune.recovery.finetune import Teacher
 
-    subject, found = opening.network_and_data(
-        recipe, loader=opening.loader(network.allow_code, network.model)
-    )
+    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
     parent = None
     if teacher is not None:
         other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
         dense = opening.network(
             options.recipe(other),
             loader=opening.loader(allow_teacher_code, teacher),
-            like=subject,
+            like=context.network,
         )
-        plans = subject.architecture.plans[len(dense.architecture.plans) :]
+        plans = context.network.architecture.plans[len(dense.architecture.plans) :]
         parent = Teacher(dense.model, plans)
-    result = _locked(Bench(recipe, subject, found, console.track), parent, out)
+    settings = finetune_settings(recipe.finetune, context.runtime, seed=recipe.seed)
+    result = _locked(context, settings, parent, out)
     if work.json:
         console.give(result)
 
 
-def _locked(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
+def _locked(
+    context: Context, settings: FineTuneSettings, teacher: Teacher | None, out: Path
+) -> dict[str, Any]:
     """`seprune finetune`: train, save, score; nobody else works in the same folder meanwhile."""
-    from seprune.runtime.distributed import first, join, resolve_device
+    from seprune.runtime.distributed import first
     from seprune.runtime.lock import hold
 
-    join(resolve_device(bench.recipe.device))
     with ExitStack() as stack:
         first(lambda: stack.enter_context(hold(out)))
-        return _tune(bench, teacher, out)
+        return _tune(context, settings, teacher, out)
 
 
-def _tune(bench: Bench, teacher: Teacher | None, out: Path) -> dict[str, Any]:
+def _tune(
+    context: Context, settings: FineTuneSettings, teacher: Teacher | None, out: Path
+) -> dict[str, Any]:
     from seprune.export import pruned_model
     from seprune.pipeline import stages
     from seprune.recovery.finetune import finetune as train
     from seprune.report import words
     from seprune.runtime.distributed import first
 
-    subject = bench.subject
+    network = context.network
     tuned = train(
-        subject.model,
-        bench.images(),
-        bench.settings(bench.recipe.finetune),
+        network.model,
+        context.images(),
+        settings,
         teacher=teacher,
         folder=out,
         track=console.track,
     )
-    first(lambda: pruned_model.save(tuned.model.cpu(), out, subject.architecture))
-    result, numbers = stages.measured(bench, tuned.model), tuned.numbers()
+    first(lambda: pruned_model.save(tuned.model.cpu(), out, network.architecture))
+    result, numbers = stages.measured(context, tuned.model), tuned.numbers()
     for line in words.tuning(numbers):
         console.tell(line)
     console.tell(f"top-1 {result['top1']:.4f} on {result['count']:,} images: {out}")

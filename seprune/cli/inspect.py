@@ -8,7 +8,6 @@ from seprune.cli import console, options
 
 if TYPE_CHECKING:
     from seprune.graph.groups import NetworkStructure
-    from seprune.pipeline.context import Bench
     from seprune.statistics import GateStatistics
 
 
@@ -30,38 +29,35 @@ def inspect(
     recipe = options.recipe(network, work, data, collect={"gradients": "none"})
     from seprune.cli import opening
     from seprune.pipeline.collection import collect
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.settings import CutSettings
+    from seprune.pruning.analyse import analyse
 
+    permission = opening.loader(network.allow_code, network.model)
     if data is None:
-        quiet = statistics is None
-        subject = opening.network(
-            recipe, loader=opening.loader(network.allow_code, network.model), quiet=quiet
-        )
-        bench = Bench(recipe, subject, None)
-        measured = opening.statistics(statistics, subject)
+        opened = opening.network(recipe, loader=permission, quiet=statistics is None)
+        structure = analyse(opened.model, opened.example())
+        measured = opening.statistics(statistics, opened)
     else:
-        both = opening.network_and_data(
-            recipe, loader=opening.loader(network.allow_code, network.model)
-        )
-        bench = Bench(recipe, *both, console.track)
-        measured = collect(bench)
+        context = opening.context(recipe, loader=permission)
+        opened, structure = context.network, context.structure
+        measured = collect(context, CutSettings.of(recipe))
     if work.json:
-        console.give(_facts(network.model, bench, measured))
+        console.give(_facts(network.model, structure, measured))
     else:
-        _show(network.model, bench, measured)
+        size = "x".join(map(str, opened.shape))
+        _show(f"{network.model} at {size}", structure, measured)
 
 
-def _show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
+def _show(title: str, structure: NetworkStructure, statistics: GateStatistics | None) -> None:
     """Tables for people."""
     from seprune.cli import tables
     from seprune.pipeline.reporting import across_channels, gate_summaries
     from seprune.report import terminal, words
 
-    structure, out = bench.structure, console.stderr()
+    out = console.stderr()
     dense = structure.whole()
     macs, params = structure.macs_at(dense), structure.params_at(dense)
-    size = "x".join(map(str, bench.subject.shape))
-    out.print(f"{model} at {size}: {macs:,} MACs, {params:,} parameters", soft_wrap=True)
+    out.print(f"{title}: {macs:,} MACs, {params:,} parameters", soft_wrap=True)
     out.print(tables.gates(structure))
     out.print(tables.groups(structure))
     if not structure.gates:
@@ -75,12 +71,13 @@ def _show(model: str, bench: Bench, statistics: GateStatistics | None) -> None:
             console.tell(f"note: {remark}")
 
 
-def _facts(model: str, bench: Bench, statistics: GateStatistics | None) -> dict[str, Any]:
+def _facts(
+    model: str, structure: NetworkStructure, statistics: GateStatistics | None
+) -> dict[str, Any]:
     """The contract's JSON; with statistics each gate has a list of one value a channel for each."""
     from seprune.pipeline.reporting import gate_summaries
     from seprune.report import measurement
 
-    structure = bench.structure
     dense = structure.whole()
     found: dict[str, Any] = {
         "model": model,

@@ -49,19 +49,19 @@ def latency_table_build(
     from seprune.cli import opening
     from seprune.measure.latency_model import adopt, latency_model, table_path
     from seprune.measure.latency_table import TableKey
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.context import Context
 
-    opening.settle_threads(recipe)
+    place = opening.runtime(recipe)
     permission = opening.loader(network.allow_code, network.model)
-    subject = opening.network(recipe, loader=permission, quiet=True)
-    bench = Bench(recipe, subject, None, console.track)
-    key = TableKey.here(runtime, batch=batch, device=bench.device)
+    opened = opening.network(recipe, loader=permission, quiet=True)
+    structure = Context(opened, None, place).structure
+    key = TableKey.here(runtime, batch=batch, device=str(place.device))
     if table is not None:
         adopt(table, key, _note)
     made = latency_model(
-        subject.model, bench.structure, subject.example(1), key=key, track=console.track, note=_note
+        opened.model, structure, opened.example(1), key=key, track=console.track, note=_note
     )
-    ms = made.at(bench.structure.whole())
+    ms = made.at(structure.whole())
     facts = {**_facts(table_path(key), made.table), "network_ms": ms}
     if work.json:
         console.give(facts)

@@ -10,11 +10,9 @@ from seprune.cli import console
 from seprune.export.pruned_model import read_architecture
 from seprune.models import ModelLoader
 from seprune.models.usercode import is_code
-from seprune.pipeline import inputs as subjects
-from seprune.pipeline.inputs import Subject
-from seprune.pipeline.run_folder import kept_threads
-from seprune.runtime.distributed import first, join, resolve_device
-from seprune.runtime.threads import choose_threads, use_threads
+from seprune.pipeline import inputs
+from seprune.pipeline.context import Context, Runtime
+from seprune.pipeline.inputs import LoadedNetwork
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
@@ -30,67 +28,66 @@ def loader(allow_code: bool, model: str) -> ModelLoader:
     return ModelLoader.allowing(model) if is_code(model) else ModelLoader()
 
 
-def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[Subject, Any]:
-    """Both, each at the other's size; under `torchrun` the processes join."""
-    join(resolve_device(recipe.device))
-    tell_device(recipe)
-    settle_threads(recipe)
-    subject, found = subjects.open_both(recipe, loader=loader, track=console.track)
-    _say(subject)
-    for note in found.info.notes:
+def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[LoadedNetwork, Any]:
+    """Both, each at the other's size."""
+    opened, data = inputs.open_both(recipe, loader=loader, track=console.track)
+    _tell_notes(opened)
+    for note in data.info.notes:
         console.tell(f"note: {note}")
-    return subject, found
+    return opened, data
 
 
 def network(
-    recipe: Recipe, *, loader: ModelLoader, like: Subject | None = None, quiet: bool = False
-) -> Subject:
+    recipe: Recipe, *, loader: ModelLoader, like: LoadedNetwork | None = None, quiet: bool = False
+) -> LoadedNetwork:
     """The network alone.
 
     Args:
         like: another one, in size and classes, where the recipe is silent.
         quiet: random weights need no remark, since nobody looks at them.
     """
-    subject = subjects.open_subject(
+    opened = inputs.open_network(
         recipe.model,
         shape=like.shape if like else None,
         classes=like.architecture.classes if like else None,
         seed=recipe.seed,
         loader=loader,
     )
-    _say(subject, quiet=quiet)
-    return subject
+    _tell_notes(opened, quiet=quiet)
+    return opened
 
 
-def statistics(path: Path | None, subject: Subject) -> GateStatistics | None:
+def statistics(path: Path | None, opened: LoadedNetwork) -> GateStatistics | None:
     """The statistics in a file, if they are of this very network."""
     if path is None:
         return None
-    held = GateStatistics.load(path)
-    held.require(model=fingerprint(subject.model))
-    return held
+    found = GateStatistics.load(path)
+    found.require(model=fingerprint(opened.model))
+    return found
 
 
-def settle_threads(recipe: Recipe, folder: Path | None = None) -> None:
-    """Choose how many threads this process works with, and say so where a trial was needed.
+def runtime(recipe: Recipe, folder: Path | None = None, *, shared_machine: bool = False) -> Runtime:
+    """Where the work is done; says so if nobody chose it, or if a trial was needed to know.
 
     Args:
-        folder: of a run, whose earlier choice stands.
+        folder: of a run, whose earlier choice of threads stands.
     """
-    choice = first(lambda: choose_threads(recipe.threads, kept=kept_threads(folder)))
-    use_threads(choice)
-    if choice.rates:
-        console.tell(f"note: {choice}")
-
-
-def tell_device(recipe: Recipe) -> None:
-    """Say where the work is done if nobody chose it and it is not the fastest place."""
-    if resolve_device(recipe.device).type == "cpu" and recipe.device == "auto":
+    found = Runtime.of(recipe, folder, track=console.track, shared_machine=shared_machine)
+    if found.device.type == "cpu" and recipe.device == "auto":
         console.tell("note: there is no GPU here, so device auto is the CPU")
+    if found.threads is not None and found.threads.rates:
+        console.tell(f"note: {found.threads}")
+    return found
 
 
-def _say(subject: Subject, *, quiet: bool = False) -> None:
-    for note in subject.notes:
+def context(recipe: Recipe, *, loader: ModelLoader) -> Context:
+    """Where the work is done, the network and the data of a command that needs data."""
+    place = runtime(recipe)
+    return Context(*network_and_data(recipe, loader=loader), place)
+
+
+def _tell_notes(opened: LoadedNetwork, *, quiet: bool = False) -> None:
+    for note in opened.notes:
         console.tell(f"note: {note}")
-    if subject.checkpoint is None and not quiet:
+    if opened.checkpoint is None and not quiet:
         console.tell("note: no checkpoint is given, so the weights are random")

@@ -13,7 +13,8 @@ from seprune.cli import console, options
 from seprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.context import Context
+    from seprune.pipeline.settings import CutSettings
     from seprune.pruning.plan import PruningPlan
     from seprune.recipe.budget import Budget
     from seprune.statistics import GateStatistics
@@ -62,37 +63,36 @@ def prune(
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.context import Context
+    from seprune.pipeline.settings import CutSettings
 
+    permission = opening.loader(network.allow_code, network.model)
     if data is None:
-        opening.settle_threads(recipe)
-        subject, found = (
-            opening.network(recipe, loader=opening.loader(network.allow_code, network.model)),
-            None,
-        )
+        place = opening.runtime(recipe)
+        context = Context(opening.network(recipe, loader=permission), None, place)
     else:
-        subject, found = opening.network_and_data(
-            recipe, loader=opening.loader(network.allow_code, network.model)
-        )
-    bench = Bench(recipe, subject, found, console.track)
+        context = opening.context(recipe, loader=permission)
+    settings = CutSettings.of(recipe)
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})
-        result = _replay(bench, plan, out)
+        result = _replay(context, settings, plan, out)
     else:
-        known = opening.statistics(statistics, subject)
-        result = (_plan_only if dry_run else _prune)(bench, known, out)
+        known = opening.statistics(statistics, context.network)
+        result = (_plan_only if dry_run else _prune)(context, settings, known, out)
     if work.json:
         console.give(result)
 
 
-def _prune(bench: Bench, statistics: GateStatistics | None, out: Path) -> dict[str, Any]:
+def _prune(
+    context: Context, settings: CutSettings, statistics: GateStatistics | None, out: Path
+) -> dict[str, Any]:
     """Cut, recover, save."""
     from seprune.export import pruned_model
     from seprune.pipeline import stages
     from seprune.runtime.distributed import first
 
-    statistics, seconds = _prepare(bench, statistics)
-    cut = stages.cut_in_steps(bench, statistics, _one_budget(bench))
+    statistics, seconds = _prepare(context, settings, statistics)
+    cut = stages.cut_in_steps(context, settings, statistics, _one_budget(settings))
     beside = {} if statistics is None else {"statistics.safetensors": statistics.save}
     first(lambda: pruned_model.save(cut.recovered.cpu(), out, cut.architecture, beside=beside))
     console.tell(f"pruned network: {out}")
@@ -100,40 +100,42 @@ def _prune(bench: Bench, statistics: GateStatistics | None, out: Path) -> dict[s
 
 
 def _prepare(
-    bench: Bench, statistics: GateStatistics | None
+    context: Context, settings: CutSettings, statistics: GateStatistics | None
 ) -> tuple[GateStatistics | None, dict[str, float]]:
     """The statistics that the criterion needs, and the seconds that it took to find them."""
     from seprune.pipeline.collection import collect
 
     start = time.monotonic()
-    groups = bench.structure.groups
+    groups = context.structure.groups
     seconds = {"analyse": time.monotonic() - start}
     if not any(g.prunable for g in groups):
         console.tell("note: no group of this network can be cut")
-    if bench.needs_statistics and statistics is None:
+    if settings.needs_statistics and statistics is None:
         start = time.monotonic()
-        statistics = collect(bench)
+        statistics = collect(context, settings)
         seconds["collect"] = time.monotonic() - start
     for warning in statistics.warnings if statistics is not None else ():
         console.tell(f"note: {warning}")
     return statistics, seconds
 
 
-def _plan_only(bench: Bench, statistics: GateStatistics | None, out: Path) -> dict[str, Any]:
+def _plan_only(
+    context: Context, settings: CutSettings, statistics: GateStatistics | None, out: Path
+) -> dict[str, Any]:
     """`--dry-run`: the plan and what it would give."""
     from seprune.export import pruned_model
     from seprune.pipeline import stages
     from seprune.runtime.distributed import first
 
-    statistics, seconds = _prepare(bench, statistics)
-    _, plan = stages.planned(bench, statistics, _one_budget(bench))
+    statistics, seconds = _prepare(context, settings, statistics)
+    _, plan = stages.planned(context, settings, statistics, _one_budget(settings))
     first(lambda: plan.save(out / pruned_model.PLANS))
     console.tell(f"plan: {out / pruned_model.PLANS} (nothing else was written)")
     return _result(plan, seconds)
 
 
-def _one_budget(bench: Bench) -> Budget:
-    budgets = bench.recipe.plan.budgets()
+def _one_budget(settings: CutSettings) -> Budget:
+    budgets = settings.plan.budgets()
     if len(budgets) > 1:
         raise UsageError(
             "one budget at a time", why="prune writes one network", fix="seprune run RECIPE"
@@ -141,7 +143,7 @@ def _one_budget(bench: Bench) -> Budget:
     return budgets[0]
 
 
-def _replay(bench: Bench, path: Path, out: Path) -> dict[str, Any]:
+def _replay(context: Context, settings: CutSettings, path: Path, out: Path) -> dict[str, Any]:
     """`--plan F`: carry out what the file says, recover, save; costs are counted, not read."""
     from seprune.export import pruned_model
     from seprune.measure.flops import count
@@ -151,15 +153,15 @@ def _replay(bench: Bench, path: Path, out: Path) -> dict[str, Any]:
     from seprune.runtime.distributed import first
 
     start = time.monotonic()
-    subject, read = bench.subject, PruningPlan.load(path)
-    pruned = carry_out(subject.model, read, subject.example())
-    before, after = (count(m, subject.example(1)) for m in (subject.model, pruned))
+    network, read = context.network, PruningPlan.load(path)
+    pruned = carry_out(network.model, read, network.example())
+    before, after = (count(m, network.example(1)) for m in (network.model, pruned))
     costs = {"macs": [before.macs, after.macs], "params": [before.params, after.params]}
     plan = with_facts(read, **costs)
     seconds = {"prune": time.monotonic() - start}
-    recovered = stages.recover(bench, pruned, plan)
+    recovered = stages.recover(context, settings, pruned, plan)
     seconds["recover"] = time.monotonic() - start - seconds["prune"]
-    first(lambda: pruned_model.save(recovered.cpu(), out, subject.architecture.cut(plan)))
+    first(lambda: pruned_model.save(recovered.cpu(), out, network.architecture.cut(plan)))
     console.tell(f"pruned network: {out}")
     return _result(plan, seconds)
 

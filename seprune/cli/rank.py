@@ -27,10 +27,13 @@ def rank(
     recipe = options.recipe(network, work, importance={"criterion": importance})
     from seprune.cli import opening
     from seprune.pipeline import stages
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.context import Context
+    from seprune.pipeline.settings import CutSettings
 
-    subject = opening.network(recipe, loader=opening.loader(network.allow_code, network.model))
-    made = stages.rank(Bench(recipe, subject, None), opening.statistics(statistics, subject))
+    opened = opening.network(recipe, loader=opening.loader(network.allow_code, network.model))
+    known = opening.statistics(statistics, opened)
+    context = Context(opened, None, opening.runtime(recipe))
+    made = stages.rank(context, CutSettings.of(recipe), known)
     if out is not None:
         from seprune.runtime.files import write_text
         from seprune.runtime.text import csv_text

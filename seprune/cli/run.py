@@ -31,13 +31,12 @@ def run(
     from seprune.pipeline.run import run as carry_out
     from seprune.report import measurement, terminal
 
-    opening.tell_device(loaded)
-    opening.settle_threads(loaded, out)
+    runtime = opening.runtime(loaded, out)
     command = shlex.join(["seprune", *sys.argv[1:]])
     report = carry_out(
         loaded,
         out,
-        track=console.track,
+        runtime=runtime,
         loader=opening.loader(allow_code, loaded.model.name),
         command=command,
     )

@@ -37,16 +37,15 @@ def sensitivity(
     from seprune.cli import opening, tables
     from seprune.pipeline import stages
     from seprune.pipeline.collection import collect
-    from seprune.pipeline.context import Bench
+    from seprune.pipeline.settings import CutSettings
 
-    subject, found = opening.network_and_data(
-        recipe, loader=opening.loader(network.allow_code, network.model)
-    )
-    bench = Bench(recipe, subject, found, console.track)
-    held = opening.statistics(statistics, subject)
-    if held is None and bench.needs_statistics:
-        held = collect(bench)
-    measured = stages.sensitivity(bench, stages.rank(bench, held)).plain()
+    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    settings = CutSettings.of(recipe)
+    known = opening.statistics(statistics, context.network)
+    if known is None and settings.needs_statistics:
+        known = collect(context, settings)
+    ranking = stages.rank(context, settings, known)
+    measured = stages.sensitivity(context, settings, ranking).plain()
     if work.json:
         console.give(measured)
     else:

@@ -49,24 +49,24 @@ def sweep(
     elif index is not None:
         _one(recipe, cells, out, index=index, workers=worker_of, allow_code=allow_code)
     else:
-        _refuse_crowded_latency(cells, jobs)
+        _refuse_latency_beside_others(cells, jobs)
         again = ["sweep", recipe, *given, "--out", str(out)]
         again += ["--worker-of", str(jobs), *(["--allow-code"] if allow_code else [])]
-        crew = sweeps.Crew(
+        pool = sweeps.WorkerPool(
             out, cells, jobs, lambda i: python_command(MAIN, *again, "--index", str(i))
         )
-        _all(crew, json=json)
+        _all(pool, json=json)
 
 
 def _list(cells: list[Cell], out: Path, *, json: bool) -> None:
-    said = [
+    rows = [
         {"index": n, "cell": c.name, "ended": sweeps.finished(c, out), "overrides": c.overrides}
         for n, c in enumerate(cells)
     ]
     if json:
-        console.give(said)
+        console.give(rows)
         return
-    for row in said:
+    for row in rows:
         console.write(f"{row['index']:>4}  {'ended' if row['ended'] else '     '}  {row['cell']}")
 
 
@@ -84,47 +84,46 @@ def _one(
         _end_with_parent()
     from seprune.cli import opening
     from seprune.pipeline.run import run
-    from seprune.pipeline.stage_cache import Sharing
+    from seprune.pipeline.stage_cache import StageCache
 
     cell = cells[index]
     folder = out / cell.name
     command = shlex.join(["seprune", "run", path, *cell.overrides, "--out", str(folder)])
-    sharing = Sharing(out / sweeps.SHARED, crowded=workers > 1)
     run(
         cell.recipe,
         folder,
-        track=console.track,
+        runtime=opening.runtime(cell.recipe, folder, shared_machine=workers > 1),
         loader=opening.loader(allow_code, cell.recipe.model.name),
         command=command,
-        sharing=sharing,
+        cache=StageCache(out / sweeps.SHARED),
     )
     console.tell(f"report: {folder / 'report.html'}")
 
 
-def _all(crew: sweeps.Crew, *, json: bool) -> None:
+def _all(pool: sweeps.WorkerPool, *, json: bool) -> None:
     """Every cell that has not ended yet, then the comparison of those that have."""
-    statuses = {c.name: 0 for c in crew.cells if sweeps.finished(c, crew.out)}
-    missing = [n for n, c in enumerate(crew.cells) if c.name not in statuses]
+    statuses = {c.name: 0 for c in pool.cells if sweeps.finished(c, pool.out)}
+    missing = [n for n, c in enumerate(pool.cells) if c.name not in statuses]
     if statuses:
-        console.tell(f"{len(statuses)} of {len(crew.cells)} cells have ended before")
-    ended = console.track(crew.work(missing), label="cells", total=len(missing), unit="cells")
+        console.tell(f"{len(statuses)} of {len(pool.cells)} cells have ended before")
+    ended = console.track(pool.work(missing), label="cells", total=len(missing), unit="cells")
     for index, status in ended:
-        name = crew.cells[index].name
+        name = pool.cells[index].name
         statuses[name] = status
         console.tell(f"{name}: {'ended' if status == 0 else f'failed (status {status})'}")
-    good = [c for c in crew.cells if statuses[c.name] == 0]
+    good = [c for c in pool.cells if statuses[c.name] == 0]
     if good:
-        made = sweeps.gather(good, crew.out)
+        made = sweeps.gather(good, pool.out)
         from seprune.cli.tables import comparison
 
         console.stderr().print(comparison(made.table()))
-        console.tell(f"comparison: {crew.out / 'compare.html'}")
+        console.tell(f"comparison: {pool.out / 'compare.html'}")
         if json:
             console.give(made.to_json())
-    sweeps.refuse_failed(statuses, crew.out)
+    sweeps.refuse_failed(statuses, pool.out)
 
 
-def _refuse_crowded_latency(cells: list[Cell], jobs: int) -> None:
+def _refuse_latency_beside_others(cells: list[Cell], jobs: int) -> None:
     if jobs > 1 and any(c.recipe.plan.latency for c in cells):
         raise UsageError(
             f"--jobs {jobs}: a latency budget needs the machine for itself",

@@ -40,7 +40,7 @@ class SensitivityOptions:
     """
 
     shares: tuple[float, ...] = SHARES
-    device: str = "auto"
+    device: str | torch.device = "auto"
     task: Task | None = None
 
 

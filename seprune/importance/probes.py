@@ -45,7 +45,7 @@ class ProbeSettings:
     epochs: int = 1
     lr: float = 0.01
     reduction: int = 16
-    device: str = "auto"
+    device: str | torch.device = "auto"
     seed: int = 0
     task: Task | None = None
 

@@ -79,7 +79,7 @@ def evaluate(
     loader: Batches,
     *,
     task: Task | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "no",
     track: Track = silent,
 ) -> Evaluation:

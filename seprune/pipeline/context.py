@@ -1,93 +1,89 @@
-"""The bench of a run: a network under work, how its recipe wants it treated, by which images."""
+"""What the stages of a run work with: the network, the data, and where the work is done."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from seprune.data import Data
 from seprune.errors import UsageError
 from seprune.export.architecture import Architecture
-from seprune.graph.groups import NetworkStructure, find_structure
-from seprune.importance import Scoring, criterion
-from seprune.importance.probes import ProbeSettings, probed
-from seprune.pipeline.inputs import Subject
+from seprune.graph.groups import NetworkStructure
+from seprune.pipeline.inputs import LoadedNetwork
+from seprune.pipeline.run_folder import kept_threads
 from seprune.pruning.analyse import analyse
-from seprune.recipe.sections import Distill, Recipe, Train
-from seprune.recovery.finetune import FineTuneSettings
-from seprune.runtime.distributed import resolve_device
+from seprune.recipe.sections import Recipe
+from seprune.runtime.distributed import first, join, resolve_device
 from seprune.runtime.progress import Track, silent
-from seprune.statistics.gate_gradients import Gradients
+from seprune.runtime.threads import Threads, choose_threads, use_threads, used_threads
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A network under work: how it is to be treated, by which images, and who is told."""
+class Runtime:
+    """Where and how the work is done: resolved once, before the first stage.
 
-    recipe: Recipe
-    subject: Subject
-    data: Data | None
+    Attributes:
+        processes: that `torchrun` started together; 1 without it.
+        threads: of the CPU; None where they were left as they are.
+        shared_machine: other runs work on this machine, so that times would be theirs too.
+    """
+
+    device: torch.device
+    processes: int = 1
+    threads: Threads | None = None
     track: Track = silent
+    shared_machine: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        folder: Path | None = None,
+        *,
+        track: Track = silent,
+        shared_machine: bool = False,
+    ) -> Runtime:
+        """The device, processes and threads that a recipe's `device` and `threads` mean here.
+
+        Args:
+            folder: of a run, whose earlier choice of threads stands.
+
+        Raises:
+            EnvironmentFault: the device is not there.
+        """
+        device = resolve_device(recipe.device)
+        _, processes = join(device)
+        threads = used_threads()
+        if threads is None or recipe.threads != "auto":
+            kept = kept_threads(folder)
+            threads = first(lambda: choose_threads(recipe.threads, kept=kept))
+            use_threads(threads)
+        return cls(device, processes, threads, track, shared_machine)
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the work is done on a GPU of NVIDIA's or AMD's."""
+        return self.device.type == "cuda"
+
+
+@dataclass(frozen=True)
+class Context:
+    """A network, the data it is pruned and measured with, and where the work is done."""
+
+    network: LoadedNetwork
+    data: Data | None
+    runtime: Runtime
 
     @cached_property
     def structure(self) -> NetworkStructure:
-        """Gates, groups and costs; what a trial cut proves impossible is left whole."""
-        return analyse(self.subject.model, self.subject.example())
+        """Gates, groups and costs: a pure function of the network, worked out when needed first."""
+        return analyse(self.network.model, self.network.example())
 
-    @cached_property
-    def scored(self) -> NetworkStructure:
-        """The structure that statistics are of: with probes, where the recipe wants them."""
-        if self.probes is None:
-            return self.structure
-        twin = probed(self.subject.model, self.structure, self.probes)
-        return find_structure(twin, self.subject.example())
-
-    @property
-    def probes(self) -> ProbeSettings | None:
-        """The recipe's probes as `probing` takes them."""
-        said, recipe = self.recipe.importance.probe, self.recipe
-        if said is None:
-            return None
-        return ProbeSettings(said.epochs, said.lr, said.reduction, recipe.device, recipe.seed)
-
-    @property
-    def scoring(self) -> Scoring:
-        """The recipe's importance section as `score` takes it."""
-        said = self.recipe.importance
-        normalize = None if said.normalize == "auto" else said.normalize
-        return Scoring(said.criterion, said.combine, said.ungated, normalize, self.recipe.seed)
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether the recipe's criterion looks at gates at all."""
-        return criterion(self.recipe.importance.criterion).family != "weights"
-
-    @property
-    def chooses(self) -> bool:
-        """Whether several plans are tried; only where they are refitted, which the trials need."""
-        wanted = self.recipe.plan.candidates and self.recipe.plan.allocation != "sensitivity"
-        return wanted and self.recipe.prune.recover in ("refit", "reconstruct")
-
-    @property
-    def needs_sensitivity(self) -> bool:
-        """Whether losses by group are wanted in the report or to allocate by."""
-        return self.recipe.plan.allocation == "sensitivity" or self.recipe.sensitivity.images > 0
-
-    @property
-    def gradients(self) -> Gradients:
-        """The gradients that statistics are collected with: said, or what the criterion needs."""
-        said = self.recipe.collect.gradients
-        return criterion(self.recipe.importance.criterion).gradients if said == "auto" else said
-
-    @property
-    def device(self) -> str:
-        """The device that the recipe's `device` means here."""
-        return str(resolve_device(self.recipe.device))
-
-    def images(self) -> Data:
+    def images(self, needed_by: str = "this step") -> Data:
         """The data.
 
         Raises:
@@ -95,31 +91,13 @@ class Bench:
         """
         if self.data is None:
             raise UsageError(
-                f"criterion '{self.recipe.importance.criterion}' with recovery "
-                f"'{self.recipe.prune.recover}' needs calibration images",
+                f"{needed_by} needs calibration images",
                 why="no data are given",
                 fix="--data FOLDER, or --importance l2 --recover none",
             )
         return self.data
 
-    def after(self, model: nn.Module, architecture: Architecture) -> Bench:
-        """The bench for the next cut: this network, as the last cut left it."""
-        return replace(self, subject=replace(self.subject, model=model, architecture=architecture))
-
-    def settings(self, section: Train) -> FineTuneSettings:
-        """A training section as `finetune` takes it."""
-        given = section.model_dump(exclude={"distill", "precision", "channels_last"})
-        on_gpu = self.device.startswith("cuda")
-        auto: Literal["bf16", "no"] = "bf16" if on_gpu else "no"
-        distill = section.distill or Distill(weight=0.0)
-        return FineTuneSettings(
-            **given,
-            precision=auto if section.precision == "auto" else section.precision,
-            channels_last=on_gpu if section.channels_last == "auto" else section.channels_last,
-            distill_alpha=distill.weight,
-            distill_temperature=distill.temperature,
-            distill_features=distill.features,
-            distill_precision=distill.precision,
-            device=self.recipe.device,
-            seed=self.recipe.seed,
-        )
+    def after(self, model: nn.Module, architecture: Architecture) -> Context:
+        """The context of the next cut: the network as the last cut left it."""
+        network = replace(self.network, model=model, architecture=architecture)
+        return replace(self, network=network)

@@ -30,7 +30,7 @@ from seprune.tasks.batches import primary
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedNetwork:
     """A network on the CPU, how it is built again, and where its weights came from.
 
     `digest` is the SHA-256 of the weights file, None for random weights.
@@ -51,7 +51,7 @@ class Subject:
 
 def open_both(
     recipe: Recipe, *, loader: ModelLoader = NO_CODE, track: Track = silent
-) -> tuple[Subject, Data]:
+) -> tuple[LoadedNetwork, Data]:
     """Network and data of a recipe, each at the other's size; the network has seen one image.
 
     A saved folder and `model.input` say how large images are, else the data do.
@@ -60,29 +60,29 @@ def open_both(
         InputError: the network does not take these images; names the layer.
     """
     section = recipe.model
-    saved_one = _folder(section) is not None
-    if saved_one:
-        subject = open_subject(section, loader=loader)
-        data = open_section(recipe.data, subject.shape, task=recipe.task, track=track)
+    is_folder = _folder(section) is not None
+    if is_folder:
+        network = open_network(section, loader=loader)
+        data = open_section(recipe.data, network.shape, task=recipe.task, track=track)
     else:
         data = open_section(recipe.data, section.input, task=recipe.task, track=track)
         info = data.info
-        subject = open_subject(
+        network = open_network(
             section,
             shape=info.input_shape,
             classes=None if info.task == "embedding" else len(info.classes),
             seed=recipe.seed,
             loader=loader,
         )
-    outputs = _width(data.info.task, run_once(subject.model, subject.example(1)))
+    outputs = _width(data.info.task, run_once(network.model, network.example(1)))
     if outputs not in (None, len(data.info.classes)):
         raise InputError(
             f"the network has {outputs} outputs, the data have {len(data.info.classes)} classes",
-            why=f"{subject.architecture.name} against {data.info.source}",
+            why=f"{network.architecture.name} against {data.info.source}",
             fix=f"use the data it was trained for, or --classes {len(data.info.classes)}",
             code="classes",
         )
-    return subject, data
+    return network, data
 
 
 def open_section(
@@ -114,14 +114,14 @@ def run_once(model: nn.Module, images: Tensor) -> Any:
         return model(images)
 
 
-def open_subject(
+def open_network(
     section: ModelSection,
     *,
     shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
     seed: int = 0,
     loader: ModelLoader = NO_CODE,
-) -> Subject:
+) -> LoadedNetwork:
     """The network of a recipe's model section, with its weights.
 
     Args:
@@ -138,16 +138,16 @@ def open_subject(
         model = loader.build(section.name, classes=classes, input=shape, **section.args)
     shape = shape or models.input_size(section.name, model)
     architecture = Architecture(section.name, classes, shape, dict(section.args))
-    subject = Subject(model.eval(), architecture, shape)
-    return subject if section.checkpoint is None else with_weights(subject, section)
+    network = LoadedNetwork(model.eval(), architecture, shape)
+    return network if section.checkpoint is None else with_weights(network, section)
 
 
-def with_weights(subject: Subject, section: ModelSection) -> Subject:
-    """The subject with the weights of the section's checkpoint."""
+def with_weights(network: LoadedNetwork, section: ModelSection) -> LoadedNetwork:
+    """The network with the weights of the section's checkpoint."""
     path = Path(section.checkpoint or "")
     weights = load_weights(path, weights=section.weights)
-    notes = dict.fromkeys((*weights.notes, *apply_weights(subject.model, weights, path=path)))
-    return replace(subject, checkpoint=str(path), digest=weights.sha256, notes=tuple(notes))
+    notes = dict.fromkeys((*weights.notes, *apply_weights(network.model, weights, path=path)))
+    return replace(network, checkpoint=str(path), digest=weights.sha256, notes=tuple(notes))
 
 
 def _folder(section: ModelSection) -> Path | None:
@@ -169,23 +169,23 @@ def _folder(section: ModelSection) -> Path | None:
 
 def _check_folder(folder: Path, section: ModelSection) -> None:
     """Refuse a folder that holds another network than the section asks for."""
-    held = pruned_model.read_architecture(folder)
+    own = pruned_model.read_architecture(folder)
     asked = section.name
     if is_pruned_folder(Path(asked)):
         asked = pruned_model.read_architecture(Path(asked)).name
-    if _resolved(asked) != _resolved(held.name) or (section.args and section.args != held.args):
+    if _resolved(asked) != _resolved(own.name) or (section.args and section.args != own.args):
         raise InputError(
             f"{folder}: weights of another architecture",
-            why=f"the folder holds {_spelled(held.name, held.args or {})}, "
+            why=f"the folder holds {_spelled(own.name, own.args or {})}, "
             f"{_spelled(asked, section.args)} is asked for",
             fix=f"give the folder alone in the place of MODEL: {folder}",
             code="checkpoint-mismatch",
         )
-    if section.classes and held.classes and section.classes != held.classes:
+    if section.classes and own.classes and section.classes != own.classes:
         raise InputError(
-            f"{folder}: weights for {held.classes} classes, the model has {section.classes}",
-            why=f"the folder holds {held.name} for {held.classes} classes",
-            fix=f"--classes {held.classes}",
+            f"{folder}: weights for {own.classes} classes, the model has {section.classes}",
+            why=f"the folder holds {own.name} for {own.classes} classes",
+            fix=f"--classes {own.classes}",
             code="checkpoint-classes",
         )
 
@@ -202,12 +202,12 @@ def _spelled(name: str, args: Mapping[str, object]) -> str:
 
 def _from_folder(
     folder: Path, shape: tuple[int, int, int] | None, *, loader: ModelLoader
-) -> Subject:
+) -> LoadedNetwork:
     architecture = pruned_model.read_architecture(folder)
     model = pruned_model.load(folder, loader=loader)
     shape = architecture.input or shape or models.input_size(architecture.name, model)
     digest = sha256(folder / pruned_model.WEIGHTS)
-    return Subject(model, architecture, shape, str(folder), digest)
+    return LoadedNetwork(model, architecture, shape, str(folder), digest)
 
 
 def data_digests(data: Data) -> dict[str, str]:

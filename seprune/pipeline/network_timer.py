@@ -16,10 +16,11 @@ from seprune.measure.latency import noise, take_turns
 from seprune.measure.latency_model import latency_model
 from seprune.measure.latency_table import LatencyModel, TableKey
 from seprune.pipeline import timing
-from seprune.pipeline.context import Bench
+from seprune.pipeline.context import Context, Runtime
 from seprune.pruning.budget import Budget
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
+from seprune.recipe.sections import Plan
 
 ROUNDS = 40
 LEAST_SECONDS, MOST_SECONDS = 1.0, 30.0
@@ -35,10 +36,11 @@ class NetworkTimer:
     The shortest times count: other processes only add to them.
     """
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.runtime = bench, bench.recipe.plan.runtime
-        self.images = noise((bench.recipe.plan.batch, *bench.subject.shape), bench.device)
-        self.whole: float | None = None
+    def __init__(self, context: Context, section: Plan) -> None:
+        self.model, self.runtime = context.network.model, section.runtime
+        self.setup = timing.TimingSetup.of(context, (section.batch,))
+        self.images = noise((section.batch, *self.setup.shape), self.setup.device)
+        self.dense_ms: float | None = None
 
     def __call__(self, plan: PruningPlan) -> float:
         """Milliseconds of one forward pass of the batch through the network that `plan` makes.
@@ -47,17 +49,17 @@ class NetworkTimer:
             InputError: the runtime cannot run the network; names what it cannot.
             EnvironmentFault: the machine is too noisy for the measurement to mean anything.
         """
-        small = prune(self.bench.subject.model, plan)
+        small = prune(self.model, plan)
         with torch.no_grad(), contextlib.ExitStack() as stack:
-            dense = self.ready(self.bench.subject.model, stack)
+            dense = self.ready(self.model, stack)
             calls = {"dense": dense, "small": self.ready(small, stack) if plan.layers() else dense}
             ratio, dense_ms = self.ratio(calls)
-        self.whole = dense_ms if self.whole is None else self.whole
-        return self.whole * (ratio if plan.layers() else 1.0)
+        self.dense_ms = dense_ms if self.dense_ms is None else self.dense_ms
+        return self.dense_ms * (ratio if plan.layers() else 1.0)
 
     def ready(self, model: nn.Module, stack: contextlib.ExitStack) -> Callable[..., Any]:
         """The network as the runtime calls it."""
-        made = timing.ready(model, self.runtime, self.bench, stack)
+        made = timing.ready(model, self.runtime, self.setup, stack)
         if not isinstance(made, str):
             return made
         raise InputError(
@@ -98,24 +100,24 @@ class NetworkTimer:
         )
 
 
-def latency_of(bench: Bench) -> tuple[NetworkTimer, LatencyModel]:
+def latency_of(context: Context, section: Plan) -> tuple[NetworkTimer, LatencyModel]:
     """What a latency budget needs: measurements of networks, and a model of their times."""
-    said = bench.recipe.plan
-    timer = NetworkTimer(bench)
-    key = TableKey.here(said.runtime, batch=said.batch, device=bench.device)
+    network, runtime = context.network, context.runtime
+    timer = NetworkTimer(context, section)
+    key = TableKey.here(section.runtime, batch=section.batch, device=str(runtime.device))
     model = latency_model(
-        bench.subject.model, bench.structure, bench.subject.example(), key=key, track=bench.track
+        network.model, context.structure, network.example(), key=key, track=runtime.track
     )
     return timer, model
 
 
-def fast_multiple(bench: Bench, budget: Budget) -> int:
+def fast_multiple(runtime: Runtime, section: Plan, budget: Budget) -> int:
     """What widths are multiples of where the recipe leaves it open.
 
     ONNX Runtime blocks channels by 16 where the CPU has AVX-512, oneDNN and XNNPACK by 8.
     """
-    if bench.device.startswith("cuda"):
+    if runtime.cuda:
         return 8
     if budget.latency is None:
         return 1
-    return 16 if bench.recipe.plan.runtime == "onnx" else 8
+    return 16 if section.runtime == "onnx" else 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,20 @@ from typing import Any
 from torch import nn
 
 from seprune import report as reports
-from seprune.data import Data
+from seprune.export import pruned_model
 from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance
 from seprune.importance.ablation import Sensitivity
 from seprune.measure.flops import not_counted
-from seprune.pipeline.inputs import Subject, data_digests
+from seprune.models import ModelLoader
+from seprune.pipeline import timing
+from seprune.pipeline.context import Context
+from seprune.pipeline.inputs import data_digests
 from seprune.pipeline.stages import Cut
 from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import GateSummary, GroupCut, Measurement, Report
+from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
 from seprune.runtime.files import CARD, write_text
 from seprune.runtime.reading import read_json, read_text
@@ -33,8 +37,8 @@ SHOWN_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """One budget of a run: where its files are, what its prune stage and its tuning said."""
+class BudgetResult:
+    """One budget of a run: where its files are, the numbers of its prune stage and its tuning."""
 
     label: str
     home: Path
@@ -43,55 +47,71 @@ class Chapter:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunResult:
     """All that a finished run hands to its report."""
 
     recipe: Recipe
     command: str
-    subject: Subject
-    structure: NetworkStructure
-    data: Data
+    context: Context
     statistics: GateStatistics | None
     measurements: tuple[Measurement, ...]
-    chapters: tuple[Chapter, ...]
-    seconds: dict[str, float]
+    budgets: tuple[BudgetResult, ...]
+    sensitivity: Sensitivity | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
     slow: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    crowded: bool = False
-    sensitivity: Sensitivity | None = None
 
 
-def write(told: Told, out: Path) -> list[Path]:
+def finished(result: RunResult, seconds: Mapping[str, float], notes: Sequence[str]) -> RunResult:
+    """The result with the seconds of its stages and the notes on them."""
+    return replace(result, seconds=dict(seconds), notes=tuple(notes))
+
+
+def with_latency(result: RunResult, loader: ModelLoader) -> RunResult:
+    """The result with the latency of the dense network and of the last one of each budget."""
+    networks: dict[timing.Key, nn.Module] = {("baseline", None): result.context.network.model}
+    for budget in result.budgets:
+        tuned = (budget.home / "finetuned" / pruned_model.CONFIG).is_file()
+        stage, name = ("fine-tuned", "finetuned") if tuned else ("pruned", "pruned")
+        networks[stage, budget.label] = pruned_model.load(budget.home / name, loader=loader)
+    setup = timing.TimingSetup.of(result.context, result.recipe.report.batch_sizes)
+    runtimes, before = timing.runtimes(result.recipe.report, setup), result.measurements
+    measurements = first(lambda: timing.with_latency(before, networks, setup, runtimes=runtimes))
+    slow = first(lambda: timing.slow(measurements, networks, setup))
+    return replace(result, measurements=tuple(measurements), slow=tuple(slow))
+
+
+def write(result: RunResult, out: Path) -> list[Path]:
     """Write report.json, report.csv, report.html and the models' cards; returns their paths."""
     from seprune.report import html, measurement, table
 
-    report = compose(told)
+    report = compose(result)
     made = [out / "report.json", out / "report.csv"]
     measurement.write(report, made[0])
     table.write_csv(report, made[1])
-    if told.recipe.report.html:
+    if result.recipe.report.html:
         made.append(out / "report.html")
         html.write_html(report, made[-1])
-    return made + [card for chapter in told.chapters for card in _write_cards(report, chapter)]
+    return made + [card for budget in result.budgets for card in _write_cards(report, budget)]
 
 
-def compose(told: Told) -> Report:
+def compose(result: RunResult) -> Report:
     """The report of a run."""
-    info = told.data.info
-    rows = shown_classes(info.classes, told.recipe.report.classes)
-    subject = told.subject
+    info = result.context.images().info
+    rows = shown_classes(info.classes, result.recipe.report.classes)
+    network = result.context.network
     return Report(
-        name=told.recipe.name,
+        name=result.recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=told.command,
-        seed=told.recipe.seed,
+        command=result.command,
+        seed=result.recipe.seed,
         model={
-            "name": subject.architecture.name,
-            "input": list(subject.shape),
-            "classes": subject.architecture.classes,
-            "checkpoint": subject.checkpoint,
-            "sha256": subject.digest,
-            "notes": list(subject.notes),
+            "name": network.architecture.name,
+            "input": list(network.shape),
+            "classes": network.architecture.classes,
+            "checkpoint": network.checkpoint,
+            "sha256": network.digest,
+            "notes": list(network.notes),
         },
         data={
             "source": info.source,
@@ -102,19 +122,19 @@ def compose(told: Told) -> Report:
             },
             "classes": [info.classes[row] for row in rows],
             "skipped": list(info.skipped),
-            "notes": [*info.notes, *told.notes],
+            "notes": [*info.notes, *result.notes],
         },
         environment=environment(),
-        hashes=data_digests(told.data),
-        recipe=dump_recipe(told.recipe),
-        measurements=list(told.measurements),
-        budgets=[_budget(told, chapter) for chapter in told.chapters],
-        gates=gate_summaries(told.structure, told.statistics, classes=rows),
-        warnings=_warnings(told),
-        left_whole=_left_whole(told),
-        seconds=told.seconds,
-        sensitivity=told.sensitivity.plain() if told.sensitivity else {},
-        not_counted=not_counted(subject.model, subject.example(1)),
+        hashes=data_digests(result.context.images()),
+        recipe=dump_recipe(result.recipe),
+        measurements=list(result.measurements),
+        budgets=[_budget(result, budget) for budget in result.budgets],
+        gates=gate_summaries(result.context.structure, result.statistics, classes=rows),
+        warnings=_warnings(result),
+        left_whole=_left_whole(result),
+        seconds=dict(result.seconds),
+        sensitivity=result.sensitivity.plain() if result.sensitivity else {},
+        not_counted=not_counted(network.model, network.example(1)),
     )
 
 
@@ -169,12 +189,12 @@ def size_of(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 
-def _budget(told: Told, chapter: Chapter) -> reports.BudgetReport:
-    plan = PruningPlan.loads(read_json(chapter.home / "plan.json"), path=chapter.home)
-    facts = chapter.facts["plan"]
-    scores = read_importance(chapter.home / "importance.csv", facts["criterion"]).scores
-    prunable = {g.name: g.prunable for g in told.structure.groups}
-    layers = {g.name: list(g.layers) for g in told.structure.groups}
+def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
+    plan = PruningPlan.loads(read_json(budget.home / "plan.json"), path=budget.home)
+    facts = budget.facts["plan"]
+    scores = read_importance(budget.home / "importance.csv", facts["criterion"]).scores
+    prunable = {g.name: g.prunable for g in result.context.structure.groups}
+    layers = {g.name: list(g.layers) for g in result.context.structure.groups}
     groups = [
         GroupCut(
             name=g.name,
@@ -188,48 +208,48 @@ def _budget(told: Told, chapter: Chapter) -> reports.BudgetReport:
         )
         for g in plan.groups
     ]
-    whole = told.structure.macs_at(told.structure.whole())
-    reached = chapter.facts["pruned"]["macs"] / whole
+    whole = result.context.structure.macs_at(result.context.structure.whole())
+    reached = budget.facts["pruned"]["macs"] / whole
     target = facts["targets"].get("macs", whole * reached) / whole
     return reports.BudgetReport(
-        label=chapter.label,
+        label=budget.label,
         target=float(target),
         reached=float(reached),
         criterion=facts["criterion"],
         allocation=facts["allocation"],
-        seconds={k: float(v) for k, v in chapter.facts["laps"].items()},
+        seconds={k: float(v) for k, v in budget.facts["laps"].items()},
         groups=groups,
         trace=[dict(t) for t in plan.trace],
-        tuning=dict(chapter.tuning),
+        tuning=dict(budget.tuning),
         choice=dict(facts.get("candidates", {})),
     )
 
 
-def _left_whole(told: Told) -> list[dict[str, str]]:
-    if not told.chapters:
+def _left_whole(result: RunResult) -> list[dict[str, str]]:
+    if not result.budgets:
         return [
             {"group": g.name, "reason": g.reason or ""}
-            for g in told.structure.groups
+            for g in result.context.structure.groups
             if not g.prunable
         ]
-    budget = _budget(told, told.chapters[-1])
+    budget = _budget(result, result.budgets[-1])
     return [{"group": g.name, "reason": g.reason} for g in budget.groups if g.reason]
 
 
-def _warnings(told: Told) -> list[str]:
-    said = list(told.statistics.warnings) if told.statistics is not None else []
-    idle = [g.name for g in told.structure.gates if not g.runs]
+def _warnings(result: RunResult) -> list[str]:
+    said = list(result.statistics.warnings) if result.statistics is not None else []
+    idle = [g.name for g in result.context.structure.gates if not g.runs]
     if idle:
         said.append(f"gates that never run: {', '.join(idle)}")
-    said += across_channels(told.structure)
-    if told.subject.digest is None:
+    said += across_channels(result.context.structure)
+    if result.context.network.digest is None:
         said.append("the weights are random: accuracies say nothing, costs do")
-    unknown = set(told.recipe.report.classes) - set(told.data.info.classes)
+    unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)
     if unknown:
         said.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")
-    if told.crowded and told.recipe.report.latency:
+    if result.context.runtime.shared_machine and result.recipe.report.latency:
         said.append("latencies were not measured: other runs worked on this machine")
-    return [*said, *told.slow]
+    return [*said, *result.slow]
 
 
 def across_channels(structure: NetworkStructure) -> list[str]:
@@ -245,15 +265,15 @@ def across_channels(structure: NetworkStructure) -> list[str]:
     ]
 
 
-def _write_cards(report: Report, chapter: Chapter) -> list[Path]:
+def _write_cards(report: Report, budget: BudgetResult) -> list[Path]:
     """A model card beside every saved model."""
     from seprune.report.card import model_card
 
     made = []
     for m in report.measurements:
         name = {"fine-tuned": "finetuned", "pruned": "pruned"}.get(m.stage)
-        folder = chapter.home / (name or "")
-        if m.budget == chapter.label and name and folder.is_dir():
+        folder = budget.home / (name or "")
+        if m.budget == budget.label and name and folder.is_dir():
             made.append(folder / CARD)
             write_text(made[-1], model_card(report, m))
     return made

@@ -1,62 +1,173 @@
-"""The story: run(recipe) -> Report. Each stage counts once the journal has its commit line.
+"""A recipe carried out: its stages, in order, each finished once the journal has its line.
 
-Under `torchrun` every process tells the whole story; what is decided or written is so by the first
-of them alone (`first`), and the others wait for what it says.
-
-`story` has the stages in order, `subject` opens the network and the data, `bench` is what lies
-ready for work on them, `collection` and `steps` do it on plain objects, `reporting` puts the
-numbers together.
+Under `torchrun` every process carries out every stage; what is decided or written is so by the
+first of them alone (`first`), and the others wait for the outcome.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from seprune.data import Data
+from seprune.export import pruned_model
 from seprune.importance import criterion
+from seprune.importance.ablation import Sensitivity
 from seprune.models import NO_CODE, ModelLoader
-from seprune.pipeline.run_folder import RunFolder, kept_threads, open_run
-from seprune.pipeline.runner import Story
-from seprune.pipeline.stage_cache import Sharing
+from seprune.pipeline import run_stages
+from seprune.pipeline.context import Context, Runtime
+from seprune.pipeline.inputs import LoadedNetwork, open_both
+from seprune.pipeline.reporting import BudgetResult, RunResult
+from seprune.pipeline.run_folder import RunFolder, open_run
+from seprune.pipeline.run_stages import Workspace
+from seprune.pipeline.runner import Runner
+from seprune.pipeline.settings import CutSettings
+from seprune.pipeline.stage_cache import StageCache
+from seprune.pruning.budget import Budget
 from seprune.recipe import Recipe, dump_recipe
-from seprune.report import Report
-from seprune.runtime.distributed import first, join, resolve_device, united
-from seprune.runtime.progress import Track, silent
-from seprune.runtime.threads import choose_threads, use_threads, used_threads
+from seprune.report import Measurement, Report
+from seprune.report.measurement import read as read_report
+from seprune.runtime.distributed import first, united
+from seprune.runtime.reading import read_json
+from seprune.statistics import GateStatistics
+
+RECOVERED = {
+    "bn": "recalibrated",
+    "refit": "refitted",
+    "reconstruct": "reconstructed",
+    "scratch": "drawn anew",
+}
+"""Name of the measurement after each way to recover; `none` has none."""
 
 
 def run(
     recipe: Recipe,
     out: Path,
     *,
-    track: Track = silent,
+    runtime: Runtime | None = None,
     loader: ModelLoader = NO_CODE,
     command: str = "",
-    sharing: Sharing | None = None,
+    cache: StageCache | None = None,
 ) -> Report:
     """Carry out `recipe` in the folder `out`; a run that was stopped goes on from its last stage.
 
     Args:
-        sharing: with the runs that it has stages in common with.
+        runtime: where the work is done. None: as the recipe says.
+        cache: of the stages that it has in common with other runs.
 
     Raises:
         SepruneError: whatever a stage finds wrong; earlier stages stay.
     """
     # an unknown name or a device that is not there costs nobody an hour of training
     criterion(recipe.importance.criterion)
-    join(resolve_device(recipe.device))
-    if used_threads() is None or recipe.threads != "auto":
-        kept = kept_threads(out)
-        use_threads(first(lambda: choose_threads(recipe.threads, kept=kept)))
-    with united(), _held(out, recipe) as folder:
-        story = Story(recipe, folder, track, loader, sharing)
-        story.tell()
-        return story.report(command or f"seprune run RECIPE --out {out}")
+    runtime = runtime or Runtime.of(recipe, out)
+    with united(), _locked(out, recipe) as folder:
+        runner = Runner(folder, cache)
+        given, data = open_both(recipe, loader=loader, track=runtime.track)
+        network = _trained(recipe, given, data, runner, runtime, loader)
+        context = Context(network, data, runtime)
+        settings = CutSettings.of(recipe)
+        work = Workspace(folder.path, context, settings, recipe.model, loader)
+        command = command or f"seprune run RECIPE --out {out}"
+        return _carry_out(recipe, work, runner, command)
 
 
 @contextmanager
-def _held(out: Path, recipe: Recipe) -> Iterator[RunFolder]:
+def _locked(out: Path, recipe: Recipe) -> Iterator[RunFolder]:
     """The run folder; of several processes the first one locks it and writes in it."""
     with ExitStack() as stack:
         yield first(lambda: stack.enter_context(open_run(out, dump_recipe(recipe))))
+
+
+def _trained(
+    recipe: Recipe,
+    given: LoadedNetwork,
+    data: Data,
+    runner: Runner,
+    runtime: Runtime,
+    loader: ModelLoader,
+) -> LoadedNetwork:
+    """The trained network: from the checkpoint, or trained here."""
+    if given.digest is not None or recipe.train is None:
+        return given
+    folder = runner.folder.path
+    record = runner(run_stages.train(folder, given, data, recipe, recipe.train, runtime))
+    model = pruned_model.load(folder / run_stages.TRAINED, loader=loader)
+    return replace(given, model=model, checkpoint=None, digest=record.key)
+
+
+def _carry_out(recipe: Recipe, work: Workspace, runner: Runner, command: str) -> Report:
+    """Every stage after the training, in order."""
+    base = runner(run_stages.baseline(work))
+    # mended if damaged, though all that was made of them may be finished
+    known = _statistics(work, runner)
+    losses = _sensitivity(work, runner, known)
+    measurements, results = [_measurement("baseline", None, base.facts)], []
+    budgets = recipe.plan.budgets()
+    for budget in budgets:
+        home = work.folder if len(budgets) == 1 else work.folder / str(budget).replace(" ", "-")
+        found, of_budget = _one_budget(recipe, work, runner, budget, home, (known, losses))
+        measurements += found
+        results.append(of_budget)
+    result = RunResult(
+        recipe=recipe,
+        command=command,
+        context=work.context,
+        statistics=known,
+        sensitivity=losses,
+        measurements=tuple(measurements),
+        budgets=tuple(results),
+    )
+    runner(run_stages.report(work, result, runner))
+    return read_report(work.folder)
+
+
+def _statistics(work: Workspace, runner: Runner) -> GateStatistics | None:
+    """What the gates do, where the criterion looks at gates."""
+    if not work.settings.needs_statistics:
+        return None
+    runner(run_stages.statistics(work))
+    return GateStatistics.load(work.folder / run_stages.STATISTICS)
+
+
+def _sensitivity(
+    work: Workspace, runner: Runner, known: GateStatistics | None
+) -> Sensitivity | None:
+    """What the dense network loses without a part of one group, where it is asked for."""
+    if not work.settings.needs_sensitivity:
+        return None
+    runner(run_stages.sensitivity(work, known))
+    return Sensitivity.of(read_json(work.folder / run_stages.SENSITIVITY))
+
+
+def _one_budget(
+    recipe: Recipe,
+    work: Workspace,
+    runner: Runner,
+    budget: Budget,
+    home: Path,
+    known: tuple[GateStatistics | None, Sensitivity | None],
+) -> tuple[list[Measurement], BudgetResult]:
+    """Plan, prune, fine-tune and measure for one budget."""
+    label = str(budget)
+    made = runner(run_stages.prune(work, runner, budget, home, known))
+    measurements = [_measurement("pruned", label, made.facts["pruned"])]
+    if (stage := RECOVERED.get(recipe.prune.recover)) is not None:
+        measurements.append(_measurement(stage, label, made.facts["recovered"]))
+    result = BudgetResult(label, home, made.facts)
+    section, last = recipe.finetune, recipe.report.last_epoch
+    if section.epochs or section.recalibrate:
+        tuned = runner(run_stages.tuning(work, section, home, label, made.key, last))
+        if last:
+            measurements.append(_measurement("last epoch", label, tuned.facts["last"]))
+        measurements.append(_measurement("fine-tuned", label, tuned.facts))
+        result = replace(result, tuning=tuned.facts["tuning"])
+    return measurements, result
+
+
+def _measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:
+    names = ("top1", "top5", "loss", "count", "nonfinite", "macs", "params", "bytes")
+    return Measurement(stage=stage, budget=budget, **{n: facts.get(n) for n in names})  # type: ignore[arg-type]

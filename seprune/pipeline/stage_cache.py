@@ -17,20 +17,16 @@ from seprune.runtime.distributed import first
 from seprune.runtime.lock import waiting_for
 from seprune.runtime.paths import inside
 
-STAGES = ("train", "baseline", "collect")  # what depends on the dense network alone
-
 
 @dataclass(frozen=True)
-class Sharing:
-    """A run among others.
+class StageCache:
+    """What several runs have in common: a folder for each stage and key.
 
-    Attributes:
-        folder: where they keep what they share; a folder for each stage and key.
-        crowded: others work on this machine at the same time, so that latencies would be theirs.
+    The key is the hash of all that the stage depends on, so runs agree on a stage if and only if
+    its result is the same for them.
     """
 
     folder: Path
-    crowded: bool = False
 
     def once(self, run: RunFolder, name: str, key: str, work: Callable[[], Record]) -> Record:
         """The stage's record in `run`: taken over from another run, or from `work` and handed on.
@@ -40,7 +36,7 @@ class Sharing:
         Raises:
             InputError: what was taken over is not what was committed.
         """
-        if name not in STAGES or dist.is_initialized():  # its processes would wait for each other
+        if dist.is_initialized():  # its processes would wait for each other
             return work()
         place = inside(self.folder, f"{name}-{key[:12]}")
         with ExitStack() as stack:

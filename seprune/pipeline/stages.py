@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from seprune.data import in_turn
 from seprune.export.architecture import Architecture, rebuilt
+from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance, Scoring, score
 from seprune.importance.ablation import (
     Sensitivity,
@@ -24,14 +26,16 @@ from seprune.importance.ablation import (
 from seprune.importance.alternatives import alternatives
 from seprune.measure.flops import count
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.collection import collect
-from seprune.pipeline.context import Bench
+from seprune.pipeline.collection import collect, scored_structure
+from seprune.pipeline.context import Context
 from seprune.pipeline.network_timer import fast_multiple, latency_of
+from seprune.pipeline.settings import CutSettings
 from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.search import plan_within
+from seprune.recipe.sections import Plan
 from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
@@ -53,162 +57,182 @@ class Cut:
 
 
 def rank(
-    bench: Bench, statistics: GateStatistics | None, scoring: Scoring | None = None
+    context: Context,
+    settings: CutSettings,
+    statistics: GateStatistics | None,
+    *,
+    scoring: Scoring | None = None,
+    scored: NetworkStructure | None = None,
 ) -> Importance:
-    """Scores by the recipe's criterion, or by another one."""
-    scoring = scoring or bench.scoring
-    made = score(bench.scored, statistics, model=bench.subject.model, scoring=scoring)
-    names = {g.name for g in bench.structure.groups}
+    """Scores by the recipe's criterion, or by another one.
+
+    Args:
+        scored: the structure that the statistics are of, where it is known.
+    """
+    made = score(
+        scored or scored_structure(context, settings),
+        statistics,
+        model=context.network.model,
+        scoring=scoring or settings.scoring,
+    )
+    names = {g.name for g in context.structure.groups}
     return replace(made, scores={n: s for n, s in made.scores.items() if n in names})
 
 
-def sensitivity(bench: Bench, importance: Importance) -> Sensitivity:
+def sensitivity(context: Context, settings: CutSettings, importance: Importance) -> Sensitivity:
     """What the network loses without a part of one group, on validation images."""
-    section, data = bench.recipe.sensitivity, bench.images()
+    section, data = settings.sensitivity, context.images(settings.needs_images_for)
     loader = data.validation()
-    rows = in_turn(loader.store.labels, loader.rows, seed=bench.recipe.seed)
+    rows = in_turn(loader.store.labels, loader.rows, seed=settings.seed)
     loader.rows = rows[: section.images or 512]
     return measure_sensitivity(
-        bench.subject.model,
-        bench.structure,
+        context.network.model,
+        context.structure,
         importance,
         loader,
-        options=SensitivityOptions(section.shares, bench.recipe.device),
-        track=bench.track,
+        options=SensitivityOptions(section.shares, context.runtime.device),
+        track=context.runtime.track,
     )
 
 
 def plan(
-    bench: Bench, importance: Importance, budget: Budget, known: Sensitivity | None = None
+    context: Context,
+    settings: CutSettings,
+    importance: Importance,
+    budget: Budget,
+    known: Sensitivity | None = None,
 ) -> PruningPlan:
     """The plan for one budget; `known`: sensitivities that were measured before."""
-    if bench.recipe.plan.allocation == "sensitivity":
-        importance = weighed(importance, known or sensitivity(bench, importance))
-    said = bench.recipe.plan
+    section = settings.plan
+    if section.allocation == "sensitivity":
+        importance = weighed(importance, known or sensitivity(context, settings, importance))
     allocation = Allocation(
-        said.allocation,
-        said.floor,
-        said.min_channels,
-        said.round_to or fast_multiple(bench, budget),
-        said.protect,
-        said.bottleneck,
+        section.allocation,
+        section.floor,
+        section.min_channels,
+        section.round_to or fast_multiple(context.runtime, section, budget),
+        section.protect,
+        section.bottleneck,
     )
-    if bench.recipe.plan.steps > 1:
-        budget = left(bench, budget)
-        if (
-            budget == Budget()
-        ):  # an earlier cut could only go so far that nothing is left for this one
-            return plan_of(bench.structure.groups, {}, uncut(bench))
-    measure, times = latency_of(bench) if budget.latency is not None else (None, None)
+    if section.steps > 1:
+        budget = left(context, budget)
+        if budget == Budget():  # an earlier cut had to go further than its share
+            return plan_of(context.structure.groups, {}, uncut(context))
+    timed = budget.latency is not None
+    measure, times = latency_of(context, section) if timed else (None, None)
     return plan_within(
-        bench.structure, importance, budget, allocation=allocation, measure=measure, times=times
+        context.structure, importance, budget, allocation=allocation, measure=measure, times=times
     )
 
 
 def planned(
-    bench: Bench,
+    context: Context,
+    settings: CutSettings,
     statistics: GateStatistics | None,
     budget: Budget,
     known: Sensitivity | None = None,
 ) -> tuple[Importance, PruningPlan]:
     """Scores and the plan made of them; with `plan.candidates` the best of several rules'."""
-    rules = {"": bench.scoring}
-    if bench.chooses:
-        rules = alternatives(bench.scoring, statistics)
+    rules = {"": settings.scoring}
+    if settings.tries_several_plans:
+        rules = alternatives(settings.scoring, statistics)
+    scored = scored_structure(context, settings)
     scores, plans = dict[str, Importance](), dict[str, PruningPlan]()
     for name, scoring in rules.items():
-        scores[name], plans[name] = _by_one_rule(bench, statistics, budget, scoring, known)
+        work = partial(rank, context, settings, statistics, scoring=scoring, scored=scored)
+        importance = first(work)
+        losses = known
+        if losses is None and settings.plan.allocation == "sensitivity":
+            losses = sensitivity(context, settings, importance)
+        scores[name] = importance
+        plans[name] = first(partial(plan, context, settings, importance, budget, losses))
     if len(rules) == 1:
         return next(iter(scores.values())), next(iter(plans.values()))
-    loader = bench.images().calibration(bench.recipe.collect.images, seed=bench.recipe.seed)
-    options = TrialOptions(device=bench.recipe.device)
-    choice = choose_plan(bench.subject.model, plans, loader, options=options, track=bench.track)
+    data, runtime = context.images(settings.needs_images_for), context.runtime
+    loader = data.calibration(settings.collect.images, seed=settings.seed)
+    options = TrialOptions(device=runtime.device)
+    choice = choose_plan(context.network.model, plans, loader, options=options, track=runtime.track)
     return scores[choice.name], with_facts(choice.plan, candidates=choice.facts())
 
 
-def _by_one_rule(
-    bench: Bench,
-    statistics: GateStatistics | None,
-    budget: Budget,
-    scoring: Scoring,
-    known: Sensitivity | None,
-) -> tuple[Importance, PruningPlan]:
-    importance = first(lambda: rank(bench, statistics, scoring))
-    if known is None and bench.recipe.plan.allocation == "sensitivity":
-        known = sensitivity(bench, importance)
-    return importance, first(lambda: plan(bench, importance, budget, known))
-
-
 def cut(
-    bench: Bench,
+    context: Context,
+    settings: CutSettings,
     statistics: GateStatistics | None,
     budget: Budget,
+    *,
     known: Sensitivity | None = None,
     folder: Path | None = None,
 ) -> Cut:
     """Plan, cut and recover once; `folder`: for what an interrupted recovery has done."""
-    clock = _Clock()
-    importance, made = planned(bench, statistics, budget, known)
+    network, clock = context.network, _Clock()
+    importance, made = planned(context, settings, statistics, budget, known)
     clock.lap("plan")
-    pruned = prune(bench.subject.model, made, bench.subject.example())
+    pruned = prune(network.model, made, network.example())
     clock.lap("prune")
-    recovered = recover(bench, pruned, made, folder)
+    recovered = recover(context, settings, pruned, made, folder)
     clock.lap("recover")
-    architecture = bench.subject.architecture.cut(made)
-    return Cut(importance, made, pruned, recovered, architecture, clock.laps)
+    return Cut(importance, made, pruned, recovered, network.architecture.cut(made), clock.laps)
 
 
 def recover(
-    bench: Bench, pruned: nn.Module, made: PruningPlan, folder: Path | None = None
+    context: Context,
+    settings: CutSettings,
+    pruned: nn.Module,
+    made: PruningPlan,
+    folder: Path | None = None,
 ) -> nn.Module:
     """The pruned network as `prune.recover` wants it."""
-    how, recipe = bench.recipe.prune.recover, bench.recipe
+    how, network, seed = settings.prune.recover, context.network, settings.seed
+    device, track = context.runtime.device, context.runtime.track
     if how == "none":
         return pruned
     if how == "scratch":
         with torch.random.fork_rng([]):
-            torch.manual_seed(recipe.seed)
-            return rebuilt(bench.subject.architecture.cut(made), device="cpu")
-    loader = bench.images().calibration(recipe.collect.images, seed=recipe.seed)
+            torch.manual_seed(seed)
+            return rebuilt(network.architecture.cut(made), device="cpu")
+    images = settings.collect.images
+    loader = context.images(settings.needs_images_for).calibration(images, seed=seed)
     if how == "bn":
-        return recalibrate(pruned, loader, device=recipe.device, track=bench.track)
-    options = RefitOptions(images=recipe.collect.images, device=recipe.device)
-    parent = bench.subject.model
-    small = refit(parent, pruned, made, loader, options=options, track=bench.track).model
+        return recalibrate(pruned, loader, device=device, track=track)
+    options = RefitOptions(images=images, device=device)
+    parent = network.model
+    small = refit(parent, pruned, made, loader, options=options, track=track).model
     if how == "refit":
         return small
     training = ReconstructOptions(
-        images=recipe.collect.images,
-        epochs=recipe.prune.epochs,
-        device=recipe.device,
-        folder=folder,
-        seed=recipe.seed,
+        images=images, epochs=settings.prune.epochs, device=device, folder=folder, seed=seed
     )
-    return reconstruct(parent, small, made, loader, options=training, track=bench.track).model
+    return reconstruct(parent, small, made, loader, options=training, track=track).model
 
 
-def cut_in_steps(bench: Bench, statistics: GateStatistics | None, budget: Budget) -> Cut:
+def cut_in_steps(
+    context: Context,
+    settings: CutSettings,
+    statistics: GateStatistics | None,
+    budget: Budget,
+) -> Cut:
     """`cut` in `plan.steps` cuts, with fresh statistics before each."""
     seconds = dict[str, float]()
-    *early, last = parts(bench, budget)
+    *early, last = parts(context, settings.plan, budget)
     for part in early:
-        made = cut(bench, statistics, part)
+        made = cut(context, settings, statistics, part)
         for name, value in made.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
-        bench = bench.after(made.recovered, made.architecture)
-        statistics = collect(bench) if bench.needs_statistics else None
-    made = cut(bench, statistics, last)
+        context = context.after(made.recovered, made.architecture)
+        statistics = collect(context, settings) if settings.needs_statistics else None
+    made = cut(context, settings, statistics, last)
     total = {n: v + seconds.get(n, 0.0) for n, v in made.seconds.items()}
     return replace(made, seconds=total)
 
 
-def parts(bench: Bench, budget: Budget) -> list[Budget]:
-    """The budgets of `plan.steps` cuts: equal proportions on the way to the whole budget.
+def parts(context: Context, section: Plan, budget: Budget) -> list[Budget]:
+    """The budgets of `plan.steps` cuts: equal proportions on the way to the final budget.
 
     Latency is a fraction of the network that a cut finds, so each takes the same one.
     """
-    number, final = bench.recipe.plan.steps, limits(bench.structure, budget)
-    costs = bench.structure.costs()
+    number, final = section.steps, limits(context.structure, budget)
+    costs = context.structure.costs()
     share: dict[str, float | str] = {}
     if budget.latency is not None:
         limit = budget.latency
@@ -221,22 +245,22 @@ def parts(bench: Bench, budget: Budget) -> list[Budget]:
     return [Budget.parse(**part, **share) for part in [*amounts, final]]
 
 
-def left(bench: Bench, budget: Budget) -> Budget:
+def left(context: Context, budget: Budget) -> Budget:
     """What of a budget an earlier cut has not met already."""
-    costs = bench.structure.costs()
+    costs = context.structure.costs()
     return Budget(**{n: t for n, t in budget if n not in costs or t.value < costs[n]})
 
 
-def uncut(bench: Bench) -> dict[str, Any]:
+def uncut(context: Context) -> dict[str, Any]:
     """The facts of a plan that removes nothing."""
-    return {name: [cost, cost] for name, cost in bench.structure.costs().items()}
+    return {name: [cost, cost] for name, cost in context.structure.costs().items()}
 
 
-def measured(bench: Bench, model: nn.Module) -> dict[str, Any]:
+def measured(context: Context, model: nn.Module) -> dict[str, Any]:
     """The numbers of a `Measurement` but its stage, budget, size and latency."""
-    reporting = bench.images().reporting()
-    found = evaluate(model, reporting, device=bench.recipe.device, track=bench.track)
-    cost = count(model.cpu(), bench.subject.example(1))
+    runtime, reporting = context.runtime, context.images().reporting()
+    found = evaluate(model, reporting, device=runtime.device, track=runtime.track)
+    cost = count(model.cpu(), context.network.example(1))
     scores = {key: getattr(found, key) for key in ("top1", "top5", "loss", "count", "nonfinite")}
     numbers = scores | {"macs": cost.macs, "params": cost.params}
     return numbers | {"loss": found.loss if math.isfinite(found.loss) else None}

@@ -92,7 +92,7 @@ def finished(cell: Cell, out: Path) -> bool:
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """Cells at work: at most `jobs` processes, each started by the command line of its index."""
 
     out: Path
@@ -134,7 +134,7 @@ class Crew:
             stdin=subprocess.PIPE,  # closes when this process dies, however it dies
             stdout=log,
             stderr=log,
-            env=child_environment(**surroundings(slot, self.jobs)),
+            env=child_environment(**worker_environment(slot, self.jobs)),
             start_new_session=True,
         )
 
@@ -156,18 +156,18 @@ class Crew:
             process.wait()
 
 
-def surroundings(slot: int, jobs: int) -> dict[str, str]:
+def worker_environment(slot: int, jobs: int) -> dict[str, str]:
     """A worker's share of the machine: its threads, and its GPU where there are several."""
-    said: dict[str, str] = {}
+    variables: dict[str, str] = {}
     if jobs == 1:
-        return said
+        return variables
     if "OMP_NUM_THREADS" not in os.environ:
-        said["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))
+        variables["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = _gpus() if visible is None else [d for d in visible.split(",") if d]
     if len(devices) > 1:
-        said["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    return said
+        variables["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return variables
 
 
 def gather(cells: Sequence[Cell], out: Path) -> Any:
@@ -205,8 +205,8 @@ def refuse_failed(statuses: dict[str, int], out: Path) -> None:
 def _last_error(path: Path) -> str:
     text = reading.read_text(path, errors="replace") if path.is_file() else ""
     lines = text.splitlines()
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return said[-1] if said else (lines or ["no message"])[-1]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else (lines or ["no message"])[-1]
 
 
 def _gpus() -> list[str]:

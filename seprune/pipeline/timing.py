@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import nn
 from seprune.errors import SepruneError, first_line
 from seprune.export.onnx import export_model, open_onnx
 from seprune.measure.latency import Latency, latency, layer_times, noise, speed_warning
-from seprune.pipeline.context import Bench
+from seprune.pipeline.context import Context
+from seprune.recipe.sections import Reporting
 from seprune.report import Measurement
 from seprune.runtime.distributed import out_of_memory
 
@@ -27,13 +28,31 @@ LAYER_SECONDS = 10.0  # for the times of single layers
 ROUNDS = 10
 
 
+@dataclass(frozen=True)
+class TimingSetup:
+    """What networks are timed with: the size of an image, the device, images at once."""
+
+    shape: tuple[int, int, int]
+    device: str
+    batch_sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, context: Context, batch_sizes: tuple[int, ...]) -> TimingSetup:
+        """On the images and the device of a context."""
+        return cls(context.network.shape, str(context.runtime.device), batch_sizes)
+
+
 def with_latency(
-    measurements: Sequence[Measurement], networks: Mapping[Key, nn.Module], bench: Bench
+    measurements: Sequence[Measurement],
+    networks: Mapping[Key, nn.Module],
+    setup: TimingSetup,
+    *,
+    runtimes: Sequence[str],
 ) -> list[Measurement]:
     """The measurements with latencies; in each runtime all networks take turns."""
     named = {f"{stage} {budget or ''}".strip(): (stage, budget) for stage, budget in networks}
     models = {name: networks[key] for name, key in named.items()}
-    times = [row for runtime in _runtimes(bench) for row in _measure(models, runtime, bench)]
+    times = [row for runtime in runtimes for row in _measure(models, runtime, setup)]
     return [
         replace(m, latency=[t for t in times if named[t.name] == (m.stage, m.budget)])
         for m in measurements
@@ -41,7 +60,7 @@ def with_latency(
 
 
 def slow(
-    measurements: Sequence[Measurement], networks: Mapping[Key, nn.Module], bench: Bench
+    measurements: Sequence[Measurement], networks: Mapping[Key, nn.Module], setup: TimingSetup
 ) -> list[str]:
     """A sentence for each network whose speed falls short, with the layers that eat the time."""
     dense = next(m for m in measurements if m.stage == "baseline")
@@ -52,54 +71,54 @@ def slow(
             continue
         costs: dict[str, Any] = {"macs_before": dense.macs, "macs_after": m.macs}
         if speed_warning(pairs, **costs) is not None:
-            layers = _layers(networks[m.stage, m.budget], pairs[0][1], bench)
+            layers = _layers(networks[m.stage, m.budget], pairs[0][1], setup)
             said.append(speed_warning(pairs, layers=layers, **costs) or "")
     return said
 
 
-def _runtimes(bench: Bench) -> Sequence[str]:
+def runtimes(section: Reporting, setup: TimingSetup) -> Sequence[str]:
     """Those that the recipe lists; else eager, and ONNX Runtime where it can run here."""
-    asked = bench.recipe.report.latency
+    asked = section.latency
     if not isinstance(asked, bool):
         return tuple(asked)
     there = all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript", "onnxruntime"))
-    return ("eager", "onnx") if there and bench.device == "cpu" else ("eager",)
+    return ("eager", "onnx") if there and setup.device == "cpu" else ("eager",)
 
 
-def _measure(models: Mapping[str, nn.Module], runtime: str, bench: Bench) -> list[Latency]:
+def _measure(models: Mapping[str, nn.Module], runtime: str, setup: TimingSetup) -> list[Latency]:
     """Rows of one runtime; a network that it cannot run has rows with a note."""
     calls: dict[str, Callable[..., Any]] = {}
     notes: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for name, model in models.items():
-            made = ready(model, runtime, bench, stack)
+            made = ready(model, runtime, setup, stack)
             if isinstance(made, str):
                 notes[name] = made
             else:
                 calls[name] = made
-        sizes, shape = bench.recipe.report.batch_sizes, bench.subject.shape
+        sizes, shape = setup.batch_sizes, setup.shape
         rows = (
-            latency(calls, shape, batch_sizes=sizes, device=bench.device, runtime=runtime)
+            latency(calls, shape, batch_sizes=sizes, device=setup.device, runtime=runtime)
             if calls
             else []
         )
     threads = torch.get_num_threads()
     return rows + [
-        Latency(name, batch, None, None, bench.device, threads, runtime, note)
+        Latency(name, batch, None, None, setup.device, threads, runtime, note)
         for name, note in notes.items()
         for batch in sizes
     ]
 
 
 def ready(
-    model: nn.Module, runtime: str, bench: Bench, stack: contextlib.ExitStack
+    model: nn.Module, runtime: str, setup: TimingSetup, stack: contextlib.ExitStack
 ) -> Callable[..., Any] | str:
     """The network as this runtime calls it, or why it cannot."""
     if runtime == "eager":
         return model
     ready = _compiled if runtime == "compiled" else _onnx
     try:
-        return ready(model, bench, stack)
+        return ready(model, setup, stack)
     except SepruneError as error:
         return ": ".join(filter(None, (error.what, error.why)))
     except Exception as error:  # a compiler and its backends raise whatever they like
@@ -107,29 +126,31 @@ def ready(
 
 
 def _compiled(
-    model: nn.Module, bench: Bench, stack: contextlib.ExitStack
+    model: nn.Module, setup: TimingSetup, stack: contextlib.ExitStack
 ) -> Callable[..., Any] | str:
     """Compiled for each batch size; all of it happens here, so that it fails here if it does."""
     limits: dict[str, Any] = {"recompile_limit": 256, "fail_on_recompile_limit_hit": True}
     stack.enter_context(torch._dynamo.config.patch(**limits))
     stack.callback(torch._dynamo.reset)
-    placed = copy.deepcopy(model).eval().to(bench.device)
+    placed = copy.deepcopy(model).eval().to(setup.device)
     call: Callable[..., Any] = torch.compile(placed, dynamic=False)
     with torch.no_grad():
-        for batch in bench.recipe.report.batch_sizes:
+        for batch in setup.batch_sizes:
             try:
-                call(noise((batch, *bench.subject.shape), bench.device))
+                call(noise((batch, *setup.shape), setup.device))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
     return lambda images: call(images)  # a module would be copied and moved once more
 
 
-def _onnx(model: nn.Module, bench: Bench, stack: contextlib.ExitStack) -> Callable[..., Any] | str:
-    if bench.device != "cpu":
+def _onnx(
+    model: nn.Module, setup: TimingSetup, stack: contextlib.ExitStack
+) -> Callable[..., Any] | str:
+    if setup.device != "cpu":
         return "ONNX Runtime is measured on the CPU only"
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="seprune-"))
-    return open_onnx(export_model(model, bench.subject.shape, Path(folder) / "network.onnx").path)
+    return open_onnx(export_model(model, setup.shape, Path(folder) / "network.onnx").path)
 
 
 def _pairs(dense: Measurement, m: Measurement) -> list[tuple[Latency, Latency]]:
@@ -143,10 +164,8 @@ def _pairs(dense: Measurement, m: Measurement) -> list[tuple[Latency, Latency]]:
     return list(largest.values())
 
 
-def _layers(model: nn.Module, timed: Latency, bench: Bench) -> Any:
+def _layers(model: nn.Module, timed: Latency, setup: TimingSetup) -> Any:
     rounds = int(LAYER_SECONDS * 1e3 / (timed.median_ms or 1.0))
     batch = timed.batch if rounds else 1
     repeats = max(1, min(ROUNDS, rounds))
-    return layer_times(
-        model, bench.subject.shape, batch=batch, device=bench.device, repeats=repeats
-    )
+    return layer_times(model, setup.shape, batch=batch, device=setup.device, repeats=repeats)

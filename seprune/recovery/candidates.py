@@ -50,7 +50,7 @@ class TrialOptions:
 
     images: int = 512
     held_out: int = 512
-    device: str = "auto"
+    device: str | torch.device = "auto"
     task: Task | None = None
 
 

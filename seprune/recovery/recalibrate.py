@@ -22,7 +22,7 @@ def recalibrate(
     loader: Batches,
     *,
     task: Task | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     track: Track = silent,
 ) -> nn.Module:
     """A copy of `model` whose BatchNorm statistics are the mean over the batches of `loader`.

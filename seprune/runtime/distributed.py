@@ -38,12 +38,15 @@ _CALLS = itertools.count()
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "NCCL")
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The device called `name`; `auto` is this process's GPU, or the CPU where there is none.
+
+    A device that was resolved before stays as it is.
 
     Raises:
         EnvironmentFault: the device is not there.
     """
+    resolved = isinstance(name, torch.device)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +54,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise EnvironmentFault(
-            f"device {name!r} is unknown",
+            f"device {str(name)!r} is unknown",
             why=first_line(error),
             fix="use auto, cpu or cuda",
         ) from error
@@ -60,14 +63,16 @@ def resolve_device(name: str = "auto") -> torch.device:
     if (device.index or 0) >= count:
         kind = device.type.upper()
         raise EnvironmentFault(
-            f"device {name!r} was asked for, but there is no "
+            f"device {str(name)!r} was asked for, but there is no "
             + (f"{kind} device" if not count else f"{kind} device {device.index}"),
             why=f"torch {torch.__version__} sees {count or 'none'}",
             fix="use device auto or cpu, or see: seprune env",
         )
-    if device.type == "cuda":
-        _require_own(name, local)
-    return torch.device("cuda", local) if name == "cuda" else device
+    if device.type != "cuda":
+        return device
+    if not resolved:
+        _require_own(str(name), local)
+    return torch.device("cuda", local) if device.index is None else device
 
 
 def _require_own(name: str, local: int) -> None:

@@ -65,7 +65,7 @@ class CollectOptions:
         task: by default what the batches look like.
     """
 
-    device: str = "auto"
+    device: str | torch.device = "auto"
     precision: str | None = None
     channels_last: bool | None = None
     units: Sequence[str] = ()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from seprune.errors import InputError, UsageError
@@ -19,10 +20,11 @@ from seprune.export.pruned_model import load
 from seprune.measure.flops import count
 from seprune.pipeline import stages
 from seprune.pipeline.collection import NO_GATES
-from seprune.pipeline.context import Bench
+from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import open_both
 from seprune.pipeline.run import run
 from seprune.pipeline.run_folder import verify
+from seprune.pipeline.settings import CutSettings
 from seprune.pruning.budget import Budget
 from seprune.pruning.prune import prune
 from seprune.recipe import load_recipe
@@ -183,6 +185,11 @@ def test_a_pruned_network_is_pruned_again(told, tmp_path):
     assert sum(p.numel() for p in again.parameters()) == twice.measurements[1].params
 
 
+def opened(made) -> tuple[Context, CutSettings]:
+    context = Context(*open_both(made), Runtime(torch.device("cpu")))
+    return context, CutSettings.of(made)
+
+
 def test_several_small_cuts_reach_the_same_budget(tmp_path):
     report = run(recipe("plan.steps=2", "prune.recover=bn", "finetune.epochs=0"), tmp_path)
     base, pruned = report.measurements[:2]
@@ -196,35 +203,33 @@ def test_several_small_cuts_reach_the_same_budget(tmp_path):
 def test_a_small_cut_that_an_earlier_one_has_made_already_takes_nothing():
     words = ("plan.steps=12", "plan.round_to=16", "importance.criterion=l2", "prune.recover=none")
     made = recipe(*words)
-    subject, data = open_both(made)
-    bench = Bench(made, subject, data)
-    cut = stages.cut_in_steps(bench, None, Budget.parse(macs=0.8))
+    context, settings = opened(made)
+    cut = stages.cut_in_steps(context, settings, None, Budget.parse(macs=0.8))
     costs = [plan.facts["macs"] for plan in cut.architecture.plans]
     assert len(costs) == 12
     assert any(before == after for before, after in costs)
-    assert costs[-1][1] == count(cut.pruned, subject.example(1)).macs <= 0.8 * costs[0][0]
+    assert costs[-1][1] == count(cut.pruned, context.network.example(1)).macs <= 0.8 * costs[0][0]
 
 
 @pytest.mark.parametrize("more", [{}, {"macs": 0.8}])
 def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
     """A device on which half of the MACs take half of the time; fractions of the uncut network."""
     made = recipe("plan.steps=3", "importance.criterion=l2", "prune.recover=none")
-    subject, data = open_both(made)
-    bench = Bench(made, subject, data)
-    whole = bench.structure.costs()["macs"]
+    context, settings = opened(made)
+    whole = context.structure.costs()["macs"]
 
-    def latency_of(bench):
-        subject = bench.subject
+    def latency_of(context, section):
+        network = context.network
 
         def measure(plan):
-            return count(prune(subject.model, plan), subject.example(1)).macs / whole
+            return count(prune(network.model, plan), network.example(1)).macs / whole
 
         return measure, None
 
     monkeypatch.setattr(stages, "latency_of", latency_of)
-    cut = stages.cut_in_steps(bench, None, Budget.parse(latency=0.5, **more))
+    cut = stages.cut_in_steps(context, settings, None, Budget.parse(latency=0.5, **more))
     assert len(cut.architecture.plans) == 3
-    assert 0.4 <= count(cut.pruned, subject.example(1)).macs / whole <= 0.5
+    assert 0.4 <= count(cut.pruned, context.network.example(1)).macs / whole <= 0.5
 
 
 def test_the_last_epoch_is_measured_beside_the_chosen_one_if_asked(tmp_path):

@@ -14,10 +14,10 @@ import pytest
 
 from seprune import cli
 from seprune.errors import InputError, UsageError
-from seprune.pipeline import runner, sweep
+from seprune.pipeline import run_stages, sweep
 from seprune.pipeline.run import run
 from seprune.pipeline.run_folder import verify
-from seprune.pipeline.stage_cache import Sharing
+from seprune.pipeline.stage_cache import StageCache
 from seprune.report.measurement import read
 
 SMALL = (
@@ -94,22 +94,24 @@ def test_workers_share_threads_and_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
-    assert sweep.surroundings(0, 1) == {}
-    gpus = [sweep.surroundings(slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
+    assert sweep.worker_environment(0, 1) == {}
+    gpus = [sweep.worker_environment(slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
     assert gpus == ["2", "5", "7", "2"]
-    assert sweep.surroundings(0, 4)["OMP_NUM_THREADS"] == "2"
+    assert sweep.worker_environment(0, 4)["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    assert sweep.surroundings(1, 4) == {}
+    assert sweep.worker_environment(1, 4) == {}
 
 
-def crew(tmp_path: Path, script: str, *, jobs: int, number: int = 4) -> sweep.Crew:
+def pool(tmp_path: Path, script: str, *, jobs: int, number: int = 4) -> sweep.WorkerPool:
     """Cells that only run `script`, their index in argv[1]."""
     cells = sweep.cells("quickstart", [f"seed={','.join(map(str, range(number)))}"])
-    return sweep.Crew(tmp_path, cells, jobs, lambda i: [sys.executable, "-S", "-c", script, str(i)])
+    return sweep.WorkerPool(
+        tmp_path, cells, jobs, lambda i: [sys.executable, "-S", "-c", script, str(i)]
+    )
 
 
-def test_a_crew_works_on_so_many_cells_at_a_time_and_one_failure_stops_nobody(tmp_path):
+def test_a_pool_works_on_so_many_cells_at_a_time_and_one_failure_stops_nobody(tmp_path):
     script = (
         "import os, sys, time, pathlib\n"
         f"here = pathlib.Path({str(tmp_path)!r})\n"
@@ -120,7 +122,7 @@ def test_a_crew_works_on_so_many_cells_at_a_time_and_one_failure_stops_nobody(tm
         "print('error: bad luck') if sys.argv[1] == '2' else None\n"
         "sys.exit(3 * (sys.argv[1] == '2'))"
     )
-    made = crew(tmp_path, script, jobs=2)
+    made = pool(tmp_path, script, jobs=2)
     statuses = dict(made.work([0, 1, 2, 3]))
     assert statuses == {0: 0, 1: 0, 2: 3, 3: 0}
     logs = [(tmp_path / c.name / sweep.LOG).read_text() for c in made.cells]
@@ -139,11 +141,11 @@ def test_a_cell_that_is_held_by_a_process_that_ends_is_tried_again(tmp_path):
         "seen.touch()\n"
         "sys.exit(6 if first else 0)"
     )
-    assert list(crew(tmp_path, script, jobs=1).work([0])) == [(0, 0)]
+    assert list(pool(tmp_path, script, jobs=1).work([0])) == [(0, 0)]
 
 
-def test_a_crew_that_is_left_takes_its_processes_with_it(tmp_path):
-    made = crew(tmp_path, "import sys; sys.stdin.read()", jobs=2)
+def test_a_pool_that_is_left_takes_its_processes_with_it(tmp_path):
+    made = pool(tmp_path, "import sys; sys.stdin.read()", jobs=2)
     work = made.work([0])
     made.waiting.append(1)
     made.out = tmp_path
@@ -156,12 +158,14 @@ def test_a_crew_that_is_left_takes_its_processes_with_it(tmp_path):
 
 def test_cells_share_training_baseline_and_statistics(tmp_path, monkeypatch):
     collected = []
-    collect = runner.collect
-    monkeypatch.setattr(runner, "collect", lambda *a, **k: collected.append(1) or collect(*a, **k))
+    collect = run_stages.collect
+    monkeypatch.setattr(
+        run_stages, "collect", lambda *a, **k: collected.append(1) or collect(*a, **k)
+    )
     trained = [*SMALL[:1], *SMALL[2:], "train.epochs=1", "train.warmup_epochs=0"]
     cells = sweep.cells("quickstart", [*trained, "plan.macs=0.7,0.5"])
     reports = [
-        run(c.recipe, tmp_path / c.name, sharing=Sharing(tmp_path / sweep.SHARED)) for c in cells
+        run(c.recipe, tmp_path / c.name, cache=StageCache(tmp_path / sweep.SHARED)) for c in cells
     ]
     assert len(collected) == 1
     first, second = (tmp_path / c.name for c in cells)
@@ -180,7 +184,7 @@ def test_cells_share_training_baseline_and_statistics(tmp_path, monkeypatch):
     whole = stored.read_bytes()
     stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     third = sweep.cells("quickstart", [*trained, "plan.macs=0.7,0.6"])[1]
-    run(third.recipe, tmp_path / third.name, sharing=Sharing(tmp_path / sweep.SHARED))
+    run(third.recipe, tmp_path / third.name, cache=StageCache(tmp_path / sweep.SHARED))
     assert len(collected) == 2
     assert stored.read_bytes() == whole
     (first / "statistics.safetensors").write_bytes(b"")

@@ -7,29 +7,36 @@ import torch
 
 from seprune.measure.latency import Latency
 from seprune.pipeline import timing
-from seprune.pipeline.context import Bench
-from seprune.pipeline.inputs import open_subject
+from seprune.pipeline.context import Context, Runtime
+from seprune.pipeline.inputs import LoadedNetwork, open_network
+from seprune.pipeline.timing import TimingSetup
 from seprune.recipe import recipe_of
+from seprune.recipe.sections import Reporting
 from seprune.report import Measurement
 
 BASE, CUT = ("baseline", None), ("pruned", "macs 0.5")
 
 
-def bench(latency: object, *overrides: str) -> Bench:
+def setup(latency: object) -> tuple[Reporting, LoadedNetwork, TimingSetup]:
     values = {"name": "t", "model": {"name": "seprune/se_resnet8", "input": [3, 8, 8]},
               "data": {"source": "digits"}, "report": {"latency": latency, "batch_sizes": [1, 2]},
               "device": "cpu"}  # fmt: skip
-    recipe = recipe_of(values, overrides)
-    return Bench(recipe, open_subject(recipe.model), None)
+    recipe = recipe_of(values)
+    network = open_network(recipe.model)
+    context = Context(network, None, Runtime(torch.device("cpu")))
+    return recipe.report, network, TimingSetup.of(context, recipe.report.batch_sizes)
 
 
-def measured(bench: Bench) -> dict[tuple[str, str | None], list[Latency]]:
+def measured(latency: object) -> dict[tuple[str, str | None], list[Latency]]:
+    section, network, made = setup(latency)
     rows = [
         Measurement(*key, 0.9, 0.9, 0.1, 10, 0, macs=macs, params=1)
         for key, macs in ((BASE, 200), (CUT, 100))
     ]
-    networks = dict.fromkeys((BASE, CUT), bench.subject.model)
-    return {(m.stage, m.budget): m.latency for m in timing.with_latency(rows, networks, bench)}
+    networks = dict.fromkeys((BASE, CUT), network.model)
+    runtimes = timing.runtimes(section, made)
+    found = timing.with_latency(rows, networks, made, runtimes=runtimes)
+    return {(m.stage, m.budget): m.latency for m in found}
 
 
 def test_a_compiler_that_fails_is_a_note_and_the_rest_is_measured(monkeypatch):
@@ -37,7 +44,7 @@ def test_a_compiler_that_fails_is_a_note_and_the_rest_is_measured(monkeypatch):
         raise RuntimeError("no working C++ compiler\nlong story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    found = measured(bench(["eager", "compiled"]))
+    found = measured(["eager", "compiled"])
     for key in (BASE, CUT):
         assert [(x.runtime, x.batch) for x in found[key]] == [
             ("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2)
@@ -51,26 +58,26 @@ def test_a_compiler_that_fails_is_a_note_and_the_rest_is_measured(monkeypatch):
 def test_onnx_runtime_is_measured_where_it_is_installed():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = measured(bench(True))
+    found = measured(True)
     assert {x.runtime for x in found[CUT]} == {"eager", "onnx"}
     assert all(x.median_ms for x in found[CUT])
 
 
 def test_without_onnx_runtime_only_those_who_ask_hear_of_it(monkeypatch):
     monkeypatch.setattr(timing.importlib.util, "find_spec", lambda _: None)
-    assert {x.runtime for x in measured(bench(True))[BASE]} == {"eager"}
+    assert {x.runtime for x in measured(True)[BASE]} == {"eager"}
 
     def missing() -> None:
         raise timing.SepruneError("ONNX export needs packages", why="No module named 'onnx'")
 
     monkeypatch.setattr("seprune.export.onnx._extra", missing)
-    asked = measured(bench(["onnx"]))[BASE]
+    asked = measured(["onnx"])[BASE]
     assert {x.note for x in asked} == {"ONNX export needs packages: No module named 'onnx'"}
 
 
 @pytest.mark.slow
 def test_compiled_networks_are_measured(recwarn):
-    found = measured(bench(["compiled"]))
+    found = measured(["compiled"])
     assert [x.note for x in found[BASE]] in (["", ""], [found[BASE][0].note] * 2)
     if not found[BASE][0].note:
         assert all(x.median_ms for x in found[BASE] + found[CUT])
@@ -81,15 +88,15 @@ def test_a_warning_tells_of_every_runtime_at_its_largest_batch():
         keys = [("eager", 1), ("eager", 64), ("onnx", 1), ("onnx", 64)]
         return [Latency(name, b, t, 0.1, "X", 1, r) for (r, b), t in zip(keys, times)]
 
-    made = bench(True)
+    _, network, made = setup(True)
     dense = Measurement(*BASE, 0.9, 0.9, 0.1, 1, 0, macs=200, params=1,
                         latency=rows("baseline", 1.0, 10.0, 1.0, 10.0))  # fmt: skip
     cut = Measurement(*CUT, 0.9, 0.9, 0.1, 1, 0, macs=100, params=1,
                       latency=rows("pruned macs 0.5", 0.1, 8.0, 0.9, None))  # fmt: skip
-    networks = dict.fromkeys((BASE, CUT), made.subject.model)
-    (said,) = timing.slow([dense, cut], networks, made)
-    assert said.startswith(
+    networks = dict.fromkeys((BASE, CUT), network.model)
+    (warning,) = timing.slow([dense, cut], networks, made)
+    assert warning.startswith(
         "pruned macs 0.5: 1.25x as fast at batch 64 (eager), 1.11x as fast at batch 1 (onnx) on X, "
         "where the MACs promise 2.00x; the time goes to "
     )
-    assert "conv" in said
+    assert "conv" in warning

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from seprune.measure.metrics import Evaluation
@@ -57,7 +58,7 @@ class FineTuneSettings:
     recalibrate: int = 2048
     save_steps: int = 1000
     tensorboard: bool = False
-    device: str = "auto"
+    device: str | torch.device = "auto"
     seed: int = 0
     task: Task | None = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from seprune.runtime.short_table import ShortTable, Tabular
@@ -41,7 +42,7 @@ class ReconstructOptions:
     shift: float = 0.125
     flip: bool = True
     memory: int | Literal["auto"] = "auto"
-    device: str = "auto"
+    device: str | torch.device = "auto"
     folder: Path | None = None
     seed: int = 0
     task: Task | None = None

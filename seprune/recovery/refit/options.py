@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from seprune.tasks import Task
@@ -37,7 +38,7 @@ class RefitOptions:
     memory: int | Literal["auto"] = "auto"
     gram: int = 512 << 20
     precision: Literal["float32", "float64"] = "float32"
-    device: str = "auto"
+    device: str | torch.device = "auto"
     task: Task | None = None
 
     def rows_of(self, images: int) -> int:
