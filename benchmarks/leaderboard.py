@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
     """The rows of one cell; its run goes on, or is read again, if its folder is there."""
     from seprune.pipeline.run import run
-    from seprune.pipeline.stage_cache import Sharing
+    from seprune.pipeline.stage_cache import StageCache
 
     folder = home(cell, runs)
     if (folder / "rows.json").is_file():
@@ -53,7 +53,7 @@ def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> li
             cell.recipe(data, checkpoint),
             folder,
             command="benchmarks/leaderboard.py",
-            sharing=Sharing(runs / "shared"),
+            cache=StageCache(runs / "shared"),
         )
     except SepruneError as error:  # a budget out of reach is a result, and the others go on
         if len(cell.grid.budgets) > 1:
