@@ -64,21 +64,13 @@ def _write(
     """Export a saved network to the given paths, by format; sizes, errors and latencies."""
     from seprune.export.onnx import export_model, side_by_side
     from seprune.pipeline.inputs import open_network, open_section
-    from seprune.recipe import recipe_of
 
-    values = {
-        "name": "export",
-        "model": {"name": str(folder)},
-        "data": {"source": data or "digits"},
-    }
-    recipe = recipe_of(values)
+    recipe = options.recipe(options.Network(str(folder)), data=data)
     network = open_network(recipe.model, loader=loader)
     images = None
-    if data is not None:
-        batches = open_section(
-            recipe.data, network.shape, task=recipe.task, track=console.track
-        ).reporting(32)
-        images = next(iter(batches))[0]
+    if recipe.data is not None:
+        found = open_section(recipe.data, network.shape, track=console.track)
+        images = next(iter(found.reporting(32)))[0]
     written: dict[str, Any] = {}
     for form, path in paths.items():
         if path is None:

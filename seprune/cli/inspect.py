@@ -30,21 +30,21 @@ def inspect(
     from seprune.cli import opening
     from seprune.pipeline.collection import collect
     from seprune.pipeline.settings import CutSettings
-    from seprune.pruning.analyse import analyse
 
-    permission = opening.loader(network.allow_code, network.model)
-    if data is None:
-        opened = opening.network(recipe, loader=permission, quiet=statistics is None)
-        structure = analyse(opened.model, opened.example())
-        measured = opening.statistics(statistics, opened)
+    context = opening.context(
+        recipe,
+        loader=opening.loader(network.allow_code, network.model),
+        quiet=statistics is None,
+    )
+    structure = context.structure
+    if context.data is None:
+        measured = opening.statistics(statistics, context.network)
     else:
-        context = opening.context(recipe, loader=permission)
-        opened, structure = context.network, context.structure
         measured = collect(context, CutSettings.of(recipe))
     if work.json:
         console.give(_facts(network.model, structure, measured))
     else:
-        size = "x".join(map(str, opened.shape))
+        size = "x".join(map(str, context.network.shape))
         _show(f"{network.model} at {size}", structure, measured)
 
 

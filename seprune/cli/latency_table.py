@@ -49,13 +49,11 @@ def latency_table_build(
     from seprune.cli import opening
     from seprune.measure.latency_model import adopt, latency_model, table_path
     from seprune.measure.latency_table import TableKey
-    from seprune.pipeline.context import Context
 
-    place = opening.runtime(recipe)
     permission = opening.loader(network.allow_code, network.model)
-    opened = opening.network(recipe, loader=permission, quiet=True)
-    structure = Context(opened, None, place).structure
-    key = TableKey.here(runtime, batch=batch, device=str(place.device))
+    context = opening.context(recipe, loader=permission, quiet=True)
+    opened, structure = context.network, context.structure
+    key = TableKey.here(runtime, batch=batch, device=str(context.runtime.device))
     if table is not None:
         adopt(table, key, _note)
     made = latency_model(

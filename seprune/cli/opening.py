@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seprune.checkpoint import is_pruned_folder
 from seprune.cli import console
@@ -13,10 +13,11 @@ from seprune.models.usercode import is_code
 from seprune.pipeline import inputs
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import LoadedNetwork
+from seprune.recipe import CommandRecipe, Recipe
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
-    from seprune.recipe import Recipe
+    from seprune.data import Data
 
 
 def loader(allow_code: bool, model: str) -> ModelLoader:
@@ -28,7 +29,7 @@ def loader(allow_code: bool, model: str) -> ModelLoader:
     return ModelLoader.allowing(model) if is_code(model) else ModelLoader()
 
 
-def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[LoadedNetwork, Any]:
+def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[LoadedNetwork, Data]:
     """Both, each at the other's size."""
     opened, data = inputs.open_both(recipe, loader=loader, track=console.track)
     _tell_notes(opened)
@@ -38,7 +39,11 @@ def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[LoadedNetw
 
 
 def network(
-    recipe: Recipe, *, loader: ModelLoader, like: LoadedNetwork | None = None, quiet: bool = False
+    recipe: CommandRecipe,
+    *,
+    loader: ModelLoader,
+    like: LoadedNetwork | None = None,
+    quiet: bool = False,
 ) -> LoadedNetwork:
     """The network alone.
 
@@ -66,7 +71,9 @@ def statistics(path: Path | None, opened: LoadedNetwork) -> GateStatistics | Non
     return found
 
 
-def runtime(recipe: Recipe, folder: Path | None = None, *, shared_machine: bool = False) -> Runtime:
+def runtime(
+    recipe: CommandRecipe, folder: Path | None = None, *, shared_machine: bool = False
+) -> Runtime:
     """Where the work is done; says so if nobody chose it, or if a trial was needed to know.
 
     Args:
@@ -80,10 +87,16 @@ def runtime(recipe: Recipe, folder: Path | None = None, *, shared_machine: bool 
     return found
 
 
-def context(recipe: Recipe, *, loader: ModelLoader) -> Context:
-    """Where the work is done, the network and the data of a command that needs data."""
+def context(recipe: CommandRecipe, *, loader: ModelLoader, quiet: bool = False) -> Context:
+    """Where a command's work is done, its network, and its data if it has any.
+
+    Args:
+        quiet: random weights need no remark, since nobody looks at them.
+    """
     place = runtime(recipe)
-    return Context(*network_and_data(recipe, loader=loader), place)
+    if isinstance(recipe, Recipe):
+        return Context(*network_and_data(recipe, loader=loader), place)
+    return Context(network(recipe, loader=loader, quiet=quiet), None, place)
 
 
 def _tell_notes(opened: LoadedNetwork, *, quiet: bool = False) -> None:

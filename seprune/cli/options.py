@@ -15,7 +15,7 @@ from seprune.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from seprune.checkpoint.weights import Choice
-    from seprune.recipe import Recipe
+    from seprune.recipe import CommandRecipe
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
@@ -185,9 +185,9 @@ def budget_of(name: str, text: str) -> float | str:
 
 def recipe(
     network: Network, work: Work | None = None, data: str | None = None, **sections: Any
-) -> Recipe:
+) -> CommandRecipe:
     """The recipe that a command's options amount to, with further sections of it."""
-    from seprune.recipe import recipe_of
+    from seprune.recipe import command_recipe
 
     model = {
         "name": network.model,
@@ -200,9 +200,9 @@ def recipe(
         "name": network.model,
         "model": {k: v for k, v in model.items() if v is not None},
         "task": network.task,
-        "data": {"source": data or "digits"},
+        **({} if data is None else {"data": {"source": data}}),
         **sections,
     }
     if work is None:
-        return recipe_of(values)
-    return recipe_of({**values, "device": work.device, "seed": work.seed}, work.set or ())
+        return command_recipe(values)
+    return command_recipe({**values, "device": work.device, "seed": work.seed}, work.set or ())

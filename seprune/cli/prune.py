@@ -31,7 +31,10 @@ def prune(
     batch: Annotated[int, typer.Option(min=1, help="Images at once, of --latency.")] = 1,
     importance: options.Criterion = "gate_logit",
     probe: options.Probe = None,
-    recover: Annotated[str, typer.Option(help="none, bn, refit, reconstruct or scratch.")] = "none",
+    recover: Annotated[
+        str | None,
+        typer.Option(help="none, bn, refit, reconstruct or scratch. Refit if there are images."),
+    ] = None,
     round_to: Annotated[
         int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
     ] = None,
@@ -59,19 +62,13 @@ def prune(
     timed = {"runtime": runtime, "batch": batch}
     recipe = options.recipe(
         network, work, data, plan={**budget, "round_to": round_to, **timed},
-        prune={"recover": recover},
+        prune={"recover": recover or ("none" if data is None else "refit")},
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
     from seprune.cli import opening
-    from seprune.pipeline.context import Context
     from seprune.pipeline.settings import CutSettings
 
-    permission = opening.loader(network.allow_code, network.model)
-    if data is None:
-        place = opening.runtime(recipe)
-        context = Context(opening.network(recipe, loader=permission), None, place)
-    else:
-        context = opening.context(recipe, loader=permission)
+    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
     settings = CutSettings.of(recipe)
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})

@@ -27,12 +27,10 @@ def rank(
     recipe = options.recipe(network, work, importance={"criterion": importance})
     from seprune.cli import opening
     from seprune.pipeline import stages
-    from seprune.pipeline.context import Context
     from seprune.pipeline.settings import CutSettings
 
-    opened = opening.network(recipe, loader=opening.loader(network.allow_code, network.model))
-    known = opening.statistics(statistics, opened)
-    context = Context(opened, None, opening.runtime(recipe))
+    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    known = opening.statistics(statistics, context.network)
     made = stages.rank(context, CutSettings.of(recipe), known)
     if out is not None:
         from seprune.runtime.files import write_text

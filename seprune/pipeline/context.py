@@ -16,7 +16,7 @@ from seprune.graph.groups import NetworkStructure
 from seprune.pipeline.inputs import LoadedNetwork
 from seprune.pipeline.run_folder import kept_threads
 from seprune.pruning.analyse import analyse
-from seprune.recipe.sections import Recipe
+from seprune.recipe import CommandRecipe
 from seprune.runtime.distributed import first, join, resolve_device
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.threads import Threads, choose_threads, use_threads, used_threads
@@ -41,7 +41,7 @@ class Runtime:
     @classmethod
     def of(
         cls,
-        recipe: Recipe,
+        recipe: CommandRecipe,
         folder: Path | None = None,
         *,
         track: Track = silent,

@@ -25,7 +25,7 @@ class CutSettings:
     seed: int
 
     @classmethod
-    def of(cls, recipe: sections.Recipe) -> CutSettings:
+    def of(cls, recipe: sections.CommandRecipe) -> CutSettings:
         """The sections of a recipe."""
         return cls(
             recipe.collect,

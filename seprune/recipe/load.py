@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from seprune.errors import UsageError
-from seprune.recipe.sections import Recipe, Section
+from seprune.recipe.sections import CommandRecipe, Recipe, Section
 from seprune.recipe.yamlfile import (
     COMMAND_LINE,
     Document,
@@ -24,6 +24,8 @@ from seprune.recipe.yamlfile import (
     read_yaml,
     short,
 )
+
+_Kind = TypeVar("_Kind", bound=CommandRecipe)
 
 
 def recipe_folder() -> Path:
@@ -62,27 +64,41 @@ def load_recipe(
     for override in overrides:
         document.override(override)
     _refuse_code(document, document.data, (), allow_code=allow_code)
-    return _validated(document)
+    return _validated(document, Recipe)
 
 
 def recipe_of(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from plain values, as the stage commands' options give them.
+    """A recipe from plain values.
 
     Raises:
         UsageError: everything that is wrong, one line each.
     """
+    return _validated(_from_values(values, overrides), Recipe)
+
+
+def command_recipe(values: dict[str, Any], overrides: Sequence[str] = ()) -> CommandRecipe:
+    """The recipe of one command's options: a `Recipe` where they name data.
+
+    Raises:
+        UsageError: everything that is wrong, one line each.
+    """
+    document = _from_values(values, overrides)
+    return _validated(document, Recipe if document.data.get("data") else CommandRecipe)
+
+
+def _from_values(values: dict[str, Any], overrides: Sequence[str]) -> Document:
     document = Document(COMMAND_LINE, values, {(): Place((0, 0), COMMAND_LINE)})
     for override in overrides:
         document.override(override)
-    return _validated(document)
+    return document
 
 
-def _validated(document: Document) -> Recipe:
+def _validated(document: Document, kind: type[_Kind]) -> _Kind:
     if broken := list(_not_text(document)):  # the check below would not name their keys
         document.problems.extend(broken)
         raise _error(document)
     try:
-        recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
+        recipe = kind.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         document.problems.extend(_problem(document, fault) for fault in faults)

@@ -304,8 +304,8 @@ class Reporting(Section):
     )
 
 
-class Recipe(Section):
-    """Everything a run does."""
+class CommandRecipe(Section):
+    """What the options of one command amount to: a recipe that may be without data."""
 
     name: str = Field(min_length=1, description="title of the report")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of everything random")
@@ -320,7 +320,7 @@ class Recipe(Section):
         default=None, description="what the network is for; null: as the data say"
     )
     model: Model
-    data: Data
+    data: Data | None = None
     train: Train | None = Field(default=None, description="only used without model.checkpoint")
     collect: Collect = Collect()
     importance: Importance = Importance()
@@ -329,3 +329,9 @@ class Recipe(Section):
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
     report: Reporting = Reporting()
+
+
+class Recipe(CommandRecipe):
+    """Everything a run does."""
+
+    data: Data

@@ -20,6 +20,7 @@ from seprune.cli.app import COMMANDS
 from seprune.export.pruned_model import load
 from seprune.measure.flops import count
 from seprune.models import build
+from seprune.recipe import Recipe
 
 NET = "seprune/se_resnet8"
 
@@ -132,6 +133,32 @@ def test_collect_then_rank_then_prune_from_the_statistics(seprune, weights, tmp_
     )
     assert status == 0, err
     assert [p.name for p in (tmp_path / "plan").iterdir()] == ["plan.json"]
+
+
+def test_a_cut_recovers_as_a_recipe_does_where_there_are_images(seprune, weights, tmp_path):
+    words = ("prune", NET, "--checkpoint", weights, "--importance", "l2", "--macs", "0.6")
+    sets = ("--set", "collect.images=64", "--set", "plan.candidates=false")
+    folders = {
+        "as it is": ("--data", "digits"),
+        "asked": ("--data", "digits", "--recover", "refit"),
+        "cut": (),
+        "none": ("--recover", "none"),
+    }
+    assert Recipe.model_validate({"name": "x", "model": {"name": NET}, "data": {"source": "digits"}}
+                                 ).prune.recover == "refit"  # fmt: skip
+    for name, more in folders.items():
+        status, _, err = seprune(*words, *sets, *more, "--out", tmp_path / name)
+        assert status == 0, err
+    files = {n: (tmp_path / n / "model.safetensors").read_bytes() for n in folders}
+    assert files["as it is"] == files["asked"] != files["cut"] == files["none"]
+
+
+def test_a_command_without_data_invents_none(seprune, tmp_path):
+    words = ("prune", NET, "--importance", "l2", "--out", tmp_path / "m")
+    status, _, err = seprune(*words, "--set", "data.mean=[0.5]")
+    assert (status, "data.source: is required" in err) == (2, True)
+    status, _, err = seprune(*words, "--recover", "refit")
+    assert (status, "needs calibration images" in err) == (2, True)
 
 
 def test_a_plan_is_edited_and_carried_out(seprune, weights, tmp_path):

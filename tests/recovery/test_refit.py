@@ -10,7 +10,7 @@ import torch
 from nets import Inner, Residual, images
 from torch import nn
 
-from seprune.errors import InputError, UsageError
+from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.graph.groups import find_structure
 from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import prune
@@ -309,6 +309,18 @@ def test_a_forward_that_fails_midway_ends_all_threads():
     with pytest.raises(ValueError, match="bad mood"):
         refit(model, small, plan, [x], options=CPU)
     assert threading.active_count() == threads
+
+
+def test_a_process_that_may_have_no_more_threads_says_so(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    model, x = seeded(Residual).eval(), images(4, 12)
+    plan, small = halved(model, x[:2])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(EnvironmentFault, match="no thread can be started") as caught:
+        refit(model, small, plan, [x], options=CPU)
+    assert "collect.images=512" in caught.value.fix
 
 
 def test_a_memory_budget_too_small_for_one_image_says_what_one_needs():

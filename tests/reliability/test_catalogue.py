@@ -30,7 +30,9 @@ QUICK = (
     "finetune.epochs=0", "finetune.recalibrate=0", "plan.min_channels=2",
     "report.latency=false", "report.html=false", "device=cpu",
 )  # fmt: skip
-CUT = ("--data", "digits", "--set", "plan.min_channels=2", "--importance", "l2")
+CUT = (
+    "--data", "digits", "--set", "plan.min_channels=2", "--importance", "l2", "--recover", "none",
+)  # fmt: skip
 STOP = """
 import os, signal, threading, time
 

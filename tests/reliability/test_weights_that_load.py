@@ -113,7 +113,7 @@ def test_every_command_takes_the_choice_of_weights(terminal, tmp_path, expected,
 def test_a_pruned_folder_in_place_of_a_checkpoint(terminal, tmp_path):
     small = tmp_path / "klein ✂"
     words = (NET, "--data", "digits", "--importance", "l2", "--set", "plan.min_channels=2")
-    assert terminal("prune", *words, "--out", small).status == 0
+    assert terminal("prune", *words, "--recover", "none", "--out", small).status == 0
     alone = terminal("evaluate", small, "--data", "digits", "--json")
     assert evaluated(terminal, small)[0] == json.loads(alone.out)
     recipe = tmp_path / "r.yaml"
@@ -139,7 +139,7 @@ def test_a_pruned_folder_in_place_of_a_checkpoint(terminal, tmp_path):
 )
 def test_a_pruned_folder_of_another_network(terminal, tmp_path, asked, code, says):
     words = (NET, "--data", "digits", "--importance", "l2", "--out", tmp_path / "m")
-    assert terminal("prune", *words).status == 0
+    assert terminal("prune", *words, "--recover", "none").status == 0
     with untouched(tmp_path / "m"):
         more = ("--checkpoint", tmp_path / "m", "--data", "digits", "--json")
         terminal("evaluate", *asked, *more).refused(3, code, says=says)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seprune.errors import EnvironmentFault
 from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
 from seprune.recovery.refit.sampling import Reader, Sampling
@@ -51,7 +52,15 @@ class Forward:
         self.stopping = self.ended = False
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError as error:
+            raise EnvironmentFault(
+                "no thread can be started for one more forward pass",
+                why=f"{error}: this process may have no more threads, or no more address space",
+                fix="raise the limits (ulimit -u, ulimit -v), or refit on fewer images: "
+                "collect.images=512",
+            ) from error
 
     def take(self, name: str) -> Tensor:
         """Run on until the tensor called `name` has been seen.
