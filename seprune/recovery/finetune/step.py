@@ -196,7 +196,7 @@ class TrainState:
             raise EnvironmentFault(
                 f"out of memory with micro-batches of {max(batch // self.parts, 1)} images",
                 why=first_line(error),
-                fix="choose a smaller batch size, a smaller input, or precision=bf16"
+                fix="choose a smaller batch size, a smaller input, or finetune.precision=bf16"
                 if self.parts >= batch
                 else f"set finetune.accumulate={self.parts * 2} and run the same command again",
             ) from error
