@@ -25,7 +25,7 @@ from seprune.pipeline.inputs import open_subject
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
-from seprune.recipe.sections import Model
+from seprune.recipe.sections import ModelSection
 from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.statistics import CollectOptions, collect_statistics
@@ -68,7 +68,7 @@ def measure(
     """All candidates of one budget."""
     macs, seed = cell
     device = arguments.device
-    section = Model(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
+    section = ModelSection(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
     subject = open_subject(section, shape=(3, 32, 32))
     model, data = subject.model, open_arrays(arrays, seed=seed)
     loader = data.calibration(arguments.images, seed=seed)

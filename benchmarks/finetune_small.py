@@ -30,7 +30,7 @@ from seprune.pipeline.inputs import open_subject
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
-from seprune.recipe.sections import Model
+from seprune.recipe.sections import ModelSection
 from seprune.recovery.finetune import FineTuneSettings, finetune
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.runtime.distributed import resolve_device
@@ -81,7 +81,7 @@ def parsed() -> argparse.Namespace:
 
 def networks(arguments: argparse.Namespace, arrays: Arrays) -> tuple[nn.Module, nn.Module]:
     """The parent, and the refitted cut, which is made once."""
-    section = Model(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
+    section = ModelSection(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
     subject = open_subject(section, shape=(3, 32, 32))
     folder = arguments.work / f"refitted-{arguments.macs}"
     if not (folder / pruned_model.CONFIG).exists():

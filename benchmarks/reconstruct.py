@@ -26,7 +26,7 @@ from seprune.pipeline.inputs import open_subject
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
-from seprune.recipe.sections import Model
+from seprune.recipe.sections import ModelSection
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.statistics import CollectOptions, collect_statistics
@@ -74,7 +74,7 @@ def measure(
     """One network cut, refitted and reconstructed."""
     macs, images, epochs, seed = cell
     device = arguments.device
-    section = Model(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
+    section = ModelSection(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
     subject = open_subject(section, shape=(3, 32, 32))
     data = open_arrays(arrays, seed=seed)
     loader = data.calibration(images, seed=seed)

@@ -36,7 +36,7 @@ from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
-from seprune.recipe.sections import Model
+from seprune.recipe.sections import ModelSection
 from seprune.recovery.finetune import FineTuneSettings, finetune
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.runtime.distributed import resolve_device
@@ -140,7 +140,7 @@ def opened(arguments: argparse.Namespace) -> tuple[Data, Subject]:
     some(arguments.data / "train", folder / "train", arguments.train)
     some(arguments.data / "val", folder / "val", arguments.reporting)
     data = open_data(str(folder), settings)
-    section = Model(name=arguments.model, classes=10, checkpoint=str(arguments.checkpoint))
+    section = ModelSection(name=arguments.model, classes=10, checkpoint=str(arguments.checkpoint))
     return data, open_subject(section, shape=(3, 32, 32))
 
 

@@ -256,6 +256,16 @@ def test_modules_are_short_and_say_what_they_are_for(path):
     assert not text.strip() or ast.get_docstring(ast.parse(text))
 
 
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(shown(path, node.lineno, node.name))
+    wrong = ["\n".join(found) for found in places.values() if len(found) > 1]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_what_other_packages_use_is_documented():
     """Functions, classes and their methods; inside a package, a good name may be enough."""
     used = {(n, package_of(p)) for p in SOURCES for _, n in imports(p) if n.startswith("seprune.")}

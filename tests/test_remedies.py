@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def _texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield getattr(node, "lineno", 0), text
 
 
+@cache
 def messages() -> list[tuple[str, str]]:
     """Every text of the source but docstrings, and the cures of the catalogue, with its place."""
     found = [
@@ -81,6 +83,7 @@ def messages() -> list[tuple[str, str]]:
     return found + [(f"docs/errors.md {code}", part) for code, part in quoted]
 
 
+@cache
 def remedies() -> list[tuple[str, str]]:
     """The texts given as `fix=`, and the cures of the catalogue."""
     found = []
@@ -166,6 +169,7 @@ def test_every_key_and_value_in_a_remedy_is_taken_by_the_schema(place, text):
         )
 
 
+@cache
 def _parameters() -> set[str]:
     """What public functions and option classes take, networks and torch's loader."""
     public = [getattr(seprune, name) for name in seprune.__all__]

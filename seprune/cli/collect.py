@@ -11,7 +11,7 @@ from seprune.cli import console, options
 
 
 def collect(
-    network: options.Network,
+    network: options.NetworkOptions,
     data: options.DataSource,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="statistics.safetensors")],
     images: Annotated[int, typer.Option(help="Of the training images.")] = 2048,
@@ -27,7 +27,7 @@ def collect(
         Path | None, typer.Option(metavar="FILE", help="Also the gates of every image, as .npy.")
     ] = None,
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """Run the calibration set once; keep what every gate does.
 

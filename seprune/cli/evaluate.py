@@ -5,7 +5,9 @@ from __future__ import annotations
 from seprune.cli import console, options
 
 
-def evaluate(network: options.Network, data: options.DataSource, *, work: options.Work) -> None:
+def evaluate(
+    network: options.NetworkOptions, data: options.DataSource, *, work: options.WorkOptions
+) -> None:
     """Score a network on the reporting images (val).
 
     Example:

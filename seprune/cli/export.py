@@ -65,7 +65,7 @@ def _write(
     from seprune.export.onnx import export_model, side_by_side
     from seprune.pipeline.inputs import open_network, open_section
 
-    recipe = options.recipe(options.Network(str(folder)), data=data)
+    recipe = options.recipe(options.NetworkOptions(str(folder)), data=data)
     network = open_network(recipe.model, loader=loader)
     images = None
     if recipe.data is not None:

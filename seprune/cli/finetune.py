@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def finetune(
-    network: options.Network,
+    network: options.NetworkOptions,
     data: options.DataSource,
     out: options.Out,
     epochs: Annotated[int, typer.Option(help="0: recalibrate BatchNorm only.")] = 10,
@@ -34,7 +34,7 @@ def finetune(
         bool, typer.Option(help="Run the file that --teacher names, too.")
     ] = False,
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """Train a (pruned) network on.
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    network: options.Network,
+    network: options.NetworkOptions,
     data: options.Calibration = None,
     statistics: options.Statistics = None,
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """Gates, dependency groups, cost; what cannot be pruned, why.
 

@@ -28,14 +28,14 @@ Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 @app.command("build")
 @options.spread
 def latency_table_build(
-    network: options.Network,
+    network: options.NetworkOptions,
     runtime: Runtime = "eager",
     batch: Batch = 1,
     table: Annotated[
         Path | None, typer.Option(metavar="F", help="Start from this exported table.")
     ] = None,
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """Measure what the table of this machine lacks for a network.
 

@@ -47,7 +47,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to w
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkOptions:
     """The options that say which network is meant."""
 
     model: Annotated[
@@ -76,7 +76,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkOptions:
     """The options that say how a command goes about its work."""
 
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto"
@@ -184,7 +184,10 @@ def budget_of(name: str, text: str) -> float | str:
 
 
 def recipe(
-    network: Network, work: Work | None = None, data: str | None = None, **sections: Any
+    network: NetworkOptions,
+    work: WorkOptions | None = None,
+    data: str | None = None,
+    **sections: Any,
 ) -> CommandRecipe:
     """The recipe that a command's options amount to, with further sections of it."""
     from seprune.recipe import command_recipe

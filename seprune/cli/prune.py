@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prune(
-    network: options.Network,
+    network: options.NetworkOptions,
     out: options.Out,
     data: options.Calibration = None,
     macs: Annotated[str | None, typer.Option(help="Kept: 0.5, or an amount like 20M.")] = None,
@@ -44,7 +44,7 @@ def prune(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Write the plan and nothing else.")] = False,
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """Cut a network to a budget and save it.
 

@@ -11,12 +11,12 @@ from seprune.cli import console, options
 
 
 def rank(
-    network: options.Network,
+    network: options.NetworkOptions,
     statistics: options.Statistics = None,
     importance: options.Criterion = "gate_logit",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A CSV.")] = None,
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """Score every unit of every dependency group. Higher means keep.
 

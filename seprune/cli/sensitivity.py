@@ -11,7 +11,7 @@ from seprune.errors import UsageError
 
 
 def sensitivity(
-    network: options.Network,
+    network: options.NetworkOptions,
     data: options.DataSource,
     statistics: options.Statistics = None,
     importance: options.Criterion = "gate_logit",
@@ -20,7 +20,7 @@ def sensitivity(
         str, typer.Option(help="Of a group that are masked, the lowest-scored first.")
     ] = "0.1,0.3,0.5",
     *,
-    work: options.Work,
+    work: options.WorkOptions,
 ) -> None:
     """What is lost without a part of each dependency group.
 

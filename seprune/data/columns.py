@@ -23,25 +23,25 @@ SPLITS = ("split", "part", "set")
 PARTS = ("train", "val")
 
 
-class Rows(Files):
+class TableImages(Files):
     """Image files with numbers (N, K), float32."""
 
-    def __init__(self, rows: Sequence[Row], mode: str) -> None:
+    def __init__(self, rows: Sequence[TableRow], mode: str) -> None:
         super().__init__([row.image for row in rows], [0] * len(rows), mode)
         self.targets = torch.tensor([row.numbers for row in rows], dtype=torch.float32)
 
-    def without(self, rows: set[int]) -> Rows:
+    def without(self, rows: set[int]) -> TableImages:
         """All but some, which are damaged."""
         kept = [
-            Row(path, tuple(numbers), "")
+            TableRow(path, tuple(numbers), "")
             for i, (path, numbers) in enumerate(zip(self.paths, self.targets.tolist(), strict=True))
             if i not in rows
         ]
-        return Rows(kept, self.mode)
+        return TableImages(kept, self.mode)
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """An image file, its numbers, and the part it is of; none where the table does not say."""
 
     image: Path
@@ -55,7 +55,7 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
@@ -85,8 +85,8 @@ def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
     return Source(
         name=str(root),
         classes=tables[0].columns,
-        train=Rows(train, mode),
-        val=Rows(val, mode),
+        train=TableImages(train, mode),
+        val=TableImages(val, mode),
         fingerprint=fingerprint.of_files(root, [*paths, *(r.image for r in (*train, *val))]),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
@@ -113,7 +113,7 @@ def _read(path: Path) -> Table:
             raise _wrong(f"{where}: {len(cells)} cells", f"there are {len(header)} columns")
         found = _image(path, cells[image].strip(), where)
         values = tuple(_number(cells[i], header[i], where) for i in numbers)
-        rows.append(Row(found, values, "" if part is None else cells[part].strip().lower()))
+        rows.append(TableRow(found, values, "" if part is None else cells[part].strip().lower()))
     return Table(path, tuple(header[i] for i in numbers), tuple(rows))
 
 
@@ -142,10 +142,10 @@ def _number(cell: str, column: str, where: str) -> float:
     return value
 
 
-def _split(table: Table) -> tuple[list[Row], list[Row]]:
+def _split(table: Table) -> tuple[list[TableRow], list[TableRow]]:
     if any(row.part for row in table.rows):
         names = {"train": "train", "training": "train"}
-        parts: dict[str, list[Row]] = {"train": [], "val": []}
+        parts: dict[str, list[TableRow]] = {"train": [], "val": []}
         for row in table.rows:
             parts[names.get(row.part, "val")].append(row)
         if not all(parts.values()):

@@ -167,7 +167,7 @@ def find_sized_structure(
     trace = record(model, inputs, limit_seconds=limit_seconds)
     channel_ids = assign_channel_ids(trace, model)
     gates = gates_of(trace, channel_ids, model)
-    builder = _Builder(trace, channel_ids, gates)
+    builder = _GroupBuilder(trace, channel_ids, gates)
     groups = builder.groups()
     costs = CostTerms(channel_ids, builder.classes, builder.owner, builder.units)
     structure = NetworkStructure(gates, groups, costs.macs(), costs.params(model))
@@ -184,7 +184,7 @@ class _Draft:
     reason: str | None
 
 
-class _Builder:
+class _GroupBuilder:
     def __init__(self, trace: Trace, channel_ids: ChannelIds, gates: Sequence[Gate]) -> None:
         self.trace, self.channel_ids, self.gates = trace, channel_ids, gates
         self.classes = solve(channel_ids).numpy()

@@ -18,7 +18,7 @@ NODES = {"sigmoid": "Sigmoid", "hardsigmoid": "HardSigmoid", "hardswish": "HardS
 def operator_model(operator: Operator, batch: int, copies: int) -> bytes:
     """The model, serialized: copies stand side by side, or one behind the other where they would
     otherwise be merged."""
-    builder = _Builder(batch)
+    builder = _GraphBuilder(batch)
     for copy in range(copies):
         if operator.kind == "conv":
             builder.convolution(operator, copy)
@@ -35,7 +35,7 @@ def operator_model(operator: Operator, batch: int, copies: int) -> bytes:
     return builder.model()
 
 
-class _Builder:
+class _GraphBuilder:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         onnx = importlib.import_module("onnx")

@@ -87,10 +87,10 @@ class WorkItem:
 
 def work_items(model: nn.Module, structure: NetworkStructure, inputs: Any) -> list[WorkItem]:
     """Every operator of one forward pass of `model` that takes time, in order."""
-    return list(_Reader(record(model, inputs), structure).items())
+    return list(_WorkReader(record(model, inputs), structure).items())
 
 
-class _Reader:
+class _WorkReader:
     """Reads operators off a recorded pass, and follows widths from layer to layer."""
 
     def __init__(self, trace: Trace, structure: NetworkStructure) -> None:

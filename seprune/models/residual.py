@@ -46,7 +46,7 @@ def senet(width: int, stride: int) -> tuple[Conv, ...]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ResNetLayout:
     """The structure of a residual network; the SE settings come on top."""
 
     block: Steps
@@ -72,7 +72,9 @@ class Block(nn.Module):
     Modules: `conv1 bn1 conv2 bn2 ... se downsample`, the last two only where they are needed.
     """
 
-    def __init__(self, inputs: int, steps: tuple[Conv, ...], se: SE | None, layout: Layout) -> None:
+    def __init__(
+        self, inputs: int, steps: tuple[Conv, ...], se: SE | None, layout: ResNetLayout
+    ) -> None:
         super().__init__()
         self.length, self.preact = len(steps), layout.preact
         self.inner = next(i for i, step in enumerate(steps, 1) if step.kernel == 3)
@@ -92,7 +94,7 @@ class Block(nn.Module):
                 self.downsample.append(nn.BatchNorm2d(outputs))
 
     def _add_steps(
-        self, inputs: int, steps: tuple[Conv, ...], se: SE | None, layout: Layout
+        self, inputs: int, steps: tuple[Conv, ...], se: SE | None, layout: ResNetLayout
     ) -> None:
         for i, step in enumerate(steps, 1):
             norm: nn.Module = nn.BatchNorm2d(inputs if self.preact else step.outputs)
@@ -138,7 +140,7 @@ class ResNet(nn.Module):
     Modules: `conv1 bn1 layer1 layer2 ... fc`; pre-activated networks have `bn1` after the stages.
     """
 
-    def __init__(self, layout: Layout, channels: int, classes: int, se: SE) -> None:
+    def __init__(self, layout: ResNetLayout, channels: int, classes: int, se: SE) -> None:
         super().__init__()
         names = tuple(f"layer{i}" for i in range(1, len(layout.depths) + 1))
         _check_stages(se, names)
@@ -187,11 +189,11 @@ def _check_stages(se: SE, names: tuple[str, ...]) -> None:
 
 
 def _cifar(block: Steps, blocks_per_stage: int, *, preact: bool = False) -> Network:
-    layout = Layout(block, (blocks_per_stage,) * 3, "cifar", (16, 32, 64), preact)
+    layout = ResNetLayout(block, (blocks_per_stage,) * 3, "cifar", (16, 32, 64), preact)
     return Network(partial(ResNet, layout), (3, 32, 32), 10, SE(bias=False), EVERYTHING)
 
 
-def _imagenet(layout: Layout) -> Network:
+def _imagenet(layout: ResNetLayout) -> Network:
     return Network(partial(ResNet, layout), accepts=EVERYTHING)
 
 
@@ -207,16 +209,16 @@ NETWORKS = {
     "se_preactresnet56": _cifar(basic, 9, preact=True),
     "se_preactresnet110": _cifar(basic, 18, preact=True),
     "se_preactresnet164": _cifar(bottleneck, 18, preact=True),
-    "se_resnet18": _imagenet(Layout(basic, (2, 2, 2, 2))),
-    "se_resnet34": _imagenet(Layout(basic, (3, 4, 6, 3))),
-    "se_resnet50": _imagenet(Layout(bottleneck, (3, 4, 6, 3))),
-    "se_resnet101": _imagenet(Layout(bottleneck, (3, 4, 23, 3))),
-    "se_resnet152": _imagenet(Layout(bottleneck, (3, 8, 36, 3))),
-    "se_resnext50": _imagenet(Layout(resnext, (3, 4, 6, 3))),
-    "se_resnext101": _imagenet(Layout(resnext, (3, 4, 23, 3))),
-    "senet154": _imagenet(Layout(senet, (3, 8, 36, 3), "deep", projection=3, dropout=0.2)),
+    "se_resnet18": _imagenet(ResNetLayout(basic, (2, 2, 2, 2))),
+    "se_resnet34": _imagenet(ResNetLayout(basic, (3, 4, 6, 3))),
+    "se_resnet50": _imagenet(ResNetLayout(bottleneck, (3, 4, 6, 3))),
+    "se_resnet101": _imagenet(ResNetLayout(bottleneck, (3, 4, 23, 3))),
+    "se_resnet152": _imagenet(ResNetLayout(bottleneck, (3, 8, 36, 3))),
+    "se_resnext50": _imagenet(ResNetLayout(resnext, (3, 4, 6, 3))),
+    "se_resnext101": _imagenet(ResNetLayout(resnext, (3, 4, 23, 3))),
+    "senet154": _imagenet(ResNetLayout(senet, (3, 8, 36, 3), "deep", projection=3, dropout=0.2)),
     "sknet50": Network(
-        partial(ResNet, Layout(resnext, (3, 4, 6, 3), selective=True)),
+        partial(ResNet, ResNetLayout(resnext, (3, 4, 6, 3), selective=True)),
         accepts=("reduction", "squeeze"),
     ),
 }

@@ -98,7 +98,7 @@ def compress(
             why=f"known: {', '.join(get_args(Recover))}",
             fix="recover='refit'",
         )
-    example, clock = _example(loader), _Clock()
+    example, clock = _example(loader), _StepClock()
     tries = scoring is None and recover in ("refit", "reconstruct")
     scoring = scoring or Scoring()
     rule = criterion(scoring.criterion)
@@ -175,7 +175,7 @@ def _example(loader: Iterable[Any]) -> Tensor:
     return torch.cat([images, images])[:2].cpu()
 
 
-class _Clock:
+class _StepClock:
     """Seconds of each step."""
 
     def __init__(self) -> None:

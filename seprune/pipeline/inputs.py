@@ -20,9 +20,7 @@ from seprune.export.architecture import Architecture
 from seprune.graph.trace import record
 from seprune.measure.metrics import logits_of
 from seprune.models import NO_CODE, ModelLoader
-from seprune.recipe.sections import Data as DataSection
-from seprune.recipe.sections import Model as ModelSection
-from seprune.recipe.sections import Recipe
+from seprune.recipe.sections import DataSection, ModelSection, Recipe
 from seprune.runtime.files import sha256
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent

@@ -20,7 +20,7 @@ from seprune.pipeline.context import Context, Runtime
 from seprune.pruning.budget import Budget
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
-from seprune.recipe.sections import Plan
+from seprune.recipe.sections import PlanSection
 
 ROUNDS = 40
 LEAST_SECONDS, MOST_SECONDS = 1.0, 30.0
@@ -36,7 +36,7 @@ class NetworkTimer:
     The shortest times count: other processes only add to them.
     """
 
-    def __init__(self, context: Context, section: Plan) -> None:
+    def __init__(self, context: Context, section: PlanSection) -> None:
         self.model, self.runtime = context.network.model, section.runtime
         self.setup = timing.TimingSetup.of(context, (section.batch,))
         self.images = noise((section.batch, *self.setup.shape), self.setup.device)
@@ -100,7 +100,7 @@ class NetworkTimer:
         )
 
 
-def latency_of(context: Context, section: Plan) -> tuple[NetworkTimer, LatencyModel]:
+def latency_of(context: Context, section: PlanSection) -> tuple[NetworkTimer, LatencyModel]:
     """What a latency budget needs: measurements of networks, and a model of their times."""
     network, runtime = context.network, context.runtime
     timer = NetworkTimer(context, section)
@@ -111,7 +111,7 @@ def latency_of(context: Context, section: Plan) -> tuple[NetworkTimer, LatencyMo
     return timer, model
 
 
-def fast_multiple(runtime: Runtime, section: Plan, budget: Budget) -> int:
+def fast_multiple(runtime: Runtime, section: PlanSection, budget: Budget) -> int:
     """What widths are multiples of where the recipe leaves it open.
 
     ONNX Runtime blocks channels by 16 where the CPU has AVX-512, oneDNN and XNNPACK by 8.

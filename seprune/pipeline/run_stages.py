@@ -38,7 +38,7 @@ class Workspace:
     folder: Path
     context: Context
     settings: CutSettings
-    model: sections.Model
+    model: sections.ModelSection
     loader: ModelLoader
 
     def inputs(self, stage: str, *parts: Any, after: str = "") -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Workspace:
         return self.relative(*_model_files(home))
 
 
-def _inputs(stage: str, model: sections.Model, data: Data, **more: Any) -> dict[str, Any]:
+def _inputs(stage: str, model: sections.ModelSection, data: Data, **more: Any) -> dict[str, Any]:
     """Plain data that the key of a stage is the hash of."""
     parts = [p.model_dump() if hasattr(p, "model_dump") else p for p in more.pop("parts")]
     network = model.model_dump(exclude={"checkpoint"})
@@ -76,7 +76,7 @@ def train(
     given: LoadedNetwork,
     data: Data,
     recipe: sections.Recipe,
-    section: sections.Train,
+    section: sections.TrainSection,
     runtime: Runtime,
 ) -> Stage:
     """The dense network, trained from random weights."""
@@ -215,7 +215,12 @@ def _write(cut: stages.Cut, home: Path) -> None:
 
 
 def tuning(
-    work: Workspace, section: sections.Finetune, home: Path, label: str, after: str, last: bool
+    work: Workspace,
+    section: sections.FinetuneSection,
+    home: Path,
+    label: str,
+    after: str,
+    last: bool,
 ) -> Stage:
     """One budget's network, fine-tuned.
 

@@ -17,11 +17,11 @@ from seprune.statistics.gate_gradients import Gradients
 class CutSettings:
     """What decides which channels go and what happens to the weights after the cut."""
 
-    collect: sections.Collect
-    importance: sections.Importance
-    sensitivity: sections.Sensitivity
-    plan: sections.Plan
-    prune: sections.Prune
+    collect: sections.CollectSection
+    importance: sections.ImportanceSection
+    sensitivity: sections.SensitivitySection
+    plan: sections.PlanSection
+    prune: sections.PruneSection
     seed: int
 
     @classmethod
@@ -80,11 +80,13 @@ class CutSettings:
         )
 
 
-def finetune_settings(section: sections.Train, runtime: Runtime, *, seed: int) -> FineTuneSettings:
+def finetune_settings(
+    section: sections.TrainSection, runtime: Runtime, *, seed: int
+) -> FineTuneSettings:
     """A training section as `finetune` takes it."""
     given = section.model_dump(exclude={"distill", "precision", "channels_last"})
     auto: Literal["bf16", "no"] = "bf16" if runtime.cuda else "no"
-    distill = section.distill or sections.Distill(weight=0.0)
+    distill = section.distill or sections.DistillSection(weight=0.0)
     return FineTuneSettings(
         **given,
         precision=auto if section.precision == "auto" else section.precision,

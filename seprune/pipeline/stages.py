@@ -35,7 +35,7 @@ from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.search import plan_within
-from seprune.recipe.sections import Plan
+from seprune.recipe.sections import PlanSection
 from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
@@ -165,7 +165,7 @@ def cut(
     folder: Path | None = None,
 ) -> Cut:
     """Plan, cut and recover once; `folder`: for what an interrupted recovery has done."""
-    network, clock = context.network, _Clock()
+    network, clock = context.network, _LapClock()
     importance, made = planned(context, settings, statistics, budget, known)
     clock.lap("plan")
     pruned = prune(network.model, made, network.example())
@@ -226,7 +226,7 @@ def cut_in_steps(
     return replace(made, seconds=total)
 
 
-def parts(context: Context, section: Plan, budget: Budget) -> list[Budget]:
+def parts(context: Context, section: PlanSection, budget: Budget) -> list[Budget]:
     """The budgets of `plan.steps` cuts: equal proportions on the way to the final budget.
 
     Latency is a fraction of the network that a cut finds, so each takes the same one.
@@ -266,7 +266,7 @@ def measured(context: Context, model: nn.Module) -> dict[str, Any]:
     return numbers | {"loss": found.loss if math.isfinite(found.loss) else None}
 
 
-class _Clock:
+class _LapClock:
     """Seconds between laps."""
 
     def __init__(self) -> None:

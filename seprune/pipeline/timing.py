@@ -18,7 +18,7 @@ from seprune.errors import SepruneError, first_line
 from seprune.export.onnx import export_model, open_onnx
 from seprune.measure.latency import Latency, latency, layer_times, noise, speed_warning
 from seprune.pipeline.context import Context
-from seprune.recipe.sections import Reporting
+from seprune.recipe.sections import ReportSection
 from seprune.report import Measurement
 from seprune.runtime.distributed import out_of_memory
 
@@ -76,7 +76,7 @@ def slow(
     return said
 
 
-def runtimes(section: Reporting, setup: TimingSetup) -> Sequence[str]:
+def runtimes(section: ReportSection, setup: TimingSetup) -> Sequence[str]:
     """Those that the recipe lists; else eager, and ONNX Runtime where it can run here."""
     asked = section.latency
     if not isinstance(asked, bool):

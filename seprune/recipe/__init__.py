@@ -8,14 +8,12 @@ from seprune.recipe.load import (
     recipe_of,
     recipe_schema,
 )
-from seprune.recipe.sections import CommandRecipe, Finetune, Recipe, Section, Train
+from seprune.recipe.sections import CommandRecipe, Recipe, Section
 
 __all__ = [
     "CommandRecipe",
-    "Finetune",
     "Recipe",
     "Section",
-    "Train",
     "command_recipe",
     "dump_recipe",
     "load_recipe",

@@ -34,7 +34,7 @@ _OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights"}
 _OTHER_KEYS = {"name", "classes", "input", "allow_code"}
 
 
-class Model(Section):
+class ModelSection(Section):
     """Which network, and the trained weights if there are any."""
 
     name: Location = Field(description="torchvision/NAME, timm/NAME, seprune/NAME or a folder")
@@ -55,7 +55,7 @@ class Model(Section):
     )
 
     @model_validator(mode="after")
-    def _check_args(self) -> Model:
+    def _check_args(self) -> ModelSection:
         for name in sorted(_OTHER_WEIGHTS & set(self.args)):
             raise ValueError(f"args must not hold {name}: weights come from model.checkpoint")
         for name in sorted(_OTHER_KEYS & set(self.args)):
@@ -63,7 +63,7 @@ class Model(Section):
         return self
 
 
-class Data(Section):
+class DataSection(Section):
     """Images to calibrate, tune and report on."""
 
     source: Location = Field(description="digits, shapes, a folder, torchvision/X:DIR")
@@ -91,13 +91,13 @@ class Data(Section):
     )
 
     @model_validator(mode="after")
-    def _check_pair(self) -> Data:
+    def _check_pair(self) -> DataSection:
         if len(self.mean or ()) != len(self.std or ()):
             raise ValueError("mean and std must be given together, one number per channel each")
         return self
 
 
-class Distill(Section):
+class DistillSection(Section):
     """Learning from the dense parent."""
 
     weight: float = Field(
@@ -116,7 +116,7 @@ _RECALIBRATE = "images for new BatchNorm statistics, kept where they help; 0: of
 _LR = "highest learning rate, for the whole batch; auto: found by short trials"
 
 
-class Train(Section):
+class TrainSection(Section):
     """One stretch of training."""
 
     epochs: int = Field(default=30, ge=0, description="0: recalibrate BatchNorm only")
@@ -145,10 +145,10 @@ class Train(Section):
     compile: bool = False
     tensorboard: bool = Field(default=False, description="metrics for TensorBoard too")
     recalibrate: int = Field(default=0, ge=0, description=_RECALIBRATE)
-    distill: Distill | None = Field(default=None, description="null: labels only")
+    distill: DistillSection | None = Field(default=None, description="null: labels only")
 
 
-class Finetune(Train):
+class FinetuneSection(TrainSection):
     """Training after the cut."""
 
     epochs: int = Field(default=10, ge=0, description="0: recalibrate BatchNorm only")
@@ -161,13 +161,15 @@ class Finetune(Train):
         default="auto", description="BatchNorm by the batch, or by its running statistics"
     )
     recalibrate: int = Field(default=2048, ge=0, description=_RECALIBRATE)
-    distill: Distill | None = Field(default=Distill(), description="null: labels only")
+    distill: DistillSection | None = Field(
+        default=DistillSection(), description="null: labels only"
+    )
 
 
 Gradients = Literal["auto", "none", "labels", "sampled", "smoothed", "logits", "weights"]
 
 
-class Collect(Section):
+class CollectSection(Section):
     """The pass over the calibration set, taken from the training images."""
 
     images: Count = Field(default=2048, description="of the training split")
@@ -175,7 +177,7 @@ class Collect(Section):
     gradients: Gradients = Field(default="auto", description="auto: what the criterion needs")
 
 
-class Probe(Section):
+class ProbeSection(Section):
     """SE gates for channels without one: trained alone, read, thrown away (PCAS, 1806.05382)."""
 
     epochs: Count = 1
@@ -184,7 +186,7 @@ class Probe(Section):
     reduction: Count = Field(default=16, description="of the channels by the hidden layer")
 
 
-class Importance(Section):
+class ImportanceSection(Section):
     """How channels are scored."""
 
     criterion: str = Field(
@@ -199,10 +201,10 @@ class Importance(Section):
     normalize: Literal["auto", "none", "mean", "max", "sum", "standard", "rank"] = Field(
         default="auto", description="scores within a group; auto: what suits the criterion"
     )
-    probe: Probe | None = Field(default=None, description="gates for channels without one")
+    probe: ProbeSection | None = Field(default=None, description="gates for channels without one")
 
 
-class Plan(Section):
+class PlanSection(Section):
     """How much is cut, and where. Lists of budgets give one pruned network each."""
 
     macs: Budgets | None = Field(
@@ -244,7 +246,7 @@ class Plan(Section):
     )
 
     @model_validator(mode="after")
-    def _check_budgets(self) -> Plan:
+    def _check_budgets(self) -> PlanSection:
         if not any(getattr(self, k) for k in BUDGETS):
             object.__setattr__(self, "macs", (0.5,))  # frozen for everyone else
         if self.steps > 1 and any(isinstance(budget, str) for budget in self.latency or ()):
@@ -263,7 +265,7 @@ class Plan(Section):
         )
 
 
-class Sensitivity(Section):
+class SensitivitySection(Section):
     """Top-1 and loss without a part of one dependency group, on the validation split."""
 
     images: int = Field(
@@ -274,7 +276,7 @@ class Sensitivity(Section):
     )
 
 
-class Prune(Section):
+class PruneSection(Section):
     """What happens to the weights right after the cut."""
 
     recover: Literal["none", "bn", "refit", "reconstruct", "scratch"] = Field(
@@ -285,7 +287,7 @@ class Prune(Section):
     epochs: int = Field(default=10, ge=1, description="of recover=reconstruct")
 
 
-class Reporting(Section):
+class ReportSection(Section):
     """What the report measures."""
 
     latency: Runtimes = Field(
@@ -319,19 +321,21 @@ class CommandRecipe(Section):
     task: Tasks | None = Field(
         default=None, description="what the network is for; null: as the data say"
     )
-    model: Model
-    data: Data | None = None
-    train: Train | None = Field(default=None, description="only used without model.checkpoint")
-    collect: Collect = Collect()
-    importance: Importance = Importance()
-    sensitivity: Sensitivity = Sensitivity()
-    plan: Plan = Plan()
-    prune: Prune = Prune()
-    finetune: Finetune = Finetune()
-    report: Reporting = Reporting()
+    model: ModelSection
+    data: DataSection | None = None
+    train: TrainSection | None = Field(
+        default=None, description="only used without model.checkpoint"
+    )
+    collect: CollectSection = CollectSection()
+    importance: ImportanceSection = ImportanceSection()
+    sensitivity: SensitivitySection = SensitivitySection()
+    plan: PlanSection = PlanSection()
+    prune: PruneSection = PruneSection()
+    finetune: FinetuneSection = FinetuneSection()
+    report: ReportSection = ReportSection()
 
 
 class Recipe(CommandRecipe):
     """Everything a run does."""
 
-    data: Data
+    data: DataSection

@@ -15,7 +15,7 @@ from seprune.runtime.text import csv_text
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One network at one stage, averaged over the seeds that made it."""
 
     model: str
@@ -40,16 +40,16 @@ class Comparison:
     """Rows of all runs, and what makes them hard to compare."""
 
     runs: list[str]
-    rows: list[Row]
+    rows: list[ComparisonRow]
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; numbers exact."""
         return asdict(self)
 
-    def series(self) -> dict[tuple[str, str], list[Row]]:
+    def series(self) -> dict[tuple[str, str], list[ComparisonRow]]:
         """Rows with a top-1 by (how they were made, stage): the lines of the figure."""
-        lines: dict[tuple[str, str], list[Row]] = {}
+        lines: dict[tuple[str, str], list[ComparisonRow]] = {}
         for row in sorted(self.rows, key=lambda r: r.macs):
             if row.top1 is not None:
                 lines.setdefault((self._made(row), row.stage), []).append(row)
@@ -61,7 +61,7 @@ class Comparison:
         rows = [[_network(row), self._made(row), *_numbers(row)] for row in self.rows]
         return [[*head, "ms", "seeds", "Pareto"], *rows]
 
-    def _made(self, row: Row) -> str:
+    def _made(self, row: ComparisonRow) -> str:
         """Criterion, and model and allocation where the runs differ in them."""
         models = {r.model for r in self.rows}
         allocations = {r.allocation for r in self.rows if r.allocation}
@@ -87,7 +87,7 @@ def compare(reports: Sequence[Report]) -> Comparison:
 
 def write_csv(comparison: Comparison, path: Path) -> None:
     """One CSV line a row; lists are joined by spaces, unknown values are empty."""
-    names = list(Row.__dataclass_fields__)
+    names = list(ComparisonRow.__dataclass_fields__)
     body = []
     for row in comparison.rows:
         flat = asdict(row)
@@ -102,14 +102,14 @@ def _key(report: Report, m: Measurement) -> tuple[str, ...]:
     return (str(report.model.get("name", "")), *made, m.budget or "", m.stage)
 
 
-def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) -> Row:
+def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) -> ComparisonRow:
     model, criterion, allocation, budget, stage = key
     tops = [m.top1 for _, m in members if m.top1 is not None]
     whole = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
     kept = [f for f in whole if f is not None]
     seeds = sorted({r.seed for r, _ in members})
     times = [t for _, m in members if (t := _first_latency(m)) is not None]
-    return Row(
+    return ComparisonRow(
         model=model,
         criterion=criterion,
         allocation=allocation,
@@ -132,10 +132,10 @@ def _first_latency(m: Measurement) -> float | None:
     return min(measured, key=lambda x: x.batch).median_ms if measured else None
 
 
-def _mark_pareto(rows: Sequence[Row]) -> list[Row]:
+def _mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Mark rows that no row with at most their MACs beats in top-1."""
 
-    def beaten(row: Row) -> bool:
+    def beaten(row: ComparisonRow) -> bool:
         return any(
             other.top1 is not None
             and row.top1 is not None
@@ -145,7 +145,9 @@ def _mark_pareto(rows: Sequence[Row]) -> list[Row]:
             for other in rows
         )
 
-    return [Row(**(vars(r) | {"pareto": r.top1 is not None and not beaten(r)})) for r in rows]
+    return [
+        ComparisonRow(**(vars(r) | {"pareto": r.top1 is not None and not beaten(r)})) for r in rows
+    ]
 
 
 def _warnings(reports: Sequence[Report]) -> list[str]:
@@ -167,11 +169,11 @@ def _warnings(reports: Sequence[Report]) -> list[str]:
     return said
 
 
-def _network(row: Row) -> str:
+def _network(row: ComparisonRow) -> str:
     return " · ".join(filter(None, (row.stage, row.budget)))
 
 
-def _numbers(row: Row) -> list[str]:
+def _numbers(row: ComparisonRow) -> list[str]:
     spread = f" ± {100 * row.top1_spread:.2f}" if row.top1_spread is not None else ""
     kept = words.DASH if row.kept is None else f"{100 * row.kept:.1f}"
     return [

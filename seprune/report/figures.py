@@ -11,7 +11,7 @@ import numpy as np
 
 from seprune.report import axes
 from seprune.report.axes import COLOURS, Figure
-from seprune.report.compare import Comparison, Row
+from seprune.report.compare import Comparison, ComparisonRow
 from seprune.report.measurement import STAGES, BudgetReport, GroupCut, Measurement, Report
 from seprune.report.words import fraction_of
 
@@ -186,7 +186,7 @@ def comparison(compared: Comparison) -> Figure:
     return {"data": traces, "layout": axes.layout("MACs (M)", "top-1 (%)", height=460)}
 
 
-def _points(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _points(name: str, rows: Sequence[ComparisonRow]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "name": axes.label(name),

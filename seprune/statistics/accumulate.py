@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seprune.statistics.columns import BINS, Columns, Layout, bin_edges, bins, midranks
+from seprune.statistics.columns import BINS, ColumnLayout, Columns, bin_edges, bins, midranks
 
 State = dict[str, Tensor]
 
@@ -23,7 +23,7 @@ LOW, HIGH = 0.05, 0.95
 NEVER = 2**62  # batch index of a fault that has not happened
 
 
-def new_state(layout: Layout) -> State:
+def new_state(layout: ColumnLayout) -> State:
     """The state before the first sample."""
     width, gates, device = layout.width, len(layout.names), layout.device
 
@@ -68,7 +68,7 @@ def together(parts: Sequence[Observed]) -> Observed:
     )
 
 
-def update(state: State, layout: Layout, seen: Observed) -> None:
+def update(state: State, layout: ColumnLayout, seen: Observed) -> None:
     """Add the samples of one call to `state`, in place."""
     columns, x = layout.columns(seen.gates), seen.values_BC
     old, n = {k: state[k][columns] for k in ("count", "mean", "m2")}, len(x)
@@ -96,7 +96,7 @@ def update(state: State, layout: Layout, seen: Observed) -> None:
     _note_faults(state, layout, seen)
 
 
-def _update_classes(state: State, layout: Layout, seen: Observed) -> None:
+def _update_classes(state: State, layout: ColumnLayout, seen: Observed) -> None:
     labels = seen.labels_B
     if labels is None or not layout.classes:
         return
@@ -113,7 +113,7 @@ def _update_classes(state: State, layout: Layout, seen: Observed) -> None:
     state["class_count"].index_put_((labels[:, None], gates[None]), one, True)
 
 
-def _note_faults(state: State, layout: Layout, seen: Observed) -> None:
+def _note_faults(state: State, layout: ColumnLayout, seen: Observed) -> None:
     """Remember the first batch in which a gate was not finite."""
     columns = layout.columns(seen.gates)
     bad = ~torch.isfinite(seen.values_BC)
@@ -165,7 +165,7 @@ def all_reduce(state: State) -> State:
     return total
 
 
-def quantiles(state: State, layout: Layout) -> dict[str, Tensor]:
+def quantiles(state: State, layout: ColumnLayout) -> dict[str, Tensor]:
     """Quantiles of each column from its histogram, and the width of the widest bin they fell in.
 
     Linear within a bin, so each is wrong by less than `quantile_error`.
@@ -185,7 +185,7 @@ def quantiles(state: State, layout: Layout) -> dict[str, Tensor]:
     return found | {"quantile_error": error[:, 0]}
 
 
-def summarise(state: State, layout: Layout) -> list[dict[str, Tensor]]:
+def summarise(state: State, layout: ColumnLayout) -> list[dict[str, Tensor]]:
     """Per gate the named statistics of docs/importance.md, float64 on CPU."""
     n = state["count"].clamp(min=1)
     table = {key: state[key] for key in ("count", "mean", "minimum", "maximum")}
@@ -222,13 +222,13 @@ def _by_class(own: dict[str, Tensor], count: Tensor, sums: Tensor) -> dict[str, 
     }
 
 
-def _relative_rank(state: State, layout: Layout) -> Tensor:
+def _relative_rank(state: State, layout: ColumnLayout) -> Tensor:
     """The mean rank of each channel on (0, 1), whatever the number of channels of its gate."""
     mean = state["rank"] / state["count"].clamp(min=1) + layout.middle_rank
     return (mean - 0.5) / (2 * layout.middle_rank - 1)
 
 
-def _agreement(state: State, layout: Layout) -> Tensor:
+def _agreement(state: State, layout: ColumnLayout) -> Tensor:
     """Kendall's W of each gate's channel ranks over samples, corrected for ties; (gates,)."""
     zero = torch.zeros(len(layout.names), dtype=torch.float64, device=layout.device)
     agreed = zero.index_add(0, layout.owner, state["rank"].square())

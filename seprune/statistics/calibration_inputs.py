@@ -47,7 +47,7 @@ class Several:
 
 
 @dataclass(frozen=True)
-class Images:
+class SizedImages:
     """Images of several sizes, as a detector takes them."""
 
     kept: tuple[Tensor, ...]
@@ -69,7 +69,7 @@ class CalibrationInputs:
     """Calibration samples without their targets, and how a model is run on them."""
 
     task: Task
-    kept: WaitingImages | Several | Images
+    kept: WaitingImages | Several | SizedImages
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -118,7 +118,7 @@ def take_inputs(
 
 def _keep(
     task: Task, batches: Iterator[Any], count: int, memory: int
-) -> WaitingImages | Several | Images:
+) -> WaitingImages | Several | SizedImages:
     images: list[Tensor] = []
     parts: _Parts | None = None
     done = 0
@@ -135,7 +135,7 @@ def _keep(
     if parts is not None:
         return parts.close()
     if any(image.shape != images[0].shape for image in images):
-        return Images(tuple(images[:count]))
+        return SizedImages(tuple(images[:count]))
     column = Column(count, memory)
     for image in images:
         column.add(image[None])

@@ -23,7 +23,7 @@ from seprune.runtime.progress import Track, silent
 from seprune.statistics.accumulate import all_reduce
 from seprune.statistics.batches import class_labels, count_images, open_batches
 from seprune.statistics.caveats import caveats
-from seprune.statistics.columns import Layout
+from seprune.statistics.columns import ColumnLayout
 from seprune.statistics.for_structure import units_and_couplings
 from seprune.statistics.gate_gradients import (
     Couplings,
@@ -239,7 +239,7 @@ def _scene(
     return Scene(
         model=model,
         gates=running,
-        layout=Layout(
+        layout=ColumnLayout(
             names=tuple(gate.name for gate in running),
             channels=tuple(gate.channels for gate in running),
             activations=tuple(gate.activation for gate in running),

@@ -35,7 +35,7 @@ _AXIS_OF = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """Which columns belong to which gate; `classes` is 0 where there are no labels."""
 
     names: tuple[str, ...]
@@ -94,7 +94,7 @@ class Layout:
         return torch.cat(spans).to(self.device)
 
 
-def midranks(layout: Layout, x_BC: Tensor, columns: Columns = slice(None)) -> Tensor:
+def midranks(layout: ColumnLayout, x_BC: Tensor, columns: Columns = slice(None)) -> Tensor:
     """Rank (1 = smallest) of each channel among its gate's channels; ties share their mean rank.
 
     Values are compared in float32, the precision that gates have.
@@ -130,7 +130,7 @@ def _share_ties(value: Tensor, place: Tensor) -> Tensor:
     return (first_place + last_place).double() / 2
 
 
-def bins(layout: Layout, x_BC: Tensor, columns: Columns = slice(None)) -> Tensor:
+def bins(layout: ColumnLayout, x_BC: Tensor, columns: Columns = slice(None)) -> Tensor:
     """The place of each value in the flattened (columns, BINS) histogram."""
     wanted = torch.arange(layout.width, device=layout.device)[columns]
     axis_BC = x_BC
@@ -144,7 +144,7 @@ def bins(layout: Layout, x_BC: Tensor, columns: Columns = slice(None)) -> Tensor
     return place + wanted * BINS
 
 
-def bin_edges(layout: Layout, minimum: Tensor, maximum: Tensor) -> Tensor:
+def bin_edges(layout: ColumnLayout, minimum: Tensor, maximum: Tensor) -> Tensor:
     """(columns, BINS + 1) edges, cut to what was seen; values beyond an axis fill its end bins."""
     axis = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=layout.device)
     edges = axis.repeat(layout.width, 1)

@@ -31,7 +31,7 @@ from seprune.statistics.accumulate import (
     update_sensitivity,
 )
 from seprune.statistics.batches import class_labels, sample_keys, start_graph
-from seprune.statistics.columns import Layout
+from seprune.statistics.columns import ColumnLayout
 from seprune.statistics.gate_gradients import (
     Coupling,
     Gradients,
@@ -41,7 +41,7 @@ from seprune.statistics.gate_gradients import (
     units_of,
 )
 from seprune.statistics.parameters import add_moments, new_moments, summarise_moments
-from seprune.statistics.rows import Rows
+from seprune.statistics.rows import RowFile
 from seprune.statistics.states import refused
 from seprune.tasks import Classification, Task
 from seprune.tasks.batches import channels_last, leaves, map_tensors
@@ -57,7 +57,7 @@ class Scene:
 
     model: nn.Module
     gates: tuple[Gate, ...]
-    layout: Layout
+    layout: ColumnLayout
     gradients: Gradients = "none"
     units: Mapping[str, int] | None = None  # unit -> channels
     taps: Mapping[str, UnitGate] | None = None  # the units that are no module's output
@@ -87,7 +87,7 @@ class Scene:
 class Observer:
     """Runs a scene on batches; `gates` and `u` are its states."""
 
-    def __init__(self, scene: Scene, rows: Rows | None = None) -> None:
+    def __init__(self, scene: Scene, rows: RowFile | None = None) -> None:
         self.scene, self._rows = scene, rows
         device = scene.layout.device
         self._gates: State = new_state(scene.layout)

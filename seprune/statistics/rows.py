@@ -15,7 +15,7 @@ from torch import Tensor
 from seprune.runtime.files import write_with
 
 
-class Rows:
+class RowFile:
     """Appends float32 rows of equal length to a temporary file."""
 
     def __init__(self, stream: IO[bytes], width: int) -> None:
@@ -41,10 +41,10 @@ class Rows:
 
 
 @contextmanager
-def open_rows(path: Path | None, width: int) -> Iterator[Rows | None]:
-    """A `Rows` whose temporary file goes away at the end, or None where no path is given."""
+def open_rows(path: Path | None, width: int) -> Iterator[RowFile | None]:
+    """A `RowFile` whose temporary file goes away at the end, or None where no path is given."""
     if path is None:
         yield None
         return
     with tempfile.TemporaryFile() as stream:
-        yield Rows(stream, width)
+        yield RowFile(stream, width)

@@ -11,13 +11,13 @@ from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import LoadedNetwork, open_network
 from seprune.pipeline.timing import TimingSetup
 from seprune.recipe import recipe_of
-from seprune.recipe.sections import Reporting
+from seprune.recipe.sections import ReportSection
 from seprune.report import Measurement
 
 BASE, CUT = ("baseline", None), ("pruned", "macs 0.5")
 
 
-def setup(latency: object) -> tuple[Reporting, LoadedNetwork, TimingSetup]:
+def setup(latency: object) -> tuple[ReportSection, LoadedNetwork, TimingSetup]:
     values = {"name": "t", "model": {"name": "seprune/se_resnet8", "input": [3, 8, 8]},
               "data": {"source": "digits"}, "report": {"latency": latency, "batch_sizes": [1, 2]},
               "device": "cpu"}  # fmt: skip

@@ -21,7 +21,7 @@ from seprune.errors import EnvironmentFault, InputError
 from seprune.graph.groups import find_structure
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 from seprune.statistics.accumulate import Observed, merge, new_state, summarise, update
-from seprune.statistics.columns import BINS, Layout, midranks
+from seprune.statistics.columns import BINS, ColumnLayout, midranks
 from seprune.statistics.gate_gradients import image_keys, normal, uniform
 
 CLASSES = 5
@@ -165,14 +165,14 @@ def test_quantiles_are_within_the_stated_error(act: type[nn.Module]) -> None:
 
 
 def test_midranks_share_ties_within_each_gate() -> None:
-    layout = Layout(("a", "b"), (4, 3), ("sigmoid",) * 2, 0, torch.device("cpu"))
+    layout = ColumnLayout(("a", "b"), (4, 3), ("sigmoid",) * 2, 0, torch.device("cpu"))
     x = torch.tensor([[0.5, 0.1, 0.5, 0.9, 0.0, -0.0, 1.0], [0.3, 0.3, 0.3, 0.3, 0.1, 0.2, 0.3]])
     expected = [[2.5, 1, 2.5, 4, 1.5, 1.5, 3], [2.5, 2.5, 2.5, 2.5, 1, 2, 3]]
     assert midranks(layout, x.double()).tolist() == expected
 
 
 def test_rank_agreement_is_kendalls_w() -> None:
-    layout = Layout(("a", "b"), (3, 3), ("sigmoid",) * 2, 0, torch.device("cpu"))
+    layout = ColumnLayout(("a", "b"), (3, 3), ("sigmoid",) * 2, 0, torch.device("cpu"))
     x = torch.tensor([[0.1, 0.2, 0.3, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.3, 0.2, 0.1]]).double()
     state = new_state(layout)
     update(state, layout, Observed((0, 1), x, x, None, 0))
@@ -203,7 +203,7 @@ def test_batches_and_order_change_nothing(model: Net, gradients: str) -> None:
 
 
 def test_merged_shards_equal_one_run() -> None:
-    layout = Layout(("a", "b"), (5, 7), ("sigmoid", "tanh"), 3, torch.device("cpu"))
+    layout = ColumnLayout(("a", "b"), (5, 7), ("sigmoid", "tanh"), 3, torch.device("cpu"))
     torch.manual_seed(0)
     x, y = torch.rand(30, 12).double(), torch.randint(0, 3, (30,))
     x[:, 0] = 0.999 + 1e-9 * torch.rand(30)  # the mean swamps the variance
@@ -224,7 +224,7 @@ def test_merged_shards_equal_one_run() -> None:
 
 
 def test_gates_that_run_in_different_calls_are_each_counted() -> None:
-    layout = Layout(
+    layout = ColumnLayout(
         ("a", "b", "c"), (2, 3, 4), ("sigmoid", "relu", "sigmoid"), 3, torch.device("cpu")
     )
     x, y = torch.rand(10, 9).double(), torch.arange(10) % 3

@@ -13,7 +13,7 @@ from torch import Tensor
 from seprune.recovery.refit.least_squares import NormalEquations, Solution, product
 from seprune.recovery.refit.options import RefitOptions
 from seprune.recovery.refit.paused_forwards import BLOCK, Forwards
-from seprune.recovery.refit.products import Layout, MatrixProduct, capture, observe
+from seprune.recovery.refit.products import MatrixProduct, WeightLayout, capture, observe
 from seprune.recovery.refit.targets import Target, Wanted, slope_of
 from seprune.runtime.distributed import first
 
@@ -40,7 +40,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampledRows:
     """The sampled rows of some images.
 
     Attributes:
@@ -67,12 +67,12 @@ class LayerFit:
         self.forwards, self.target, self.options = forwards, target, options
         model = forwards.model
         self.layer: Any = model.get_submodule(target.layer)
-        self.layout, self.checked = Layout.of(self.layer), False
+        self.layout, self.checked = WeightLayout.of(self.layer), False
         self.norm: Any = model.get_submodule(target.norm) if target.norm else None
         self.limits = limits
         self.wait = 2 * target.alive * forwards.own <= limits.wait
         self.offset = self.slope = self.centre = None  # type: Any
-        self.cache: list[Rows] | None = None
+        self.cache: list[SampledRows] | None = None
         self.strange: int | None = None  # the first image with a value that is not finite
 
     def fit(self) -> tuple[float, float]:
@@ -174,7 +174,7 @@ class LayerFit:
             self.add(sums, rows, matrix, block)
         return sums.over_processes() if self.forwards.shared else sums
 
-    def add(self, sums: NormalEquations, rows: Rows, matrix: Tensor, block: slice) -> None:
+    def add(self, sums: NormalEquations, rows: SampledRows, matrix: Tensor, block: slice) -> None:
         """Add some rows to the normal equations."""
         x = rows.patches
         weight = matrix.to(x.dtype).mT.contiguous()  # (groups, outputs, K): twice as fast this way
@@ -187,15 +187,17 @@ class LayerFit:
         target = rows.wanted.given(made.flatten(0, 1)).reshape_as(made)
         sums.add(self.columns(x, block), target - made, target)
 
-    def rows(self) -> Iterator[Rows]:
+    def rows(self) -> Iterator[SampledRows]:
         """All rows of this process; kept for the next turn where they fit into memory."""
         if self.cache is not None:
             yield from self.cache
             return
-        kept: list[Rows] | None = []
+        kept: list[SampledRows] | None = []
         size = 0
         for image, patches, seen in self.sloped(joined(self.samples())):
-            rows = Rows(image, patches, Wanted.of(self.target, seen, self.slope.to(patches.dtype)))
+            rows = SampledRows(
+                image, patches, Wanted.of(self.target, seen, self.slope.to(patches.dtype))
+            )
             size += patches.numel() * patches.element_size()
             kept = kept if kept is not None and size <= self.limits.kept else None
             if kept is not None:

@@ -92,7 +92,7 @@ class MatrixProduct:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """How the weights of a layer make a matrix per conv group.
 
     Attributes:
@@ -105,7 +105,7 @@ class Layout:
     transposed: bool
 
     @classmethod
-    def of(cls, layer: Any) -> Layout:
+    def of(cls, layer: Any) -> WeightLayout:
         """The layout of a convolution or a linear layer."""
         groups, shape = getattr(layer, "groups", 1), layer.weight.shape
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)

@@ -51,7 +51,7 @@ def find_targets(
     Returns:
         Those that can be refitted, and the others with the reason.
     """
-    reader, cut = _Reader(parent, images), plan.layers()
+    reader, cut = _TargetFinder(parent, images), plan.layers()
     consumers = {layer for layer, sides in cut.items() if reader.consumes(layer, sides)}
     targets, skipped = [], {n: "it never runs" for n in consumers if n not in reader.calls}
     for call in reader.layers(consumers):
@@ -116,7 +116,7 @@ def slope_of(seen: Mapping[str, Tensor]) -> Tensor:
     return torch.where(alike, both / own, torch.zeros_like(own))
 
 
-class _Reader:
+class _TargetFinder:
     def __init__(self, model: nn.Module, images: Any) -> None:
         self.trace, self.modules = record(model, images), dict(model.named_modules())
         self.taps, self.readers = Taps(self.trace), self.trace.consumers()
