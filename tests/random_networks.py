@@ -205,7 +205,7 @@ def problems(seed: int) -> list[str]:
         *_equals_masked(model, structure, plan),
         *_reloads(seed, small, plan, inputs),
         *_gates(model, structure, inputs),
-        *_sensitivities(model, structure),
+        *_effects(model, structure),
     ]
     after = model.state_dict()
     if before.keys() != after.keys() or any(not torch.equal(before[k], after[k]) for k in before):
@@ -290,7 +290,7 @@ def _gates(model: Network, structure: Any, inputs: Any) -> Iterator[str]:
                 yield f"mean of {name} is off by {error:.1e}"
 
 
-def _sensitivities(model: Network, structure: Any) -> Iterator[str]:
+def _effects(model: Network, structure: Any) -> Iterator[str]:
     """Sensitivities against the derivative by masks, image by image."""
     if model.second or model.head not in ("pooled", "flat"):
         return
@@ -300,12 +300,12 @@ def _sensitivities(model: Network, structure: Any) -> Iterator[str]:
     for name, u in mask_gradients(parent, structure, x, y).items():
         own = got.get(name)
         if own is None:
-            yield f"no sensitivity of {name}"
+            yield f"no effect of {name}"
             continue
         want = u.square().mean(0)
-        error = float((own["sensitivity_square"] - want).abs().max() / want.max().clamp_min(1e-30))
+        error = float((own["effect_square"] - want).abs().max() / want.max().clamp_min(1e-30))
         if error > 1e-6 and float(want.max()) > 1e-18:
-            yield f"sensitivity of {name} is off by {error:.1e}"
+            yield f"effect of {name} is off by {error:.1e}"
 
 
 def mask_gradients(parent: nn.Module, structure: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ MEASURED = "gate_mean_measured"
 def alternatives(scoring: Scoring, statistics: GateStatistics | None) -> dict[str, Scoring]:
     """Scorings by name, `scoring` first; it alone where the others cannot be compared with it.
 
-    Squared sensitivities are combined by `joint` and by `coupled`, and where gates have been seen,
+    Squared effects are combined by `joint` and by `coupled`, and where gates have been seen,
     with the gradients that it needs, `gate_mean_measured` orders units by the gates.
     """
     own = {_name(scoring): scoring}

@@ -58,7 +58,7 @@ class Scoring:
         combine: of several gates and units in a group; `coupled` adds their derivatives before
             squaring, `joint` looks at how units of a group correlate, too; both count as `mean`
             where there are no derivatives, `joint` as `coupled` where nothing is squared.
-        ungated: groups without a gate: `unit` gates (sensitivities), `propagate` through the
+        ungated: groups without a gate: `unit` gates, `propagate` through the
             weights to the next gates, or `none`: leave them whole.
         normalize: within a group; None is the criterion's own.
         seed: of `random`.
@@ -75,20 +75,20 @@ class Scoring:
 class Criterion:
     """What a criterion needs, and the statistic or the function of the weights that it is."""
 
-    family: Literal["gate", "ordered", "sensitivity", "moments", "weights"]
+    family: Literal["gate", "ordered", "effect", "moments", "weights"]
     of: Callable[..., Any]  # a tensor of scores; None from weights that have none
     gradients: Literal["none", "labels", "smoothed", "sampled", "logits", "weights"] = "none"
     normalize: Normalize = "none"
     gamma: bool = False  # times the |gamma| of the norm that makes the gated channel
 
 
-_SQUARE, _ABSOLUTE = statistic("sensitivity_square"), statistic("sensitivity_absolute")
+_SQUARE, _ABSOLUTE = statistic("effect_square"), statistic("effect_absolute")
 CRITERIA: dict[str, Criterion] = {
-    "gate_logit": Criterion("sensitivity", _SQUARE, "logits"),
-    "gate_fisher": Criterion("sensitivity", _SQUARE, "labels"),
-    "gate_fisher_sampled": Criterion("sensitivity", _SQUARE, "sampled"),
-    "gate_fisher_smoothed": Criterion("sensitivity", _SQUARE, "smoothed"),
-    "gate_taylor": Criterion("sensitivity", _ABSOLUTE, "labels"),
+    "gate_logit": Criterion("effect", _SQUARE, "logits"),
+    "gate_fisher": Criterion("effect", _SQUARE, "labels"),
+    "gate_fisher_sampled": Criterion("effect", _SQUARE, "sampled"),
+    "gate_fisher_smoothed": Criterion("effect", _SQUARE, "smoothed"),
+    "gate_taylor": Criterion("effect", _ABSOLUTE, "labels"),
     "gate_mean": Criterion("gate", mean_of, normalize="mean"),
     "gate_mean_measured": Criterion("ordered", mean_of, "logits"),
     "gate_max": Criterion("gate", maximum_of, normalize="mean"),
@@ -137,7 +137,7 @@ def score(
 
     Args:
         statistics: needed by all but the weight criteria, collected with the criterion's
-            gradients; sensitivities were collected with `structure`.
+            gradients; derivatives were collected with `structure`.
         model: needed by all that looks at weights: those criteria, `taylor`, `hessian`,
             `gate_bn`, and `ungated="propagate"`.
 
@@ -161,10 +161,10 @@ def score(
     elif rule.family == "ordered":
         ranks = _gate_scores(structure, statistics, rule, "mean")
         ranks = _with_ungated(model, structure, ranks, scoring) if ranks else ranks
-        effects = _sensitivities(structure, statistics, replace(rule, of=_SQUARE), scoring)
+        effects = _effects(structure, statistics, replace(rule, of=_SQUARE), scoring)
         scores = effects | _in_order(ranks, effects, statistics, scoring.combine)
     else:
-        scores = _sensitivities(structure, statistics, rule, scoring)
+        scores = _effects(structure, statistics, rule, scoring)
     normalize = rule.normalize if scoring.normalize is None else scoring.normalize
     made = {name: _normalized(value.double(), normalize) for name, value in scores.items()}
     for name, value in made.items():
@@ -263,13 +263,13 @@ def _in_order(
     scores = {}
     for name in sorted(set(ranks) & set(effects) & set(statistics.groups)):
         own = statistics.groups[name]
-        squares, total = own["sensitivity_square"], own["sensitivity_whole"]
+        squares, total = own["effect_square"], own["effect_sum_square"]
         alike = correlation(squares, total) if combine == "joint" else 0.0
         scores[name] = effects_in_order(ranks[name], squares, alike)
     return scores
 
 
-def _sensitivities(
+def _effects(
     structure: NetworkStructure, statistics: GateStatistics, rule: Criterion, scoring: Scoring
 ) -> dict[str, Tensor]:
     _require(statistics, rule, scoring.criterion)
@@ -291,7 +291,7 @@ def _sensitivities(
 
 def _coupled(own: Mapping[str, Tensor], rule: Criterion, scoring: Scoring) -> Tensor:
     if scoring.combine == "joint" and rule.of is _SQUARE:
-        return joint_scores(own["sensitivity_square"], own["sensitivity_whole"])
+        return joint_scores(own["effect_square"], own["effect_sum_square"])
     values: Tensor = rule.of(own)
     return values
 

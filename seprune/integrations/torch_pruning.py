@@ -14,7 +14,7 @@ from seprune.graph.groups import NetworkStructure
 from seprune.importance.criteria import Scoring, score
 from seprune.statistics.result import GateStatistics
 
-SQUARE = "sensitivity_square"
+SQUARE = "effect_square"
 
 
 class GateImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -28,7 +28,7 @@ class GateImportance(tp.importance.Importance):  # type: ignore[misc]
     Args:
         statistics: what `collect_statistics` returned. Collected with `structure`, they cover
             groups without a gate too.
-        statistic: without a structure, the value per channel; default: `sensitivity_square` where
+        statistic: without a structure, the value per channel; default: `effect_square` where
             the statistics hold derivatives, else `mean`.
         structure: what `analyse` returned; then any criterion of seprune can be used.
         model: for criteria that look at weights.

@@ -1,6 +1,6 @@
 """What the gates of a model do on the calibration set.
 
-`columns` says which number belongs to which channel, `accumulate` keeps the sums, `sensitivity`
+`columns` says which number belongs to which channel, `accumulate` keeps the sums, `gate_gradients`
 takes derivatives, `collect` runs the model, `stored` writes and reads files.
 """
 

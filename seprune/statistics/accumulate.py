@@ -237,13 +237,13 @@ def _agreement(state: State, layout: ColumnLayout) -> Tensor:
     return torch.where(possible > 0, agreed / possible.clamp(min=1e-300), 0).cpu()
 
 
-def new_sensitivity(width: int, device: torch.device) -> State:
+def new_effect(width: int, device: torch.device) -> State:
     """The state of the moments of `u` before the first sample."""
     zero = torch.zeros(width, dtype=torch.float64, device=device)
     return {key: zero.clone() for key in ("count", "sum", "absolute", "square")}
 
 
-def update_sensitivity(state: State, u_BC: Tensor, columns: Columns = slice(None)) -> None:
+def update_effect(state: State, u_BC: Tensor, columns: Columns = slice(None)) -> None:
     """Add one `u` per sample and column to its moments, in place."""
     u = u_BC.double()
     state["count"][columns] += len(u)
@@ -252,13 +252,13 @@ def update_sensitivity(state: State, u_BC: Tensor, columns: Columns = slice(None
     state["square"][columns] += u.square().sum(0)
 
 
-def summarise_sensitivity(state: State) -> State:
+def summarise_effect(state: State) -> State:
     """E[u], E|u| and E[u^2] of each column, on CPU."""
     n = state["count"].clamp(min=1)
     found = {
         "count": state["count"],
-        "sensitivity_mean": state["sum"] / n,
-        "sensitivity_absolute": state["absolute"] / n,
-        "sensitivity_square": state["square"] / n,
+        "effect_mean": state["sum"] / n,
+        "effect_absolute": state["absolute"] / n,
+        "effect_square": state["square"] / n,
     }
     return {key: value.cpu() for key, value in found.items()}

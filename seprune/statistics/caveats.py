@@ -22,7 +22,7 @@ def caveats(
 
 
 def _of_gates(gates: Sequence[Gate], values: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    said = [f"gate {g.name!r} never runs: it has no statistics" for g in gates if not g.runs]
+    found = [f"gate {g.name!r} never runs: it has no statistics" for g in gates if not g.runs]
     constant, saturated = [], []
     for name, own in values.items():
         if bool((own["maximum"] - own["minimum"] <= 1e-6).all()):
@@ -31,36 +31,36 @@ def _of_gates(gates: Sequence[Gate], values: Mapping[str, Mapping[str, Tensor]])
             saturated.append(name)
     running = len(values)
     if constant:
-        said.append(
+        found.append(
             f"{len(constant)} of {running} gates are the same for every image: "
             f"{', '.join(map(repr, constant))}; their statistics rank by that constant alone"
         )
     if saturated:
-        said.append(
+        found.append(
             f"{len(saturated)} of {running} gates are saturated (at least 95 % of the values below "
             f"0.05 or above 0.95): {', '.join(map(repr, saturated))}; "
             "means barely tell their channels apart"
         )
-    return said
+    return found
 
 
 def _of_set(
     values: Mapping[str, Mapping[str, Tensor]], samples: int, batch_size: int | None
 ) -> list[str]:
-    said = []
+    found = []
     if batch_size and samples < batch_size:
-        said.append(
+        found.append(
             f"the calibration set has {samples} images, less than one batch of {batch_size}"
         )
     if samples < 2:
-        said.append("one image alone has no variance and no rank agreement: both are trivial")
+        found.append("one image alone has no variance and no rank agreement: both are trivial")
     counts = next((own["class_count"] for own in values.values() if "class_count" in own), None)
     if counts is None:
         if values:
-            said.append("no class statistics: the images came without class numbers")
+            found.append("no class statistics: the images came without class numbers")
     elif int((counts > 0).sum()) == 1:
         only = int(counts.argmax())
-        said.append(
+        found.append(
             f"all images are of class {only}: between_class is 0 and class_mean is the mean"
         )
-    return said
+    return found

@@ -165,17 +165,17 @@ def _finish(
         count = torch.tensor(samples, device=observer.scene.layout.device)
         dist.all_reduce(count)
         samples = int(count)
-    rooms = observer.tables()
-    said = caveats(found, rooms["values"], samples, getattr(loader, "batch_size", None))
+    kinds = observer.tables()
+    said = caveats(found, kinds["values"], samples, getattr(loader, "batch_size", None))
     return GateStatistics(
         gates=tuple(map(described, found)),
-        values=rooms["values"],
+        values=kinds["values"],
         samples=samples,
         classes=observer.scene.layout.classes,
         gradients=observer.scene.gradients,
-        units=rooms["units"],
-        groups=rooms["groups"],
-        weights=rooms["weights"],
+        units=kinds["units"],
+        groups=kinds["groups"],
+        weights=kinds["weights"],
         warnings=(*said, *observer.remarks()),
         meta=meta,
     )
@@ -272,7 +272,7 @@ def _unfinished(
     facts = dict(meta) | {
         "gates": ", ".join(scene.layout.names),
         "gradients": scene.gradients,
-        "units and couplings": ", ".join(name for room, name in scene.widths if room != "values"),
+        "units and couplings": ", ".join(name for kind, name in scene.widths if kind != "values"),
         "precision": scene.precision,
         "classes": str(scene.layout.classes),
         "seed": str(scene.seed),

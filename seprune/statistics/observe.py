@@ -22,13 +22,13 @@ from seprune.statistics.accumulate import (
     NEVER,
     Observed,
     State,
-    new_sensitivity,
+    new_effect,
     new_state,
     summarise,
-    summarise_sensitivity,
+    summarise_effect,
     together,
     update,
-    update_sensitivity,
+    update_effect,
 )
 from seprune.statistics.batches import class_labels, sample_keys, start_graph
 from seprune.statistics.columns import ColumnLayout
@@ -47,7 +47,7 @@ from seprune.tasks import Classification, Task
 from seprune.tasks.batches import channels_last, leaves, map_tensors
 from seprune.tasks.classification import logits_of
 
-WHOLE = "whole"  # in place of a room: the sum over a group
+SUM = "sum"  # in place of a kind: the sum over a group
 _ROWS = 256  # samples that wait to be added at once: an update costs much the same for any number
 
 
@@ -75,13 +75,13 @@ class Scene:
 
     @property
     def widths(self) -> dict[tuple[str, str], int]:
-        """(room, name) -> channels of everything that has a u, in the order of the u columns."""
+        """(kind, name) -> channels of everything that has a u, in the order of the u columns."""
         if not self.senses:
             return {}
         gates = {("values", g.name): g.channels for g in self.gates}
         units = {("units", name): size for name, size in (self.units or {}).items()}
         groups = {("groups", name): c.width for name, c in (self.couplings or {}).items()}
-        return gates | units | groups | {(WHOLE, name): 1 for _, name in groups}
+        return gates | units | groups | {(SUM, name): 1 for _, name in groups}
 
 
 class Observer:
@@ -92,7 +92,7 @@ class Observer:
         device = scene.layout.device
         self._gates: State = new_state(scene.layout)
         self._waiting: list[Observed] = []  # small batches are added together
-        self.u: State = new_sensitivity(sum(scene.widths.values()), device)
+        self.u: State = new_effect(sum(scene.widths.values()), device)
         self.w: State = new_moments(scene.model, device) if scene.gradients == "weights" else {}
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
@@ -182,7 +182,7 @@ class Observer:
             return False
         self._record(labels)
         if u_BC is not None:
-            update_sensitivity(self.u, u_BC)
+            update_effect(self.u, u_BC)
         for key, value in w.items():
             self.w[key] += value
         self.samples += size
@@ -203,7 +203,7 @@ class Observer:
             with autocast(device, scene.precision):
                 z = self._objective(batch, size, labels, inputs)
             found = self._sensor.backward(z, [t for t in inputs if t.requires_grad])
-        return self._u_table(found, size)
+        return self._u_columns(found, size)
 
     def _objective(
         self, batch: Any, size: int, labels: Tensor | None, inputs: list[Tensor]
@@ -242,7 +242,7 @@ class Observer:
 
         return add_moments(scene.model, loss, size, device=scene.layout.device)
 
-    def _u_table(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
+    def _u_columns(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
         """u (B, all columns): gates, units, groups, the sum over each group.
 
         Zero where z does not depend on a channel.
@@ -250,12 +250,12 @@ class Observer:
         total: dict[str, Tensor] = {}
         groups: dict[str, Tensor] = {}
         table = []
-        for (room, name), width in self.scene.widths.items():
-            if room == "groups":
+        for (kind, name), width in self.scene.widths.items():
+            if kind == "groups":
                 groups[name] = (self.scene.couplings or {})[name].combine(total)
                 table.append(groups[name])
                 continue
-            if room == WHOLE:
+            if kind == SUM:
                 table.append(groups[name].sum(1, keepdim=True))
                 continue
             zero = torch.zeros(size, width, dtype=torch.float64, device=self.scene.layout.device)
@@ -318,20 +318,20 @@ class Observer:
             )
 
     def tables(self) -> dict[str, dict[str, dict[str, Tensor]]]:
-        """The statistics by room (`values`, `units`, `groups`, `weights`) and name."""
+        """The statistics by kind (`values`, `units`, `groups`, `weights`) and name."""
         summaries = summarise(self.gates, self.scene.layout)
-        rooms: dict[str, dict[str, dict[str, Tensor]]] = {"values": {}, "units": {}, "groups": {}}
-        rooms["values"] = {g.name: own for g, own in zip(self.scene.gates, summaries)}
-        moments, start = summarise_sensitivity(self.u), 0
-        for (room, name), width in self.scene.widths.items():
+        kinds: dict[str, dict[str, dict[str, Tensor]]] = {"values": {}, "units": {}, "groups": {}}
+        kinds["values"] = {g.name: own for g, own in zip(self.scene.gates, summaries)}
+        moments, start = summarise_effect(self.u), 0
+        for (kind, name), width in self.scene.widths.items():
             own = {key: value[start : start + width].clone() for key, value in moments.items()}
             start += width
-            if room == WHOLE:
-                rooms["groups"][name]["sensitivity_whole"] = own["sensitivity_square"]
+            if kind == SUM:
+                kinds["groups"][name]["effect_sum_square"] = own["effect_square"]
             else:
-                rooms[room].setdefault(name, {}).update(own)
-        rooms["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
-        return rooms
+                kinds[kind].setdefault(name, {}).update(own)
+        kinds["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
+        return kinds
 
 
 def root_mean_square(features: Tensor) -> Tensor:

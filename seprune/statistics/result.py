@@ -19,7 +19,7 @@ from seprune.statistics.stored import read_tensors, write_tensors
 
 Table = dict[str, dict[str, Tensor]]
 
-FORMAT = 2
+FORMAT = 3
 _WHAT = "gate statistics"
 _GATE_FACTS = (
     "name",
@@ -31,7 +31,7 @@ _GATE_FACTS = (
     "excitation",
     "runs",
 )
-_ROOMS = ("values", "units", "groups", "weights")
+KINDS = ("values", "units", "groups", "weights")
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +43,7 @@ class GateStatistics(Tabular):
         values: gate name -> statistic -> float64 tensor of shape (C,); `class_mean` is
             (classes, C), `class_count` (classes,), `rank_agreement` a scalar.
         units: module name -> moments of u of its unit gates, where `units` were asked for.
-        groups: coupling name -> moments of the coupled u, and `sensitivity_whole` (1,), the mean
+        groups: coupling name -> moments of the coupled u, and `effect_sum_square` (1,), the mean
             square of its sum over the group.
         weights: weight -> `taylor`, `hessian` (outputs, inputs), where gradients are `weights`.
         samples: images seen.
@@ -84,9 +84,9 @@ class GateStatistics(Tabular):
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""
         tensors = {
-            f"{room}/{owner}/{name}": value
-            for room in _ROOMS
-            for owner, own in getattr(self, room).items()
+            f"{kind}/{owner}/{name}": value
+            for kind in KINDS
+            for owner, own in getattr(self, kind).items()
             for name, value in own.items()
         }
         write_tensors(path, tensors, {"format": FORMAT, "what": _WHAT} | self._facts())
@@ -110,11 +110,11 @@ class GateStatistics(Tabular):
                 why=f"this seprune reads {_WHAT} of format {FORMAT}",
                 fix="install the seprune that wrote it, or collect again: seprune collect",
             )
-        rooms: dict[str, Table] = {room: {} for room in _ROOMS}
+        kinds: dict[str, Table] = {kind: {} for kind in KINDS}
         for key, value in tensors.items():
-            room, _, rest = key.partition("/")
+            kind, _, rest = key.partition("/")
             owner, _, name = rest.rpartition("/")
-            rooms[room].setdefault(owner, {})[name] = value
+            kinds[kind].setdefault(owner, {})[name] = value
         gates = tuple(_gate(facts_of_gate) for facts_of_gate in facts["gates"])
         return cls(
             gates=gates,
@@ -123,7 +123,7 @@ class GateStatistics(Tabular):
             gradients=facts["gradients"],
             warnings=tuple(facts["warnings"]),
             meta=facts["meta"],
-            **rooms,
+            **kinds,
         )
 
 

@@ -15,7 +15,7 @@ from seprune.statistics.result import require_same
 from seprune.statistics.stored import read_tensors, write_tensors
 
 _WHAT = "an unfinished collection"
-_ROOMS = ("gates", "u", "w")
+KINDS = ("gates", "u", "w")
 
 
 class Observing(Protocol):
@@ -45,7 +45,7 @@ class Unfinished:
             return
         facts: dict[str, Any] = {"what": _WHAT, "of": dict(self.facts)}
         facts |= {"samples": observer.samples, "batches": observer.batches}
-        tensors = {f"{room}/{k}": v for room in _ROOMS for k, v in _state(observer, room)}
+        tensors = {f"{kind}/{k}": v for kind in KINDS for k, v in _state(observer, kind)}
         write_tensors(self.path, tensors, facts)
 
     def restore(self, observer: Observing) -> None:
@@ -69,9 +69,9 @@ class Unfinished:
             what=f"{self.path}: these unfinished statistics",
             fix=f"delete {self.path} to start again, or choose another folder",
         )
-        for room in _ROOMS:
-            for key, value in _state(observer, room):
-                value.copy_(tensors[f"{room}/{key}"])
+        for kind in KINDS:
+            for key, value in _state(observer, kind):
+                value.copy_(tensors[f"{kind}/{key}"])
         observer.samples, observer.batches = facts["samples"], facts["batches"]
 
     def done(self) -> None:
@@ -81,6 +81,6 @@ class Unfinished:
                 path.unlink(missing_ok=True)
 
 
-def _state(observer: Observing, room: str) -> list[tuple[str, Tensor]]:
-    state: State = getattr(observer, room)
+def _state(observer: Observing, kind: str) -> list[tuple[str, Tensor]]:
+    state: State = getattr(observer, kind)
     return list(state.items())

@@ -124,7 +124,7 @@ def flatten_outputs(outputs: Any, size: int) -> Tensor:
         shape = f"a tensor {tuple(odd[0].shape)}" if odd else f"{type(outputs).__name__} alone"
         raise InputError(
             f"the outputs of {size} samples hold {shape}",
-            why="label-free sensitivities project the outputs of each sample by itself",
+            why="label-free derivatives project the outputs of each sample by itself",
             fix="give a task whose flat_outputs returns a tensor (B, K)",
         )
     flat = [t.reshape(size, -1) for t in found]

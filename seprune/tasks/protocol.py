@@ -74,7 +74,7 @@ class Task(Protocol):
         """The model's outputs; with `training` those that `loss` takes."""
 
     def flat_outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        """The outputs that label-free sensitivities project: (B, K), with a graph."""
+        """The outputs that label-free derivatives project: (B, K), with a graph."""
 
     def loss(self, outputs: Any, target: Any) -> Tensor:
         """Mean loss of a batch."""

@@ -219,7 +219,7 @@ def test_uniform_scores_take_the_same_share_of_every_group():
     assert all(keep == list(range(len(keep))) for keep in kept)
 
 
-def test_squared_sensitivities_alone_add_up():
+def test_squared_effects_alone_add_up():
     model = dependent("residual")
     structure = find_structure(model, images())
     found = {}
@@ -411,10 +411,10 @@ def test_gate_means_order_units_and_their_measured_effects_add_up(kind):
     assert found.additive
     assert set(found.scores) == set(statistics.groups)
     for name, own in statistics.groups.items():
-        made, squares = found.scores[name], own["sensitivity_square"]
+        made, squares = found.scores[name], own["effect_square"]
         ranks = plain_means[name][made.argsort()]
         assert torch.equal(ranks, ranks.sort().values)
-        r = correlation(squares, own["sensitivity_whole"])
+        r = correlation(squares, own["effect_sum_square"])
         total = (1 - r) * squares.sum() + r * squares.sqrt().sum() ** 2
         torch.testing.assert_close(made.sum(), total)
 
@@ -425,7 +425,7 @@ def test_without_the_model_ungated_groups_keep_the_order_of_their_effects():
     found = score(structure, statistics, scoring=scoring).scores
     gated = {g.name for g in structure.groups if g.gates}
     for name, own in statistics.groups.items():
-        squares = own["sensitivity_square"]
+        squares = own["effect_square"]
         torch.testing.assert_close(found[name].sum(), squares.sum())
         assert torch.equal(found[name], squares) == (name not in gated)
 
@@ -448,7 +448,7 @@ def test_alternatives_to_a_scoring_need_what_the_statistics_have():
     assert len(alternatives(Scoring("gate_logit"), None)) == 1
 
 
-# -- sensitivities ---------------------------------------------------------------------------------
+# -- effects ---------------------------------------------------------------------------------------
 
 
 def by_differences(model: nn.Module, group: ChannelGroup, x: Tensor, logits_v: Tensor) -> Tensor:
@@ -518,7 +518,7 @@ def test_coupled_scores_are_not_sums_of_single_ones():
     summed = score(structure, statistics, scoring=Scoring(combine="sum")).scores["stem"]
     assert not torch.allclose(coupled, summed, rtol=1e-2)
     parts = [statistics.units["stem"], *(statistics.values[f"blocks.{i}.se"] for i in range(2))]
-    by_hand = torch.stack([p["sensitivity_square"] for p in parts])
+    by_hand = torch.stack([p["effect_square"] for p in parts])
     torch.testing.assert_close(summed, by_hand.sum(0))
     highest = score(structure, statistics, scoring=Scoring(combine="max")).scores["stem"]
     torch.testing.assert_close(highest, by_hand.max(0).values)
@@ -534,8 +534,8 @@ def test_joint_scores_add_up_to_what_all_units_lose_together():
     together = collect_statistics(
         dependent("residual"), batches(), gradients="logits", options=options
     )
-    all_at_once = together.groups["all"]["sensitivity_square"]
-    torch.testing.assert_close(own["sensitivity_whole"], all_at_once, rtol=1e-9, atol=1e-18)
+    all_at_once = together.groups["all"]["effect_square"]
+    torch.testing.assert_close(own["effect_sum_square"], all_at_once, rtol=1e-9, atol=1e-18)
     joint = score(structure, statistics).scores["stem"]
     coupled = score(structure, statistics, scoring=Scoring(combine="coupled")).scores["stem"]
     assert torch.equal(joint.argsort(), coupled.argsort())

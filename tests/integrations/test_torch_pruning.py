@@ -78,7 +78,7 @@ def test_unit_gates_score_groups_that_no_gate_scales():
         names = {str(d.target.name).split(" (")[0] for d, _ in group}
         own = [n for n in importance.scores if n in names]
         if own and all(n in ungated for n in own):
-            moments = [statistics.units[n]["sensitivity_square"].float() for n in own]
+            moments = [statistics.units[n]["effect_square"].float() for n in own]
             assert torch.allclose(importance(group), torch.stack(moments).mean(0))
             checked += 1
     assert checked
@@ -113,8 +113,8 @@ def test_a_layer_that_was_cut_behind_its_back_is_named():
 
 def test_a_statistic_that_was_not_collected_is_named():
     statistics = seprune.collect_statistics(Inner(), batches())
-    with pytest.raises(seprune.InputError, match="the statistics hold no 'sensitivity_square'"):
-        seprune.GateImportance(statistics, "sensitivity_square")
+    with pytest.raises(seprune.InputError, match="the statistics hold no 'effect_square'"):
+        seprune.GateImportance(statistics, "effect_square")
 
 
 KINDS = ["MetaPruner", "MagnitudePruner", "BNScalePruner", "GroupNormPruner", "GrowingRegPruner"]

@@ -109,8 +109,8 @@ def by_hand(model: Net, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def same(a: GateStatistics, b: GateStatistics, *, tolerance: float = 1e-10) -> None:
     assert a.samples == b.samples
-    for room in ("values", "units", "groups"):
-        left, right = getattr(a, room), getattr(b, room)
+    for kind in ("values", "units", "groups"):
+        left, right = getattr(a, kind), getattr(b, kind)
         assert left.keys() == right.keys()
         for name, own in left.items():
             assert own.keys() == right[name].keys()
@@ -355,14 +355,14 @@ def test_u_is_the_derivative_of_a_channel_mask(model: Net, gradients: str) -> No
     u = {place: masked_u(model, x, z, place) for place in ("se1", "se2", "stem", "bn1")}
     places = {"se1": got.values, "se2": got.values, "stem": got.units, "bn1": got.units}
     u["sum"] = u["se2"] + u["stem"]
-    for name, room in (places | {"sum": got.groups}).items():
-        own = room[name]
-        torch.testing.assert_close(own["sensitivity_mean"], u[name].mean(0), rtol=1e-9, atol=1e-14)
+    for name, kind in (places | {"sum": got.groups}).items():
+        own = kind[name]
+        torch.testing.assert_close(own["effect_mean"], u[name].mean(0), rtol=1e-9, atol=1e-14)
         torch.testing.assert_close(
-            own["sensitivity_square"], u[name].square().mean(0), rtol=1e-9, atol=1e-18
+            own["effect_square"], u[name].square().mean(0), rtol=1e-9, atol=1e-18
         )
         torch.testing.assert_close(
-            own["sensitivity_absolute"], u[name].abs().mean(0), rtol=1e-9, atol=1e-14
+            own["effect_absolute"], u[name].abs().mean(0), rtol=1e-9, atol=1e-14
         )
 
 
@@ -370,12 +370,10 @@ def test_coupling_indices_map_channels_to_units(model: Net) -> None:
     index = torch.tensor([0, 0, 1, 1, 2, 2, -1, -1])
     options = CollectOptions(couplings={"pairs": [("se2", index)], "all": [("se2", None)]})
     got = collect_statistics(model, loader(), gradients="logits", options=options)
-    single = got.groups["all"]["sensitivity_mean"]
+    single = got.groups["all"]["effect_mean"]
+    torch.testing.assert_close(got.groups["pairs"]["effect_mean"], single[:6].reshape(3, 2).sum(1))
     torch.testing.assert_close(
-        got.groups["pairs"]["sensitivity_mean"], single[:6].reshape(3, 2).sum(1)
-    )
-    torch.testing.assert_close(
-        got.groups["all"]["sensitivity_square"], got.values["se2"]["sensitivity_square"]
+        got.groups["all"]["effect_square"], got.values["se2"]["effect_square"]
     )
 
 
@@ -447,7 +445,7 @@ def test_autocast_changes_no_more_than_rounding() -> None:
         )
         for precision in ("no", "bf16")
     )
-    for key, tolerance in (("mean", 0.02), ("energy_before", 0.05), ("sensitivity_square", 0.2)):
+    for key, tolerance in (("mean", 0.02), ("energy_before", 0.05), ("effect_square", 0.2)):
         a, b = exact.values["se1"][key], rounded.values["se1"][key]
         assert float((a - b).abs().max() / a.abs().max()) < tolerance, key
 
@@ -554,7 +552,7 @@ def test_no_gates() -> None:
     assert "seprune inspect" in caught.value.fix
     units = CollectOptions(units=("conv",))
     got = collect_statistics(Gateless().double(), loader(), gradients="logits", options=units)
-    assert got.units["conv"]["sensitivity_square"].shape == (6,)
+    assert got.units["conv"]["effect_square"].shape == (6,)
     assert got.values == {}
 
 
@@ -645,12 +643,12 @@ def test_a_gate_module_that_never_runs_is_listed(model: Net) -> None:
 
 
 class Narrow(Net):
-    """Fits no more than `room` images."""
+    """Fits no more than `kind` images."""
 
-    room = 3
+    kind = 3
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > self.room:
+        if len(x) > self.kind:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().forward(x)
 
@@ -663,7 +661,7 @@ def test_out_of_memory_halves_the_batch() -> None:
     same(got, collect_statistics(Net().double(), loader(), gradients="labels"))
     assert got.warnings[-1].startswith("batches of more than 2 images did not fit into memory")
     structure = find_structure(narrow, images(2).tensors[0])
-    Narrow.room = 2
+    Narrow.kind = 2
     try:
         collect_statistics(narrow, loader(), structure=structure, gradients="none")
         handle = narrow.register_forward_pre_hook(_too_much)
@@ -671,7 +669,7 @@ def test_out_of_memory_halves_the_batch() -> None:
             collect_statistics(narrow, loader(), structure=structure, gradients="none")
         handle.remove()
     finally:
-        Narrow.room = 3
+        Narrow.kind = 3
 
 
 _calls = []

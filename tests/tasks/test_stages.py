@@ -38,7 +38,7 @@ class TwoHeads(nn.Module):
 
 
 @pytest.mark.parametrize("form", [tuple, dict])
-def test_sensitivities_project_every_output(form):
+def test_derivatives_project_every_output(form):
     torch.manual_seed(0)
     model, flat = TwoHeads(form), TwoHeads(torch.cat)
     flat.load_state_dict(model.state_dict())
@@ -50,10 +50,8 @@ def test_sensitivities_project_every_output(form):
         )
     assert set(found[model].groups) == set(found[flat].groups) >= {"p", "q"}
     for name, own in found[model].groups.items():
-        assert float(own["sensitivity_square"].sum()) > 0
-        assert torch.equal(
-            own["sensitivity_square"], found[flat].groups[name]["sensitivity_square"]
-        )
+        assert float(own["effect_square"].sum()) > 0
+        assert torch.equal(own["effect_square"], found[flat].groups[name]["effect_square"])
 
 
 def test_gradients_of_labels_are_those_of_the_loss_of_the_task():
@@ -69,7 +67,7 @@ def test_gradients_of_labels_are_those_of_the_loss_of_the_task():
     hook.remove()
     u = gates[0] * torch.autograd.grad(loss, gates[0])[0]
     (values,) = own.values.values()
-    assert torch.allclose(values["sensitivity_square"].float(), u.square().mean(0), rtol=1e-4)
+    assert torch.allclose(values["effect_square"].float(), u.square().mean(0), rtol=1e-4)
     with pytest.raises(InputError, match="gradients 'sampled' need classes"):
         seprune.collect_statistics(
             model, [(x, y)], gradients="sampled", options=seprune.CollectOptions(task=Regression())
@@ -94,7 +92,7 @@ def test_dict_batches_and_several_inputs_are_collected_and_recalibrated():
         for form in (batch, ((x, w), y))
     )
     for name, own in one.values.items():
-        assert torch.equal(own["sensitivity_square"], other.values[name]["sensitivity_square"])
+        assert torch.equal(own["effect_square"], other.values[name]["effect_square"])
         assert torch.equal(own["mean"], other.values[name]["mean"])
     assert one.classes == 3
     fresh = recalibrate(model, [batch], device="cpu")

@@ -257,7 +257,7 @@ def test_outputs_are_flattened_all_of_them():
     x = torch.rand(2, 3, 4, 4)
     flat = Classification().flat_outputs(Heads(), x)
     assert torch.equal(flat, torch.cat([x.flatten(1), x.mean((2, 3))], 1))
-    with pytest.raises(InputError, match="label-free sensitivities project the outputs"):
+    with pytest.raises(InputError, match="label-free derivatives project the outputs"):
         Classification().flat_outputs(nn.Identity(), torch.zeros(2, 1).long())
 
 

@@ -49,9 +49,9 @@ def agree(model: nn.Module, x: Tensor) -> GateStatistics:
     assert want or not features
     for name, u in want.items():
         own = got.groups[name]
-        close(own["sensitivity_square"], u.square().mean(0), name)
-        close(own["sensitivity_mean"], u.mean(0), name)
-        close(own["sensitivity_whole"], u.sum(1).square().mean()[None], name)
+        close(own["effect_square"], u.square().mean(0), name)
+        close(own["effect_mean"], u.mean(0), name)
+        close(own["effect_sum_square"], u.sum(1).square().mean()[None], name)
     return got
 
 
