@@ -65,7 +65,7 @@ class LockedError(SepruneError):
 class StoppedError(_ThreePartError):
     """A signal ended the run; its state is saved.
 
-    Like KeyboardInterrupt it is no Exception: no `except Exception` around a stranger's forward
+    Like KeyboardInterrupt it is no Exception: no `except Exception` around a user's forward
     may take it for a fault of that forward, and go on.
     """
 

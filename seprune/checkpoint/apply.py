@@ -98,12 +98,12 @@ def _classes(
 
 def _head(tensors: dict[str, Tensor]) -> str:
     count = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(COUNTER))
-    told = f"{len(tensors)} tensors, {count:,} numbers"
+    size = f"{len(tensors)} tensors, {count:,} numbers"
     heads = [name for name, tensor in tensors.items() if _is_linear(tensor)]
     if not heads:
-        return told
+        return size
     shape = tensors[heads[-1]].shape
-    return f"{told}, head {heads[-1]} {_shape(shape)} ({shape[0]} classes)"
+    return f"{size}, head {heads[-1]} {_shape(shape)} ({shape[0]} classes)"
 
 
 def _is_linear(tensor: Tensor) -> bool:
@@ -143,9 +143,9 @@ def check_values(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) ->
     used = [n for n in tensors if n in parameters or n.endswith(("running_mean", "running_var"))]
     wrong = []
     for name in used:
-        held = tensors[name].to(parameters[name].dtype) if name in parameters else tensors[name]
-        count = int((~held.isfinite()).sum())
-        wrong += [f"{name} ({count} of {held.numel()})"] if count else []
+        values = tensors[name].to(parameters[name].dtype) if name in parameters else tensors[name]
+        count = int((~values.isfinite()).sum())
+        wrong += [f"{name} ({count} of {values.numel()})"] if count else []
     if wrong:
         raise _refuse_values(path, "NaN or infinite weights", listed=_listed("tensors", wrong))
     # biases and residual gammas may rightly be zero; not all the matrices of a trained network

@@ -93,14 +93,14 @@ def select(
         InputError: there is none, or not the one that `choice` asks for.
     """
     source, state = _container(path, content, choice=choice)
-    said = list(notes)
+    found = list(notes)
     if source:
         others = [key for key in (*EMA_KEYS, *RAW_KEYS) if key != source and _state(content, key)]
         beside = f" (beside it: {', '.join(others)}; --weights raw|ema chooses)" if others else ""
-        said.append(f"weights taken from {source}{beside}")
+        found.append(f"weights taken from {source}{beside}")
     averaged = state.pop(AVERAGED, None)
     if isinstance(averaged, Tensor) and averaged.numel() == 1:
-        said.append(f"averaged weights ({AVERAGED} = {int(averaged)})")
+        found.append(f"averaged weights ({AVERAGED} = {int(averaged)})")
     tensors = {k: v.detach() for k, v in state.items() if isinstance(v, Tensor)}
     for name, tensor in tensors.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -108,10 +108,10 @@ def select(
             damaged(path, f"the tensor {name} claims {shape} numbers and has fewer")
     dropped = [str(key) for key in state if key not in tensors]
     if dropped:
-        said.append(f"left out, not tensors: {', '.join(dropped[:5])}")
+        found.append(f"left out, not tensors: {', '.join(dropped[:5])}")
     tensors, stripped = _strip(tensors)
-    said += [f"prefix {prefix} stripped from every name" for prefix in stripped]
-    return Weights(tensors, source, stripped, tuple(said), sha256, metadata)
+    found += [f"prefix {prefix} stripped from every name" for prefix in stripped]
+    return Weights(tensors, source, stripped, tuple(found), sha256, metadata)
 
 
 def _container(path: Path, content: Any, *, choice: Choice) -> tuple[str, dict[str, Any]]:

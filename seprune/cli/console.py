@@ -129,7 +129,7 @@ def _live(
         BarColumn(bar_width=None),
         TextColumn("{task.fields[numbers]}", markup=False),
     ]
-    if live is None:  # in 80 columns there is room for one of the two
+    if live is None:  # in 80 columns only one of the two fits
         columns[2:2] = [MofNCompleteColumn(), TextColumn("{task.fields[unit]}", markup=False)]
         columns.append(TimeRemainingColumn(compact=True))
     with Progress(*columns, console=stderr(), transient=True, refresh_per_second=4) as progress:
@@ -138,20 +138,20 @@ def _live(
         for done, item in enumerate(iterable, 1):
             yield item
             rate = done / max(time.monotonic() - start, 1e-9)
-            said = _rate(rate) if live is None else live()
-            progress.update(task, completed=done, numbers=said)
+            numbers = _rate(rate) if live is None else live()
+            progress.update(task, completed=done, numbers=numbers)
 
 
 def _plain(
     iterable: Iterable[T], label: str, total: int, unit: str, live: Callable[[], str] | None
 ) -> Iterator[T]:
-    start = said = time.monotonic()
+    start = shown = time.monotonic()
     done = 0
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
-        if now - said > QUIET_SECONDS:
-            said = now
+        if now - shown > QUIET_SECONDS:
+            shown = now
             rate = done / (now - start)
             left = (total - done) / rate
             numbers = live() if live else f"{_rate(rate)}, {left:,.0f} s left"
@@ -206,12 +206,12 @@ def fail(error: SepruneError | StoppedError) -> None:
             console.print(f" {word}: ", style="bold", end="")
             console.print(text, soft_wrap=True)
     if wants_json():
-        said = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
-        give({"error": said})
+        parts = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
+        give({"error": parts})
 
 
 def disk_fault(error: OSError) -> EnvironmentFault:
-    """An error of the operating system that no room has words of its own for."""
+    """An error of the operating system that has no message of its own here."""
     return EnvironmentFault(
         f"{error.filename or 'the output'}: cannot be read or written",
         why=os.strerror(error.errno) if error.errno else str(error),
@@ -223,8 +223,8 @@ def fault_behind(error: Exception) -> SepruneError | None:
     """What another library's error means to the user, or None: then it is a bug."""
     complaint = getattr(error, "format_message", None)  # the parser's of the command line
     if complaint is not None or type(error).__name__ == "Abort":
-        said = str(complaint()) if complaint is not None else "stopped at a question"
-        return UsageError(said, why="the command line is wrong", fix=help_line())
+        what = str(complaint()) if complaint is not None else "stopped at a question"
+        return UsageError(what, why="the command line is wrong", fix=help_line())
     from seprune.runtime.environment import environment
 
     pair = environment()["pair"]

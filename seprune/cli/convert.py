@@ -34,11 +34,11 @@ def convert(
     choice = options.weights_of(weights)
     if allow_pickle:
         target = out or _beside(file)
-        found, said = carry_out(file, target, weights=choice), f"tensors: {target}"
+        found, where = carry_out(file, target, weights=choice), f"tensors: {target}"
     else:
         target = file
-        found, said = load_weights(file, weights=choice), "tensors can be read as they are"
-    console.tell(f"{file}: {len(found.tensors)} {said}")
+        found, where = load_weights(file, weights=choice), "tensors can be read as they are"
+    console.tell(f"{file}: {len(found.tensors)} {where}")
     if json:
         console.give({"file": str(target), "tensors": len(found.tensors), "sha256": found.sha256})
 

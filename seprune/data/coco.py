@@ -105,8 +105,8 @@ def _candidates(root: Path, part: str) -> Iterator[Path]:
 def _first(paths: Sequence[Path] | Iterator[Path]) -> Path | None:
     """The first file that holds annotations; others belong to somebody else."""
     for path in paths:
-        held = read_json(path, limit=LIMIT)
-        if isinstance(held, dict) and all(isinstance(held.get(key), list) for key in KEYS):
+        content = read_json(path, limit=LIMIT)
+        if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS):
             return path
     return None
 
@@ -129,13 +129,13 @@ def _names(files: Sequence[Path]) -> dict[int, str]:
 
 
 def _rows(root: Path, path: Path, names: Mapping[int, str]) -> list[Boxed]:
-    held = read_json(path, limit=LIMIT)
+    content = read_json(path, limit=LIMIT)
     places = {number: position for position, number in enumerate(names, 1)}
-    if not held["annotations"]:
+    if not content["annotations"]:
         raise _wrong(path, "no annotations", "there is nothing to learn from")
     images: dict[Any, Path] = {}
     folders = _folders(root, path)
-    for own in held["images"]:
+    for own in content["images"]:
         name = own.get("file_name") if isinstance(own, dict) else None
         if not isinstance(name, str) or "id" not in own:
             raise _wrong(path, "an image without id and file_name", "annotations refer to the id")
@@ -143,7 +143,7 @@ def _rows(root: Path, path: Path, names: Mapping[int, str]) -> list[Boxed]:
     sizes = _sizes(list(images.values()))
     boxes: dict[Any, list[list[float]]] = {number: [] for number in images}
     labels: dict[Any, list[int]] = {number: [] for number in images}
-    for number, own in enumerate(held["annotations"]):
+    for number, own in enumerate(content["annotations"]):
         whose = f"annotation {own.get('id', number) if isinstance(own, dict) else number}"
         if not isinstance(own, dict) or own.get("image_id") not in images:
             raise _wrong(path, f"{whose} is of no image", "its image_id is not among the images")

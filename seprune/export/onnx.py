@@ -117,7 +117,7 @@ def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedPro
         # torch prints the graph that it could not finish
         with torch.no_grad(), redirect_stderr(io.StringIO()):
             program = torch.export.export(model, (_noise(shape)[:2],), dynamic_shapes=({0: batch},))
-    except Exception as error:  # a stranger's forward decides what it raises
+    except Exception as error:  # a user's forward decides what it raises
         raise _impossible(model, error) from error
     for graph_module in program.graph_module.modules():
         for node in graph_module.graph.nodes if hasattr(graph_module, "graph") else ():
@@ -232,9 +232,9 @@ def _compare(model: nn.Module, run: Run, images: Tensor) -> Iterator[tuple[int, 
     """(batch size, largest relative difference); an output that is not there counts as infinite."""
     with torch.no_grad():
         for batch in sorted({1, min(2, len(images)), len(images)}):
-            said, expected = run(images[:batch]), tree_leaves(model(images[:batch]))
-            same = [a.shape for a in said] == [b.shape for b in expected]
-            yield batch, max(map(_difference, said, expected)) if same else float("inf")
+            answers, expected = run(images[:batch]), tree_leaves(model(images[:batch]))
+            same = [a.shape for a in answers] == [b.shape for b in expected]
+            yield batch, max(map(_difference, answers, expected)) if same else float("inf")
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

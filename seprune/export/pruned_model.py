@@ -96,9 +96,9 @@ def read_architecture(folder: Path | str) -> Architecture:
     """What `config.json` and the plans of a folder say, once its hashes are found right."""
     folder = Path(folder)
     config = read_config(folder)
-    said = {"classes": None, "input": None, "args": {}, "plans": 0} | config["seprune"]
-    _check_entries(folder / CONFIG, said)
-    names = [_plan_name(number) for number in range(said["plans"])]
+    entries = {"classes": None, "input": None, "args": {}, "plans": 0} | config["seprune"]
+    _check_entries(folder / CONFIG, entries)
+    names = [_plan_name(number) for number in range(entries["plans"])]
     wrong = check_sums(folder, need=[CONFIG, WEIGHTS, *names])
     if wrong:
         raise InputError(
@@ -108,20 +108,20 @@ def read_architecture(folder: Path | str) -> Architecture:
             code="damaged",
         )
     plans = tuple(PruningPlan.load(folder / name) for name in names)
-    shape = tuple(said["input"]) if said["input"] else None
-    return Architecture(said["model"], said["classes"], shape, dict(said["args"]), plans)
+    shape = tuple(entries["input"]) if entries["input"] else None
+    return Architecture(entries["model"], entries["classes"], shape, dict(entries["args"]), plans)
 
 
-def _check_entries(path: Path, said: Mapping[str, Any]) -> None:
+def _check_entries(path: Path, entries: Mapping[str, Any]) -> None:
     """Whoever wrote `config.json` may have meant harm: nothing but the types that we write."""
 
     def count(value: Any, least: int, most: int) -> bool:
         return type(value) is int and least <= value <= most
 
-    shape = said["input"]
+    shape = entries["input"]
     right = {
-        "model": isinstance(said.get("model"), str),
-        "classes": said["classes"] is None or count(said["classes"], 1, 10**6),
+        "model": isinstance(entries.get("model"), str),
+        "classes": entries["classes"] is None or count(entries["classes"], 1, 10**6),
         "input": shape is None
         or (
             isinstance(shape, list)
@@ -129,15 +129,15 @@ def _check_entries(path: Path, said: Mapping[str, Any]) -> None:
             and all(count(n, 1, 10**5) for n in shape)
             and math.prod(shape) <= MOST_VALUES
         ),
-        "args": isinstance(said["args"], dict)
-        and not {"name", "classes", "input", "allow_code"} & set(said["args"]),
-        "plans": count(said["plans"], 0, 1000),
+        "args": isinstance(entries["args"], dict)
+        and not {"name", "classes", "input", "allow_code"} & set(entries["args"]),
+        "plans": count(entries["plans"], 0, 1000),
     }
     wrong = [key for key in right if not right[key]]
     if wrong:
         raise InputError(
             f"{path}: seprune.{wrong[0]} is nothing that seprune wrote",
-            why=f"it is {str(said.get(wrong[0]))[:60]!r}",
+            why=f"it is {str(entries.get(wrong[0]))[:60]!r}",
             fix="copy the folder again, or run the stage that wrote it again",
             code="damaged",
         )
@@ -229,6 +229,6 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> N
 
 def _unfilled(model: nn.Module) -> bool:
     """Whether a module keeps a tensor outside of parameters and buffers."""
-    held = (v for m in model.modules() for v in vars(m).values())
-    flat = (t for v in held for t in (v if isinstance(v, (list, tuple)) else [v]))
+    values = (v for m in model.modules() for v in vars(m).values())
+    flat = (t for v in values for t in (v if isinstance(v, (list, tuple)) else [v]))
     return any(isinstance(t, torch.Tensor) and t.is_meta for t in flat)

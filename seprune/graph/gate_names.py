@@ -26,8 +26,8 @@ def gate_name(
     path = _common(n.module for n in core)
     if _foreign(flow, product, path, core[0]):
         return f"{path}:{kind if at >= 0 else 'mul'}"
-    whole = [product.node, *squeezes]
-    while path and not all(inside(n.module, path) for n in whole):
+    nodes = [product.node, *squeezes]
+    while path and not all(inside(n.module, path) for n in nodes):
         parent = path.rpartition(".")[0]
         if not parent or _foreign(flow, product, parent, core[0]):
             break

@@ -304,11 +304,11 @@ class _Region:
                 return False
             if self.makes(node):
                 continue
-            held = self.values & set(node.outputs)
+            maps = self.values & set(node.outputs)
             other = set(self.operands(node)) - scaled
-            if not held or not homogeneous(node, read, other) or begins & set(node.outputs):
+            if not maps or not homogeneous(node, read, other) or begins & set(node.outputs):
                 return False
-            scaled |= held
+            scaled |= maps
         reads = {value for value, _ in self.reads}
         own = {name for kind, name in sites if kind == "gate"}
         return reads <= scaled and not outside & scaled and self.context.uses.settled(own)

@@ -125,7 +125,7 @@ class _Resized:
     """Mixed into the class of a module whose forward gets other sizes."""
 
     def __init_subclass__(cls, **_: Any) -> None:
-        """Without that of the module's class, which may keep a register of what it is told of."""
+        """Without that of the module's class, which may keep a register of its subclasses."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _Sizes(getattr(self, _SIZES)):

@@ -89,18 +89,18 @@ class Sensitivity:
         return {**facts, "top1": self.top1, "loss": self.loss, "groups": rows}
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> Sensitivity:
+    def of(cls, plain: Mapping[str, Any]) -> Sensitivity:
         """What `plain` gave."""
         groups = tuple(
             GroupSensitivity(
                 row["group"], row["units"], row["macs"],
                 tuple(map(AblationLoss, row["removed"], row["top1"], row["loss"])),
             )
-            for row in held["groups"]
+            for row in plain["groups"]
         )  # fmt: skip
         return cls(
-            held["criterion"], tuple(held["shares"]), held["images"], held["top1"], held["loss"],
-            groups,
+            plain["criterion"], tuple(plain["shares"]), plain["images"],
+            plain["top1"], plain["loss"], groups,
         )  # fmt: skip
 
 
@@ -206,23 +206,23 @@ def lowest(importance: Importance, group: ChannelGroup, share: float) -> list[in
 
 @contextmanager
 def masked(model: nn.Module, group: ChannelGroup, gone: Sequence[int]) -> Iterator[None]:
-    """Nobody hears the units `gone` of a group while the context is open.
+    """The units `gone` of a group are masked while the context is open.
 
     Their channels are zero where layers read them, and in bare parameters; the answer is that of
     the cut network but for layers that look at all channels together (GroupNorm).
     """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    handles, held = [], []
+    handles, changed = [], []
     try:
         for member in group.members:
             index = torch.from_numpy(member.index[list(gone)].reshape(-1))
             if member.side == "in" and member.layer in modules:
                 layer = modules[member.layer]
                 dim = -1 if isinstance(layer, nn.Linear) else 1
-                handles.append(layer.register_forward_pre_hook(partial(_silence, index, dim)))
+                handles.append(layer.register_forward_pre_hook(partial(_zero, index, dim)))
             elif member.side.startswith("dim") and member.layer in parameters:
                 parameter = parameters[member.layer]
-                held.append((parameter, parameter.detach().clone()))
+                changed.append((parameter, parameter.detach().clone()))
                 with torch.no_grad():
                     parameter.index_fill_(int(member.side[3:]), index.to(parameter.device), 0)
         yield
@@ -230,11 +230,11 @@ def masked(model: nn.Module, group: ChannelGroup, gone: Sequence[int]) -> Iterat
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            for parameter, before in reversed(held):
+            for parameter, before in reversed(changed):
                 parameter.copy_(before)
 
 
-def _silence(index: Tensor, dim: int, _module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _zero(index: Tensor, dim: int, _module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     return (inputs[0].index_fill(dim, index.to(inputs[0].device), 0), *inputs[1:])
 
 

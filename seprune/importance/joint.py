@@ -57,7 +57,7 @@ def _added(squares: Tensor, alike: float) -> Tensor:
 def _ascending(values: Tensor) -> Tensor:
     """The closest ascending sequence in least squares (pool adjacent violators).
 
-    Equal neighbours are told apart by 1e-9 of their value, so that a sort keeps them in order.
+    Equal neighbours differ by 1e-9 of their value, so that a sort keeps them in order.
     """
     means: list[float] = []
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""Scores that weights alone give: the baselines, through the same door as the gates."""
+"""Scores that weights alone give: the baselines, by the same interface as the gates."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ WARM_UP = 3
 ENOUGH_ROUNDS = 5
 PATIENCE_SECONDS = 20.0
 LONGEST_SECONDS = 120.0
-"""A batch size whose shortest measurement would take longer is left out, and said."""
+"""A batch size whose shortest measurement would take longer is left out, with a note."""
 
 
 @dataclass(frozen=True)

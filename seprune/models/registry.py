@@ -25,15 +25,15 @@ def build(origin: Origin) -> nn.Module:
     """The network of a zoo, with random weights; see `ModelLoader.build`."""
     name, classes, input, args = origin.name, origin.classes, origin.input, dict(origin.args)
     _check_numbers(classes, input)
-    door, _, rest = name.partition("/")
-    _check_name(name, door, rest)
+    zoo, _, rest = name.partition("/")
+    _check_name(name, zoo, rest)
     _refuse_weights(name, args)
     try:
-        if door == "seprune":
+        if zoo == "seprune":
             network = NETWORKS[rest]
             channels = input[0] if input else network.input[0]
             return network.make(channels, classes or network.classes, network.settings(name, args))
-        make = zoos.torchvision_model if door == "torchvision" else zoos.timm_model
+        make = zoos.torchvision_model if zoo == "torchvision" else zoos.timm_model
         return make(rest, classes, input, args)
     except (SepruneError, NotImplementedError):  # the latter: not on the meta device
         raise
@@ -63,15 +63,15 @@ def input_size(name: str, model: nn.Module) -> Size:
     Raises:
         UsageError: it cannot be inferred (a network of the user's own file).
     """
-    door, _, rest = name.partition("/")
+    zoo, _, rest = name.partition("/")
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     if channels > 4:  # a stem that first folds positions into channels (TResNet)
         channels = 3
-    if door == "seprune" and rest in NETWORKS:
+    if zoo == "seprune" and rest in NETWORKS:
         return channels, *NETWORKS[rest].input[1:]
-    if door == "torchvision":
+    if zoo == "torchvision":
         return channels, *zoos.torchvision_size(rest, model)
-    if door == "timm":
+    if zoo == "timm":
         return channels, *zoos.timm_size(model)
     raise UsageError(
         f"{name}: its input size is not known",
@@ -104,14 +104,14 @@ def _refuse_weights(name: str, args: dict[str, Any]) -> None:
         )
 
 
-def _check_name(name: str, door: str, rest: str) -> None:
-    known = rest in NETWORKS if door == "seprune" else zoos.has(door, rest)
+def _check_name(name: str, zoo: str, rest: str) -> None:
+    known = rest in NETWORKS if zoo == "seprune" else zoos.has(zoo, rest)
     if known:
         return
     tails: dict[str, list[str]] = {}
     for full in names():
         tails.setdefault(full.partition("/")[2], []).append(full)
-    close = [full for tail in get_close_matches(rest or door, tails, 5) for full in tails[tail]]
+    close = [full for tail in get_close_matches(rest or zoo, tails, 5) for full in tails[tail]]
     raise UsageError(
         f"{name}: no such model",
         why=f"close names: {', '.join(close[:5])}" if close else "nothing here is called like it",

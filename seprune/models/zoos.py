@@ -106,8 +106,8 @@ def timm_size(model: Any) -> tuple[int, int]:
 
 def _torchvision_names() -> list[str]:
     models = _import("torchvision.models")
-    rooms = (models, models.detection, models.segmentation)
-    return [name for room in rooms for name in models.list_models(module=room)]
+    modules = (models, models.detection, models.segmentation)
+    return [name for module in modules for name in models.list_models(module=module)]
 
 
 def _import(module: str) -> ModuleType:

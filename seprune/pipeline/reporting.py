@@ -237,19 +237,19 @@ def _left_whole(result: RunResult) -> list[dict[str, str]]:
 
 
 def _warnings(result: RunResult) -> list[str]:
-    said = list(result.statistics.warnings) if result.statistics is not None else []
+    notes = list(result.statistics.warnings) if result.statistics is not None else []
     idle = [g.name for g in result.context.structure.gates if not g.runs]
     if idle:
-        said.append(f"gates that never run: {', '.join(idle)}")
-    said += across_channels(result.context.structure)
+        notes.append(f"gates that never run: {', '.join(idle)}")
+    notes += across_channels(result.context.structure)
     if result.context.network.digest is None:
-        said.append("the weights are random: accuracies say nothing, costs do")
+        notes.append("the weights are random: accuracies say nothing, costs do")
     unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)
     if unknown:
-        said.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")
+        notes.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")
     if result.context.runtime.shared_machine and result.recipe.report.latency:
-        said.append("latencies were not measured: other runs worked on this machine")
-    return [*said, *result.slow]
+        notes.append("latencies were not measured: other runs worked on this machine")
+    return [*notes, *result.slow]
 
 
 def across_channels(structure: NetworkStructure) -> list[str]:

@@ -64,7 +64,7 @@ def slow(
 ) -> list[str]:
     """A sentence for each network whose speed falls short, with the layers that eat the time."""
     dense = next(m for m in measurements if m.stage == "baseline")
-    said = []
+    notes = []
     for m in measurements:
         pairs = _pairs(dense, m)
         if m is dense or not pairs or m.macs >= dense.macs:
@@ -72,8 +72,8 @@ def slow(
         costs: dict[str, Any] = {"macs_before": dense.macs, "macs_after": m.macs}
         if speed_warning(pairs, **costs) is not None:
             layers = _layers(networks[m.stage, m.budget], pairs[0][1], setup)
-            said.append(speed_warning(pairs, layers=layers, **costs) or "")
-    return said
+            notes.append(speed_warning(pairs, layers=layers, **costs) or "")
+    return notes
 
 
 def runtimes(section: ReportSection, setup: TimingSetup) -> Sequence[str]:

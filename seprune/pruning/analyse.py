@@ -112,7 +112,7 @@ class _Trial:
                 cut_layer(small, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
             except InputError as error:
                 return layer, error.what
-            except Exception as error:  # a stranger's layer decides what it raises
+            except Exception as error:  # a user's layer decides what it raises
                 where = f"layer '{layer or 'the model'}' cannot be cut"
                 return layer, f"{where}: {first_line(error)}"
         found = self._run(small, plan)
@@ -163,7 +163,7 @@ class _Trial:
             try:
                 with sizes.over(model):
                     outputs = model(*arguments)
-            except Exception as error:  # the stranger's forward decides what it raises
+            except Exception as error:  # the user's forward decides what it raises
                 layer = stack[-1] if stack else ""
                 where = f"layer {layer}" if layer else "the model"
                 return layer, f"a trial cut fails in {where}: {first_line(error)}"

@@ -44,10 +44,10 @@ class GreedyDescent:
         self.terms: dict[str, list[Term]] = {name: [] for name in scores}
         self.beside: dict[str, set[str]] = {name: {name} for name in scores}
         for term in terms:
-            held = {n for _, groups, _ in term.factors for n in groups if n in self.terms}
-            for name in held:
+            names = {n for _, groups, _ in term.factors for n in groups if n in self.terms}
+            for name in names:
                 self.terms[name].append(term)
-                self.beside[name] |= held
+                self.beside[name] |= names
         self.kept = dict(self.whole)
         self.rates: dict[str, tuple[float, int] | None] = {n: self.rate(n) for n in scores}
 

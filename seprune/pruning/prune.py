@@ -111,10 +111,10 @@ def _length(module: nn.Module | None, tensor: Tensor | None, side: str) -> int:
         return tensor.shape[dim] if tensor is not None and dim < tensor.dim() else 0
     name, _, index = side.removeprefix(".").partition("[")
     for attribute in _WIDTHS.get(side, (name,)):
-        held = getattr(module, attribute, None)
-        if isinstance(held, (list, tuple)):
+        width = getattr(module, attribute, None)
+        if isinstance(width, (list, tuple)):
             place = int(index[:-1]) if index else -1
-            held = held[place] if place < len(held) else 0
-        if isinstance(held, int) and not isinstance(held, bool):
-            return held
+            width = width[place] if place < len(width) else 0
+        if isinstance(width, int) and not isinstance(width, bool):
+            return width
     return 0

@@ -288,8 +288,8 @@ class Search:
         )
 
     def in_the_way(self) -> str:
-        held = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
-        what = f"{len(held)} groups stay whole: {'; '.join(held[:4])}" if held else ""
+        uncut = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
+        what = f"{len(uncut)} groups stay whole: {'; '.join(uncut[:4])}" if uncut else ""
         step = self.allocation.round_to
         rounded = f", in multiples of {step}" if step > 1 else ""
         return (

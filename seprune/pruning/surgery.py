@@ -1,4 +1,4 @@
-"""The only door to torch-pruning: taking channels out of one layer."""
+"""The only module that calls torch-pruning: taking channels out of one layer."""
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ def _extras(conv: Any) -> dict[str, Tensor]:
 def _cut_conv_groups(conv: Any, outs: Tensor, ins: Tensor) -> None:
     """Grouped convolutions give up whole conv groups, or the same number inside each."""
     groups, per_in = conv.groups, conv.in_channels // conv.groups
-    held = torch.zeros(conv.in_channels, dtype=torch.bool)
+    kept = torch.zeros(conv.in_channels, dtype=torch.bool)
     if per_in == 1:  # depthwise with a channel multiplier
         ins = torch.unique(outs // (conv.out_channels // groups))
-    held[ins] = True
-    full = held.view(groups, per_in)
+    kept[ins] = True
+    full = kept.view(groups, per_in)
     weight = conv.weight.detach()
     if bool((full.all(1) | ~full.any(1)).all()) and not bool(full.all()):
         conv.groups = int(full.any(1).sum())
@@ -169,6 +169,6 @@ def _set_attribute(module: nn.Module, side: str, count: int) -> None:
     if index is None:
         setattr(module, name, count)
         return
-    held = list(getattr(module, name))
-    held[int(index)] = count
-    setattr(module, name, type(getattr(module, name))(held))
+    sizes = list(getattr(module, name))
+    sizes[int(index)] = count
+    setattr(module, name, type(getattr(module, name))(sizes))

@@ -160,7 +160,7 @@ class ValueCheck:
     def _located(
         self, parent: nn.Module, small: nn.Module, cut: tuple[Sequence[ChannelGroup], PruningPlan]
     ) -> list[Finding]:
-        """The operators that differ; empty where the two passes cannot be told side by side."""
+        """The operators that differ; empty where the two passes cannot be laid side by side."""
         try:
             return self._locate(parent, small, cut)
         except (RuntimeError, IndexError, ValueError, KeyError, TypeError):

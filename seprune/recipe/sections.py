@@ -208,7 +208,7 @@ class PlanSection(Section):
     """How much is cut, and where. Lists of budgets give one pruned network each."""
 
     macs: Budgets | None = Field(
-        default=None, description="kept: 0.5, 20M or a list; 0.5 if none is said"
+        default=None, description="kept: 0.5, 20M or a list; 0.5 if no budget is given"
     )
     params: Budgets | None = Field(default=None, description="kept: 0.4, 1.5M or a list")
     latency: Times | None = Field(
@@ -299,7 +299,7 @@ class ReportSection(Section):
     )
     html: bool = True
     classes: tuple[str, ...] = Field(
-        default=(), description="whose excitations are shown; none said: ten, evenly spread"
+        default=(), description="whose excitations are shown; none given: ten, evenly spread"
     )
     last_epoch: bool = Field(
         default=False, description="measure the last epoch's weights beside the chosen ones"

@@ -151,22 +151,22 @@ def _mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
 
 
 def _warnings(reports: Sequence[Report]) -> list[str]:
-    said = []
+    notes = []
     sources = sorted({str(r.data.get("source")) for r in reports})
     if len(sources) > 1:
-        said.append(
+        notes.append(
             f"The runs were measured on different data ({', '.join(sources)}): "
             "their accuracies do not compare."
         )
     places = sorted({x.device for r in reports for m in r.measurements for x in m.latency})
     if len(places) > 1:
-        said.append(
+        notes.append(
             f"Latencies come from different devices ({', '.join(places)}) and do not compare."
         )
-    said += [
+    notes += [
         f"{r.name}: not finished, nothing measured yet." for r in reports if not r.measurements
     ]
-    return said
+    return notes
 
 
 def _network(row: ComparisonRow) -> str:

@@ -141,8 +141,8 @@ def excitation(summary: GateSummary, classes: Sequence[str]) -> Figure:
 def _not_too_narrow(values: Array) -> list[float]:
     """A range that holds the values and does not blow tiny differences up."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    room = max(0.05 * (high - low), (NARROWEST - (high - low)) / 2)
-    return [axes.short(low - room), axes.short(high + room)]
+    margin = max(0.05 * (high - low), (NARROWEST - (high - low)) / 2)
+    return [axes.short(low - margin), axes.short(high + margin)]
 
 
 def within_class(summary: GateSummary) -> Array:

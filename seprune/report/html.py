@@ -254,7 +254,7 @@ def _sensitivity(report: Report) -> dict[str, Any]:
     if not found:
         return {}
     parts = {"head": sensitivity.head(found), "rows": sensitivity.rows(found)}
-    return {**parts, "said": sensitivity.SAID, "caption": sensitivity.caption(found)}
+    return {**parts, "explanation": sensitivity.EXPLANATION, "caption": sensitivity.caption(found)}
 
 
 def _gate_row(gate: GateSummary) -> list[str]:

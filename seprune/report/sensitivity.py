@@ -7,8 +7,8 @@ from typing import Any
 
 from seprune.report import words
 
-SAID = (
-    "Top-1 in points and, in brackets, loss, against the whole network, when the lowest-scored "
+EXPLANATION = (
+    "Top-1 in points and, in brackets, loss, against the uncut network, when the lowest-scored "
     "part of one dependency group is masked and nothing else; on images of the validation split, "
     "without recovery."
 )
@@ -31,7 +31,7 @@ def caption(found: Mapping[str, Any]) -> str:
     """What the numbers are measured against."""
     return (
         f"by {found['criterion']}, {found['images']:,} validation images, "
-        f"whole: top-1 {words.percent(found['top1'])}, loss {found['loss']:.3f}"
+        f"uncut: top-1 {words.percent(found['top1'])}, loss {found['loss']:.3f}"
     )
 
 

@@ -127,8 +127,8 @@ def headline(report: Report, budget: BudgetReport) -> str:
     if end.top1 is not None and base.top1 is not None:
         text += f" with {percent(end.top1)} top-1 ({points(end.top1 - base.top1)} points)"
     fast = [(x, speed_up(report, x)) for x in end.latency]
-    said = [f"{s:.2f}x at batch {x.batch}" for x, s in fast if s and x.runtime == "eager"]
-    return text + (f"; speed {', '.join(said)}." if said else ".")
+    speeds = [f"{s:.2f}x at batch {x.batch}" for x, s in fast if s and x.runtime == "eager"]
+    return text + (f"; speed {', '.join(speeds)}." if speeds else ".")
 
 
 def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
@@ -223,7 +223,7 @@ def choice(facts: Mapping[str, Any]) -> list[str]:
     ]
     lines = [
         f"{facts['chosen']} of {len(trials)} candidates; error of the refitted network's outputs "
-        f"on images held out, without labels: {', '.join(errors)}"
+        f"on held-out images, without labels: {', '.join(errors)}"
     ]
     if facts["close"]:
         lines.append(f"within 10 % of it, so perhaps as good: {', '.join(facts['close'])}")
@@ -275,20 +275,20 @@ def _how_trained(numbers: Mapping[str, float | str | None]) -> str:
 
 def missing(report: Report) -> list[str]:
     """What is not in the numbers: skipped images, uncounted operators, batches, idle stages."""
-    said = [f"Images skipped in {name}." for name in _skipped(report.data.get("skipped"))]
+    notes = [f"Images skipped in {name}." for name in _skipped(report.data.get("skipped"))]
     if report.not_counted:
-        said.append(
+        notes.append(
             "Operators that ran but have no MAC formula, counted as 0: "
             + ", ".join(report.not_counted)
             + "."
         )
-    said += _not_timed(report)
+    notes += _not_timed(report)
     for m in report.measurements:
         if m.nonfinite:
-            said.append(f"{stage_name(m)}: {m.nonfinite} of {m.count} outputs were not finite.")
+            notes.append(f"{stage_name(m)}: {m.nonfinite} of {m.count} outputs were not finite.")
     if not report.measurements or not report.budgets:
-        said.append("This run is not finished: what it has not measured yet is left out.")
-    return said
+        notes.append("This run is not finished: what it has not measured yet is left out.")
+    return notes
 
 
 def _not_timed(report: Report) -> list[str]:

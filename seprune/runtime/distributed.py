@@ -170,8 +170,8 @@ def first(work: Callable[[], T]) -> T:
         _store().set(key, "done")
     _await(key)
     dist.broadcast_object_list(made, 0)
-    held: T = made[0]
-    return held
+    result: T = made[0]
+    return result
 
 
 def _await(key: str) -> None:
@@ -212,13 +212,13 @@ def united() -> Iterator[None]:
 
 
 def _publish(error: Exception | StoppedError) -> dict[str, Any]:
-    """Say what ended this process; returns what the first one that failed has said."""
-    said = json.dumps({"process": dist.get_rank(), **_parts(error)})
+    """Publish what ended this process; returns what the first one that failed has published."""
+    own = json.dumps({"process": dist.get_rank(), **_parts(error)})
     try:
-        held: dict[str, Any] = json.loads(_store().compare_set(_FAILED, "", said))
+        fault: dict[str, Any] = json.loads(_store().compare_set(_FAILED, "", own))
     except dist.DistError:  # the process that kept the store has gone
-        held = json.loads(said)
-    return held
+        fault = json.loads(own)
+    return fault
 
 
 def _parts(error: Exception | StoppedError) -> dict[str, Any]:
@@ -229,10 +229,10 @@ def _parts(error: Exception | StoppedError) -> dict[str, Any]:
     return {"what": what, "why": "", "fix": "", "code": "bug", "exit_status": 1}
 
 
-def _fellow(said: dict[str, Any]) -> PeerError:
-    process = said["process"]
-    what = f"process {process} of {dist.get_world_size()}: {said['what']}"
-    error = PeerError(what, **{k: said[k] for k in ("why", "fix", "code", "exit_status")})
+def _fellow(fault: dict[str, Any]) -> PeerError:
+    process = fault["process"]
+    what = f"process {process} of {dist.get_world_size()}: {fault['what']}"
+    error = PeerError(what, **{k: fault[k] for k in ("why", "fix", "code", "exit_status")})
     error.process = process
     return error
 

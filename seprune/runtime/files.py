@@ -133,11 +133,11 @@ def tensors_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Fi
             save_file(dict(tensors), temporary, metadata=dict(metadata))
             _sort_metadata(temporary)
             with safe_open(temporary, framework="pt") as file:
-                whole = set(file.keys()) == set(tensors)
+                complete = set(file.keys()) == set(tensors)
         except SafetensorError as error:  # the library's own spelling of an OSError
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
-        if not whole:
+        if not complete:
             raise OSError(errno.EIO, "what was read back is not what was written")
 
     return fill
@@ -149,8 +149,8 @@ def _sort_metadata(path: Path) -> None:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
         metadata = dict(sorted(header.pop("__metadata__", {}).items()))
-        whole = {"__metadata__": metadata, **header}
-        text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        header = {"__metadata__": metadata, **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
         if len(text) == length:
             stream.seek(8)
             stream.write(text)

@@ -22,7 +22,7 @@ class _State:
     owner: int = 0  # pid of the process whose run it is; 0: nobody listens
     resume: str = ""
     signum: int = 0
-    held: int = 0
+    blocked: int = 0
 
 
 _STATE = _State()
@@ -67,18 +67,18 @@ def interrupts(resume: str = "") -> Iterator[None]:
 @contextmanager
 def unbroken() -> Iterator[None]:
     """Put a first signal off until the block has ended: around writes that belong together."""
-    _STATE.held += 1
+    _STATE.blocked += 1
     try:
         yield
     finally:
-        _STATE.held -= 1
+        _STATE.blocked -= 1
     safe_point()
 
 
 def safe_point() -> None:
     """Raise StoppedError if a signal waits; long loops call it where stopping loses nothing."""
     # Not twice on the same way out; but one that a destructor swallowed comes again.
-    if _STATE.signum and not _STATE.held and not isinstance(sys.exc_info()[1], StoppedError):
+    if _STATE.signum and not _STATE.blocked and not isinstance(sys.exc_info()[1], StoppedError):
         raise _stopped()
 
 

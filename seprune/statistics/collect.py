@@ -166,7 +166,7 @@ def _finish(
         dist.all_reduce(count)
         samples = int(count)
     kinds = observer.tables()
-    said = caveats(found, kinds["values"], samples, getattr(loader, "batch_size", None))
+    warnings = caveats(found, kinds["values"], samples, getattr(loader, "batch_size", None))
     return GateStatistics(
         gates=tuple(map(described, found)),
         values=kinds["values"],
@@ -176,7 +176,7 @@ def _finish(
         units=kinds["units"],
         groups=kinds["groups"],
         weights=kinds["weights"],
-        warnings=(*said, *observer.remarks()),
+        warnings=(*warnings, *observer.remarks()),
         meta=meta,
     )
 

@@ -160,7 +160,7 @@ def test_the_table_says_what_is_lost():
     shown = f"{100 * top1:+.2f} ({loss:+.2f})".replace("-", "−")
     assert row[:2] == ["stem", "8"]
     assert row[3] == shown
-    assert table.caption(plain).startswith("by l2, 6 validation images, whole: top-1 ")
+    assert table.caption(plain).startswith("by l2, 6 validation images, uncut: top-1 ")
 
 
 def test_the_command_and_a_run_measure_on_the_validation_split(monkeypatch, capsys, tmp_path):

@@ -42,8 +42,8 @@ def convolution(walker: Walker, node: Node) -> None:
 
 
 def _cost_of_layer(walker: Walker, node: Node, channels: Tensor, made: Tensor, groups: int) -> None:
-    whole = groups > 1 and (groups == len(channels) or _whole_blocks(groups, channels, made))
-    walker.cost(node, (made,) if whole else (channels, made))
+    apart = groups > 1 and (groups == len(channels) or _whole_blocks(groups, channels, made))
+    walker.cost(node, (made,) if apart else (channels, made))
 
 
 def _whole_blocks(groups: int, channels: Tensor, made: Tensor) -> bool:

@@ -169,10 +169,10 @@ def split(walker: Walker, node: Node) -> None:
     parts = [walker.result.values[v] for v in node.outputs]
     sizes = [p.shape[dim] for p in parts]
     vectors = [v for p in parts if (v := along(p, dim)) is not None]
-    whole = along(read, dim)
+    channels = along(read, dim)
     named = attribute(walker, node, sizes, vectors)
-    if not named and whole is not None and len(set(sizes)) == 1:  # a part of an attribute
-        attribute(walker, node, [read.shape[dim]], [whole])
+    if not named and channels is not None and len(set(sizes)) == 1:  # a part of an attribute
+        attribute(walker, node, [read.shape[dim]], [channels])
     if len(set(sizes)) == 1:
         for part in parts[1:]:
             walker.tie(parts[0], part, walker.place(node))
@@ -218,7 +218,7 @@ def unbind(walker: Walker, node: Node) -> None:
 
 
 def attribute(walker: Walker, node: Node, sizes: list[int], parts: list[Tensor]) -> bool:
-    """Find the module attribute that told forward where to split, so that the cut can set it."""
+    """Find the module attribute that says where forward splits, so that the cut can set it."""
     module = walker.modules.get(node.module)
     for name, value in sorted(vars(module).items()) if module is not None else []:
         if name.startswith("_") or isinstance(value, bool):

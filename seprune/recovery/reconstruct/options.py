@@ -53,7 +53,7 @@ class Reconstructed(Tabular):
     """The reconstructed network.
 
     Attributes:
-        model: with the weights of the epoch that was best on the images held out.
+        model: with the weights of the epoch that was best on the held-out images.
         errors: of the outputs on those images after each epoch, relative to the variance of the
             parent's; the first one is that of the network that was given.
         best: the number of the chosen epoch; 0 is the network that was given.

@@ -45,7 +45,7 @@ def reconstruct(
 ) -> Reconstructed:
     """Train a copy of `pruned` to give what `parent` gives, on images without labels.
 
-    The weights are those of the epoch with the smallest error of the outputs on images held out;
+    The weights are those of the epoch with the smallest error of the outputs on held-out images;
     the network given is a candidate. Every random number is a function of (seed, epoch, step).
     Under `torchrun` every process calls it and takes its share of each step.
 

@@ -22,7 +22,7 @@ class State:
     Attributes:
         epoch: how many are done.
         best: the epoch whose weights are chosen so far.
-        errors: of the outputs on the images held out, from the network given on.
+        errors: of the outputs on the held-out images, from the network given on.
         before, after: errors by layer, of the network given and of the chosen one.
     """
 

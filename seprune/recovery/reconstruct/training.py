@@ -84,7 +84,7 @@ class Training:
         self.optimizer.step()
 
     def judge(self) -> tuple[float, list[float]]:
-        """Errors on the images held out: of the outputs, and of each layer."""
+        """Errors on the held-out images: of the outputs, and of each layer."""
         sums: Tensor | None = None
         for images, own in self.parts(self.judging):
             with torch.no_grad():
