@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seprune import models
 from seprune.models import NETWORKS
 from seprune.models.blocks import PLACEMENTS, SE, SelectiveKernel, SqueezeExcitation
-from seprune.models.residual import Layout, ResNet, basic, bottleneck
+from seprune.models.residual import ResNetLayout, ResNet, basic, bottleneck
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "se_resnet20-cifar10.pth"
 CIFAR10 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seprune" / "cifar10"
@@ -219,7 +219,7 @@ def test_a_fresh_network_is_neither_silent_nor_explosive(name: str) -> None:
 def test_placement_says_which_tensor_the_gate_scales(
     block: Any, preact: bool, placement: str
 ) -> None:
-    layout = Layout(block, (1, 1), "cifar", (8, 16), preact)
+    layout = ResNetLayout(block, (1, 1), "cifar", (8, 16), preact)
     model = ResNet(layout, 3, 5, SE(placement=placement)).eval()
     seen = _watch(model.layer2[0])
     with torch.no_grad():
