@@ -21,7 +21,7 @@ from finetune_small import read, write
 from seprune.importance import Scoring, score
 from seprune.importance.alternatives import alternatives
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.inputs import open_subject
+from seprune.pipeline.inputs import open_network
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
@@ -69,10 +69,10 @@ def measure(
     macs, seed = cell
     device = arguments.device
     section = ModelSection(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
-    subject = open_subject(section, shape=(3, 32, 32))
-    model, data = subject.model, open_arrays(arrays, seed=seed)
+    network = open_network(section, shape=(3, 32, 32))
+    model, data = network.model, open_arrays(arrays, seed=seed)
     loader = data.calibration(arguments.images, seed=seed)
-    structure = analyse(model, subject.example())
+    structure = analyse(model, network.example())
     statistics = collect_statistics(
         model,
         loader,

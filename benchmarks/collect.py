@@ -29,7 +29,7 @@ from seprune.graph.groups import find_structure
 from seprune.models import build
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.inference import autocast
-from seprune.statistics.columns import Layout
+from seprune.statistics.columns import ColumnLayout
 from seprune.statistics.for_structure import units_and_couplings
 from seprune.statistics.gate_gradients import inspect_units, resolve_couplings
 from seprune.statistics.observe import Observer, Scene
@@ -45,7 +45,7 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
     asked, couplings = units_and_couplings(structure) if mode == "criterion" else ((), {})
     units, copied = inspect_units(model, asked, images[:2])
     sizes = units | {g.name: g.channels for g in gates}
-    layout = Layout(
+    layout = ColumnLayout(
         tuple(g.name for g in gates),
         tuple(g.channels for g in gates),
         tuple(g.activation for g in gates),

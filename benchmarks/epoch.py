@@ -23,8 +23,9 @@ from collect import hardware, seconds
 from torch.nn import functional as F
 
 from seprune.pipeline.collection import collect
-from seprune.pipeline.context import Bench
+from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import open_both
+from seprune.pipeline.settings import CutSettings
 from seprune.recipe import Recipe, recipe_of
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.files import write_json
@@ -47,17 +48,16 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
-    both = open_both(recipe(arguments, "gate_logit"))
-    bench = Bench(recipe(arguments, "gate_logit"), *both)
+    plain = recipe(arguments, "gate_logit")
+    context = Context(*open_both(plain), Runtime(device))
     rows = []
-    collect(bench)  # the first one pays for what the process does once
+    collect(context, CutSettings.of(plain))  # the first one pays for what the process does once
     for name in CRITERIA:
-        own = Bench(recipe(arguments, name), *both)
-        own.__dict__["structure"] = bench.structure
-        taken = seconds(partial(collect, own), device)
+        own = CutSettings.of(recipe(arguments, name))
+        taken = seconds(partial(collect, context, own), device)
         rows.append({"criterion": name, "gradients": own.gradients, "seconds": round(taken, 2)})
-    step = seconds(training(bench, arguments, device), device) / arguments.images
-    images = bench.images().info.training
+    step = seconds(training(context, arguments, device), device) / arguments.images
+    images = context.images().info.training
     epoch = step * images
     for row in rows:
         row["of_an_epoch"] = round(row["seconds"] / epoch, 4)
@@ -97,12 +97,12 @@ def recipe(arguments: argparse.Namespace, criterion: str) -> Recipe:
 
 
 def training(
-    bench: Bench, arguments: argparse.Namespace, device: torch.device
+    context: Context, arguments: argparse.Namespace, device: torch.device
 ) -> Callable[[], None]:
     """Training steps on as many images as are collected from."""
-    model = copy.deepcopy(bench.subject.model).to(device).train()
+    model = copy.deepcopy(context.network.model).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    loader = bench.images().calibration(arguments.images, seed=0).on(device)
+    loader = context.images().calibration(arguments.images, seed=0).on(device)
 
     def work() -> None:
         for images, labels in loader:

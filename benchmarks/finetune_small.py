@@ -26,7 +26,7 @@ from torch import nn
 from seprune.export import pruned_model
 from seprune.importance import score
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.inputs import open_subject
+from seprune.pipeline.inputs import open_network
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
@@ -82,24 +82,24 @@ def parsed() -> argparse.Namespace:
 def networks(arguments: argparse.Namespace, arrays: Arrays) -> tuple[nn.Module, nn.Module]:
     """The parent, and the refitted cut, which is made once."""
     section = ModelSection(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
-    subject = open_subject(section, shape=(3, 32, 32))
+    network = open_network(section, shape=(3, 32, 32))
     folder = arguments.work / f"refitted-{arguments.macs}"
     if not (folder / pruned_model.CONFIG).exists():
         calibration = open_arrays(arrays).calibration(2048)
-        structure = analyse(subject.model, subject.example())
+        structure = analyse(network.model, network.example())
         statistics = collect_statistics(
-            subject.model,
+            network.model,
             calibration,
             structure=structure,
             gradients="logits",
             options=CollectOptions(device=arguments.device),
         )
         plan = make_plan(structure, score(structure, statistics), macs=arguments.macs)
-        cut = prune(subject.model, plan, subject.example())
+        cut = prune(network.model, plan, network.example())
         options = RefitOptions(device=arguments.device)
-        found = refit(subject.model, cut, plan, calibration, options=options)
-        pruned_model.save(found.model.cpu(), folder, subject.architecture.cut(plan))
-    return subject.model, pruned_model.load(folder)
+        found = refit(network.model, cut, plan, calibration, options=options)
+        pruned_model.save(found.model.cpu(), folder, network.architecture.cut(plan))
+    return network.model, pruned_model.load(folder)
 
 
 def tune(

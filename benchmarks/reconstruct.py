@@ -22,7 +22,7 @@ from finetune_small import read, write
 
 from seprune.importance import score
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.inputs import open_subject
+from seprune.pipeline.inputs import open_network
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
@@ -75,29 +75,29 @@ def measure(
     macs, images, epochs, seed = cell
     device = arguments.device
     section = ModelSection(name="seprune/se_resnet20", classes=10, checkpoint=arguments.checkpoint)
-    subject = open_subject(section, shape=(3, 32, 32))
+    network = open_network(section, shape=(3, 32, 32))
     data = open_arrays(arrays, seed=seed)
     loader = data.calibration(images, seed=seed)
-    structure = analyse(subject.model, subject.example())
+    structure = analyse(network.model, network.example())
     statistics = collect_statistics(
-        subject.model,
+        network.model,
         loader,
         structure=structure,
         gradients="logits",
         options=CollectOptions(device=device, seed=seed),
     )
     plan = make_plan(structure, score(structure, statistics), macs=macs)
-    cut = prune(subject.model, plan, subject.example())
+    cut = prune(network.model, plan, network.example())
     small = refit(
-        subject.model, cut, plan, loader, options=RefitOptions(images=images, device=device)
+        network.model, cut, plan, loader, options=RefitOptions(images=images, device=device)
     ).model
     begun = time.perf_counter()
     options = ReconstructOptions(images=images, epochs=epochs, device=device, seed=seed)
-    made = reconstruct(subject.model, small, plan, loader, options=options)
+    made = reconstruct(network.model, small, plan, loader, options=options)
     seconds = time.perf_counter() - begun
     top1 = [
         evaluate(model, data.reporting(500), device=device).top1
-        for model in (subject.model, small, made.model)
+        for model in (network.model, small, made.model)
     ]
     return {
         **dict(zip(KEYS, map(str, cell))),

@@ -31,7 +31,7 @@ from torch import nn
 from seprune.data import Data, DataSettings, open_data
 from seprune.importance import score
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.inputs import Subject, open_subject
+from seprune.pipeline.inputs import LoadedNetwork, open_network
 from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
@@ -58,15 +58,15 @@ def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
     result = started(arguments)
-    data, subject = opened(arguments)
+    data, network = opened(arguments)
     if "parent" not in result:
-        result |= {"parent": top1(subject.model, data, arguments), "images": vars(data.info)}
+        result |= {"parent": top1(network.model, data, arguments), "images": vars(data.info)}
         result["images"] = {k: result["images"][k] for k in ("training", "validation", "reporting")}
     cells = itertools.product(range(arguments.seeds), arguments.macs, arguments.variants)
     done = {(row["seed"], row["macs"], row["variant"]) for row in result["cells"]}
     left = [cell for cell in cells if cell not in done]
     for cell in left[: arguments.at_most or None]:
-        result["cells"].append(row(subject, data, arguments, cell))
+        result["cells"].append(row(network, data, arguments, cell))
         write_json(arguments.out, result)
         print(json.dumps(result["cells"][-1]), flush=True)
     print(f"{max(len(left) - arguments.at_most, 0) if arguments.at_most else 0} cells are left")
@@ -128,7 +128,7 @@ def started(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def opened(arguments: argparse.Namespace) -> tuple[Data, Subject]:
+def opened(arguments: argparse.Namespace) -> tuple[Data, LoadedNetwork]:
     settings = DataSettings(
         input=(3, 32, 32),
         mean=tuple(arguments.mean),
@@ -141,7 +141,7 @@ def opened(arguments: argparse.Namespace) -> tuple[Data, Subject]:
     some(arguments.data / "val", folder / "val", arguments.reporting)
     data = open_data(str(folder), settings)
     section = ModelSection(name=arguments.model, classes=10, checkpoint=str(arguments.checkpoint))
-    return data, open_subject(section, shape=(3, 32, 32))
+    return data, open_network(section, shape=(3, 32, 32))
 
 
 def some(source: Path, into: Path, count: int) -> None:
@@ -157,7 +157,7 @@ def some(source: Path, into: Path, count: int) -> None:
 
 
 def row(
-    subject: Subject,
+    network: LoadedNetwork,
     data: Data,
     arguments: argparse.Namespace,
     cell: tuple[int, float, str],
@@ -165,11 +165,11 @@ def row(
     """One cell: train one variant, score its last and its chosen epoch."""
     seed, macs, variant = cell
     start = time.perf_counter()
-    small, how = cut(subject, data, arguments, macs), VARIANTS[variant]
+    small, how = cut(network, data, arguments, macs), VARIANTS[variant]
     if how.get("refit"):
         options = RefitOptions(images=arguments.calibration, device=arguments.device)
         loader = data.calibration(arguments.calibration)
-        small = refit(subject.model, small, planned(arguments, macs), loader, options=options).model
+        small = refit(network.model, small, planned(arguments, macs), loader, options=options).model
     on_gpu = resolve_device(arguments.device).type == "cuda"
     settings = FineTuneSettings(
         epochs=arguments.epochs,
@@ -184,7 +184,7 @@ def row(
         seed=seed,
     )
     folder = arguments.work / f"{variant}-{macs}-{seed}-{arguments.epochs}"
-    teacher = subject.model if how.get("distill") else None
+    teacher = network.model if how.get("distill") else None
     tuned = finetune(small, data, settings, teacher=teacher, folder=folder)
     chosen = top1(tuned.model, data, arguments)
     same = tuned.last is tuned.model
@@ -206,12 +206,14 @@ def planned(arguments: argparse.Namespace, macs: float) -> PruningPlan:
     return PruningPlan.load(arguments.work / f"plan-{macs}.json")
 
 
-def cut(subject: Subject, data: Data, arguments: argparse.Namespace, macs: float) -> nn.Module:
+def cut(
+    network: LoadedNetwork, data: Data, arguments: argparse.Namespace, macs: float
+) -> nn.Module:
     """The cut network; plans are made once, with statistics of the calibration images."""
     if not (arguments.work / f"plan-{macs}.json").exists():
-        structure = analyse(subject.model, subject.example())
+        structure = analyse(network.model, network.example())
         statistics = collect_statistics(
-            subject.model,
+            network.model,
             data.calibration(arguments.calibration),
             structure=structure,
             gradients="logits",
@@ -221,7 +223,7 @@ def cut(subject: Subject, data: Data, arguments: argparse.Namespace, macs: float
         for budget in arguments.macs:
             plan = make_plan(structure, importance, macs=budget)
             plan.save(arguments.work / f"plan-{budget}.json")
-    return prune(subject.model, planned(arguments, macs), subject.example())
+    return prune(network.model, planned(arguments, macs), network.example())
 
 
 def top1(model: nn.Module, data: Data, arguments: argparse.Namespace) -> float:

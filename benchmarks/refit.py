@@ -30,12 +30,13 @@ from seprune.data import in_turn
 from seprune.measure.metrics import evaluate
 from seprune.pipeline import stages
 from seprune.pipeline.collection import collect
-from seprune.pipeline.context import Bench
+from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import open_both
+from seprune.pipeline.settings import CutSettings
 from seprune.pruning.budget import Budget
 from seprune.recipe import recipe_of
-from seprune.recovery import refit
 from seprune.recovery.recalibrate import recalibrate
+from seprune.recovery.refit import network as refit
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.files import write_json, write_text
 from seprune.runtime.reading import read_json
@@ -92,7 +93,7 @@ def main() -> None:
         print(result["rows" if arguments.report else "choice"][-1], flush=True)
         write_json(path, result)
     if arguments.report and "parent" not in result:
-        model = work.dense.subject.model
+        model = work.dense.network.model
         result["parent"] = work.top1(model, "reporting")
         result["parent_validation"] = work.top1(model, "validation")
         result["reporting_images"] = work.dense.images().info.reporting
@@ -188,19 +189,19 @@ def best(rows: list[dict[str, Any]], budgets: list[float]) -> str:
 @contextmanager
 def aiming(parts: str) -> Iterator[None]:
     """Refit with less in the targets: no ReLU (`linear`), nor what residual sums need (`plain`)."""
-    whole = refit.find_targets
+    unchanged = refit.find_targets
     less = {"whole": {}, "linear": {"rectified": False},
             "plain": {"rectified": False, "branch": None, "other": None}}[parts]  # fmt: skip
 
     def find(*given: Any) -> Any:
-        targets, skipped = whole(*given)
+        targets, skipped = unchanged(*given)
         return [replace(target, **less) for target in targets], skipped
 
     refit.find_targets = find
     try:
         yield
     finally:
-        refit.find_targets = whole
+        refit.find_targets = unchanged
 
 
 class Work:
@@ -209,10 +210,10 @@ class Work:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         recipe = self.recipe({})
-        self.dense = Bench(recipe, *open_both(recipe))
-        self.held: dict[tuple[Any, ...], GateStatistics | None] = {}
+        self.dense = Context(*open_both(recipe), Runtime(resolve_device(recipe.device)))
+        self.statistics: dict[tuple[Any, ...], GateStatistics | None] = {}
 
-    def recipe(self, said: dict[str, Any]) -> Any:
+    def recipe(self, changes: dict[str, Any]) -> Any:
         a = self.arguments
         values = {
             "name": "refit",
@@ -224,24 +225,26 @@ class Work:
             "plan.round_to": 1,
             "plan.candidates": False,
             "importance.combine": "mean",
-            **said,
+            **changes,
         }
         return recipe_of(values, [f"{key}={value}" for key, value in overrides.items()])
 
     def cell(self, name: str, macs: float, split: str) -> dict[str, Any]:
         """One variant at one budget: top-1 on a split, widths, seconds."""
-        said = {**VARIANTS[name], "plan.macs": macs}
-        parts = said.pop("refit", "whole")
-        recipe = self.recipe(said)
-        bench = Bench(recipe, self.dense.subject, self.dense.data, self.dense.track)
-        bench.__dict__["structure"] = self.dense.structure  # the same network: traced once
+        changes = {**VARIANTS[name], "plan.macs": macs}
+        parts = changes.pop("refit", "whole")
+        recipe = self.recipe(changes)
+        settings = CutSettings.of(recipe)
         joint = recipe.importance.combine == "joint"
         key = (recipe.importance.criterion, recipe.importance.probe, recipe.collect, joint)
-        if key not in self.held:
-            self.held[key] = collect(bench) if bench.needs_statistics else None
+        if key not in self.statistics:
+            needed = settings.needs_statistics
+            self.statistics[key] = collect(self.dense, settings) if needed else None
         began = time.perf_counter()
         with aiming(parts):
-            cut = stages.cut_in_steps(bench, self.held[key], Budget.parse(macs=macs))
+            cut = stages.cut_in_steps(
+                self.dense, settings, self.statistics[key], Budget.parse(macs=macs)
+            )
         row = {
             "variant": name,
             "macs": macs,
@@ -251,7 +254,7 @@ class Work:
             "refit": self.top1(cut.recovered, split),
         }
         if recipe.plan.steps == 1 and split == "validation":  # in steps they are refitted before
-            loader = bench.images().calibration(recipe.collect.images, seed=recipe.seed)
+            loader = self.dense.images().calibration(recipe.collect.images, seed=recipe.seed)
             normed = recalibrate(cut.pruned, loader, device=recipe.device)
             row |= {"cut": self.top1(cut.pruned, split), "bn": self.top1(normed, split)}
         return row

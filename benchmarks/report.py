@@ -27,13 +27,11 @@ import torch
 from PIL import Image
 
 from seprune.measure.latency import device_name
-from seprune.pipeline import reporting
-from seprune.pipeline.run_folder import open_run
-from seprune.pipeline.runner import Story
-from seprune.recipe import dump_recipe, recipe_of
+from seprune.pipeline.run import run
+from seprune.recipe import recipe_of
+from seprune.report import html, measurement, table
 from seprune.runtime.environment import environment
 from seprune.runtime.files import write_json
-from seprune.runtime.progress import silent
 
 RESULTS = Path(__file__).parent / "results" / "report.json"
 NETWORKS = ("timm/seresnet50", "timm/legacy_senet154")
@@ -68,20 +66,19 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         }
     )
     out = folder / "run"
-    with open_run(out, dump_recipe(recipe)) as run:
-        story = Story(recipe, run, silent)
-        story.tell()
-        told = story.told("benchmark")
-        began, spent = time.perf_counter(), time.process_time()
-        reporting.write(told, out)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - spent
+    report = run(recipe, out)
+    began, spent = time.perf_counter(), time.process_time()
+    measurement.write(report, out / "report.json")
+    table.write_csv(report, out / "report.csv")
+    html.write_html(report, out / "report.html")
+    seconds, cpu = time.perf_counter() - began, time.process_time() - spent
     command = [sys.executable, "-m", "seprune", "report", str(out), "--html", str(out / "2.html")]
     began = time.perf_counter()
     subprocess.run(command, check=True)
     return {
         "network": name,
-        "gates": len(told.structure.gates),
-        "channels": sum(g.channels for g in told.structure.gates),
+        "gates": len(report.gates),
+        "channels": sum(g.channels for g in report.gates),
         "write_seconds": seconds,
         "write_cpu_seconds": cpu,
         "command_seconds": time.perf_counter() - began,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seprune import models
 from seprune.models import NETWORKS
 from seprune.models.blocks import PLACEMENTS, SE, SelectiveKernel, SqueezeExcitation
-from seprune.models.residual import ResNetLayout, ResNet, basic, bottleneck
+from seprune.models.residual import ResNet, ResNetLayout, basic, bottleneck
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "checkpoints" / "se_resnet20-cifar10.pth"
 CIFAR10 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seprune" / "cifar10"
