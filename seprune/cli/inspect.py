@@ -55,7 +55,7 @@ def _show(title: str, structure: NetworkStructure, statistics: GateStatistics | 
     from seprune.report import terminal, words
 
     out = console.stderr()
-    dense = structure.whole()
+    dense = structure.full_widths()
     macs, params = structure.macs_at(dense), structure.params_at(dense)
     out.print(f"{title}: {macs:,} MACs, {params:,} parameters", soft_wrap=True)
     out.print(tables.gates(structure))
@@ -78,7 +78,7 @@ def _facts(
     from seprune.pipeline.reporting import gate_summaries
     from seprune.report import measurement
 
-    dense = structure.whole()
+    dense = structure.full_widths()
     found: dict[str, Any] = {
         "model": model,
         "macs": structure.macs_at(dense),

@@ -59,7 +59,7 @@ def latency_table_build(
     made = latency_model(
         opened.model, structure, opened.example(1), key=key, track=console.track, note=_note
     )
-    ms = made.at(structure.whole())
+    ms = made.at(structure.full_widths())
     facts = {**_facts(table_path(key), made.table), "network_ms": ms}
     if work.json:
         console.give(facts)

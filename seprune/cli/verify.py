@@ -34,4 +34,4 @@ def verify(
         )
     if json:
         console.give({"folder": str(folder), "problems": problems})
-    console.tell(f"{folder}: whole")
+    console.tell(f"{folder}: as it was written")

@@ -73,8 +73,8 @@ class Batching:
         if self.shuffle:
             rows = rows[torch.randperm(len(rows), generator=generator(self.seed, epoch, 0))]
         batches = list(torch.split(rows, self.batch_size))
-        whole = len(batches) == 1 or len(batches[-1]) == self.batch_size
-        return batches if whole or not self.drop_last else batches[:-1]
+        full = len(batches) == 1 or len(batches[-1]) == self.batch_size
+        return batches if full or not self.drop_last else batches[:-1]
 
 
 class Images(Protocol):

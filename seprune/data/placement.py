@@ -42,8 +42,8 @@ def share(
     """
     if isinstance(loader, Loader):
         return loader.on(device, rank, world)
-    whole = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
-    part = (rank, world) if whole else (0, 1)
+    alike = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
+    part = (rank, world) if alike else (0, 1)
     return Placed(loader, device, *part, training=training, task=task)
 
 

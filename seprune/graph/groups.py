@@ -101,14 +101,14 @@ class NetworkStructure(Tabular):
     macs: tuple[Term, ...]
     params: tuple[Term, ...]
 
-    def whole(self) -> dict[str, int]:
+    def full_widths(self) -> dict[str, int]:
         """Units of every group before the cut."""
         return {g.name: g.units for g in self.groups}
 
     def costs(self) -> dict[str, int]:
         """MACs of one sample and parameters, before the cut."""
-        whole = self.whole()
-        return {"macs": self.macs_at(whole), "params": self.params_at(whole)}
+        full = self.full_widths()
+        return {"macs": self.macs_at(full), "params": self.params_at(full)}
 
     def macs_at(self, kept: Mapping[str, int]) -> int:
         """MACs of one sample with `kept` units in each group."""

@@ -68,7 +68,7 @@ class GroupSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All groups that have a score, beside the whole network on the same images."""
+    """All groups that have a score, beside the uncut network on the same images."""
 
     criterion: str
     shares: tuple[float, ...]
@@ -145,7 +145,7 @@ def measure_sensitivity(
             loader, place, *join(place), task=options.task, labelled=True
         )
         answer = partial(evaluate, model, list(batches), task=task, device=str(place))
-        whole = answer()
+        uncut = answer()
         work = itertools.product(groups, shares)
         total, found = len(groups) * len(shares), []
         for group, share in track(work, label="masking", total=total, unit="cuts"):
@@ -157,7 +157,7 @@ def measure_sensitivity(
         for g, i in zip(groups, range(0, total, len(shares)))
     )
     return Sensitivity(
-        importance.criterion, shares, whole.count, whole.value, whole.loss, tuple(rows)
+        importance.criterion, shares, uncut.count, uncut.value, uncut.loss, tuple(rows)
     )
 
 
@@ -179,10 +179,10 @@ def weighed(importance: Importance, found: Sensitivity) -> Importance:
     return Importance(importance.criterion, scores, additive=True)
 
 
-def _slopes(row: GroupSensitivity, whole: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _slopes(row: GroupSensitivity, uncut: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """AblationLoss per unit of the group, in the order of removal."""
     removed = np.array([0, *(x.removed for x in row.losses)], dtype=float)
-    losses = np.array([whole, *(x.loss for x in row.losses)], dtype=float)
+    losses = np.array([uncut, *(x.loss for x in row.losses)], dtype=float)
     losses[~np.isfinite(losses)] = 1e9  # an answer that is not finite: the group stays
     removed, first = np.unique(removed, return_index=True)
     slopes = np.maximum.accumulate(np.maximum(np.diff(losses[first]) / np.diff(removed), 0))
@@ -243,6 +243,6 @@ def _loss(removed: int, found: Evaluation) -> AblationLoss:
 
 
 def _macs(structure: NetworkStructure, group: ChannelGroup) -> int:
-    whole = structure.whole()
-    less = {**whole, group.name: group.units - 1}
-    return structure.macs_at(whole) - structure.macs_at(less)
+    full = structure.full_widths()
+    less = {**full, group.name: group.units - 1}
+    return structure.macs_at(full) - structure.macs_at(less)

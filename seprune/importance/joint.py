@@ -7,28 +7,28 @@ import torch
 from torch import Tensor
 
 
-def joint_scores(squares: Tensor, whole: Tensor) -> Tensor:
+def joint_scores(squares: Tensor, of_sum: Tensor) -> Tensor:
     """Scores (units,): what each unit adds when units leave in ascending order of `squares`.
 
     Every two units are taken to correlate alike, E[u u'] = r sqrt(E[u^2] E[u'^2]), with the r in
-    [0, 1] by which all of them together lose `whole`. Of equal units the last one leaves first.
+    [0, 1] by which all of them together lose `of_sum`. Of equal units the last one leaves first.
 
     Args:
         squares: (units,), E[u^2].
-        whole: (1,), E[(sum of u)^2] over all units of the group.
+        of_sum: (1,), E[(sum of u)^2] over all units of the group.
     """
     squares = squares.double()
     order = len(squares) - 1 - squares.flip(0).argsort(stable=True)
     scores = torch.empty_like(squares)
-    scores[order] = _added(squares[order], correlation(squares, whole))
+    scores[order] = _added(squares[order], correlation(squares, of_sum))
     return scores
 
 
-def correlation(squares: Tensor, whole: Tensor) -> float:
+def correlation(squares: Tensor, of_sum: Tensor) -> float:
     """The r of `joint_scores`; 0 where units cancel."""
     squares, root = squares.double(), squares.double().sqrt()
     between = root.sum() ** 2 - squares.sum()
-    alike = (whole.double() - squares.sum()) / between.clamp_min(1e-300)
+    alike = (of_sum.double() - squares.sum()) / between.clamp_min(1e-300)
     return float(alike.clamp(0, 1))
 
 

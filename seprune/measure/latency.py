@@ -122,8 +122,8 @@ def layer_times(
         images = noise((batch, *shape), place)
         for _ in range(WARM_UP + repeats):
             current.clear()
-            whole = _timed(model, images, place)
-            rounds.append({**current, "(between layers)": whole - sum(current.values())})
+            total = _timed(model, images, place)
+            rounds.append({**current, "(between layers)": total - sum(current.values())})
     medians = {
         name: max(0.0, float(np.median([r.get(name, 0.0) for r in rounds[WARM_UP:]])))
         for name in rounds[-1]

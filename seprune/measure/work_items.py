@@ -63,7 +63,7 @@ class Side:
 
     def at(self, kept: Mapping[str, int]) -> int:
         """Channels with `kept` units in each group."""
-        return self.total - sum((whole - kept[name]) * each for name, whole, each in self.units)
+        return self.total - sum((units - kept[name]) * each for name, units, each in self.units)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def mend(folder: Path) -> None:
         InputError: a newer seprune wrote the folder.
     """
     records, damaged = read_journal(folder)
-    if damaged or not _ends_whole(folder / JOURNAL):
+    if damaged or not _ends_with_a_newline(folder / JOURNAL):
         write_text(folder / JOURNAL, "".join(_line(r) + "\n" for r in records))
 
 
@@ -117,5 +117,5 @@ def _as_written(record: Record, folder: Path) -> bool:
     return all(isinstance(h, str) for h in hashes) and not any(fault_in(folder, n) for n in names)
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_a_newline(path: Path) -> bool:
     return not path.exists() or read_bytes(path)[-1:] in (b"", b"\n")

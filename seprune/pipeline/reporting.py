@@ -208,9 +208,9 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
         )
         for g in plan.groups
     ]
-    whole = result.context.structure.macs_at(result.context.structure.whole())
-    reached = budget.facts["pruned"]["macs"] / whole
-    target = facts["targets"].get("macs", whole * reached) / whole
+    dense = result.context.structure.macs_at(result.context.structure.full_widths())
+    reached = budget.facts["pruned"]["macs"] / dense
+    target = facts["targets"].get("macs", dense * reached) / dense
     return reports.BudgetReport(
         label=budget.label,
         target=float(target),

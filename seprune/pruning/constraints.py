@@ -52,7 +52,7 @@ class Allocation:
         return self.min_channels or (2 if self.cost_aware else 8)
 
 
-def why_whole(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
+def why_uncut(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
     """Why a group stays whole, or None."""
     if not group.prunable:
         return group.reason

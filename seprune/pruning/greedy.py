@@ -38,8 +38,8 @@ class GreedyDescent:
         strides: Mapping[str, int],
         after: Callable[[str, int], int],
     ) -> None:
-        self.whole, self.after = structure.whole(), after
-        self.strides = {n: s * -(-self.whole[n] // (s * _STRETCHES)) for n, s in strides.items()}
+        self.full, self.after = structure.full_widths(), after
+        self.strides = {n: s * -(-self.full[n] // (s * _STRETCHES)) for n, s in strides.items()}
         self.sums = {n: np.concatenate([[0.0], np.cumsum(s)]) for n, s in scores.items()}
         self.terms: dict[str, list[Term]] = {name: [] for name in scores}
         self.beside: dict[str, set[str]] = {name: {name} for name in scores}
@@ -48,7 +48,7 @@ class GreedyDescent:
             for name in names:
                 self.terms[name].append(term)
                 self.beside[name] |= names
-        self.kept = dict(self.whole)
+        self.kept = dict(self.full)
         self.rates: dict[str, tuple[float, int] | None] = {n: self.rate(n) for n in scores}
 
     def path(self) -> list[Kept]:
@@ -70,7 +70,7 @@ class GreedyDescent:
 
     def rate(self, name: str) -> tuple[float, int] | None:
         """Loss per cost of the group's next stretch, and what stays; None at its floor."""
-        units, kept = self.whole[name], self.kept[name]
+        units, kept = self.full[name], self.kept[name]
         stays = self.after(name, max(0, kept - self.strides[name]))
         if stays >= kept:
             return None

@@ -44,20 +44,20 @@ class LatencySearch:
 
     def __init__(self, search: Search, limit: Limit, measure: Measure) -> None:
         self.search, self.measure = search, measure
-        self.whole = measure(plan_of(search.structure.groups, {}, {}))
-        self.budget = float(limit.value) * (self.whole if limit.is_fraction else 1.0)
+        self.uncut_ms = measure(plan_of(search.structure.groups, {}, {}))
+        self.budget = float(limit.value) * (self.uncut_ms if limit.is_fraction else 1.0)
 
     def plan(self, found: Candidate) -> PruningPlan:
         """The plan, with the budget and what was reached as shares of the network given."""
-        shares = {"budget": self.budget / self.whole, "reached": found.ms / self.whole}
+        shares = {"budget": self.budget / self.uncut_ms, "reached": found.ms / self.uncut_ms}
         return with_facts(
-            self.search.plan(found.kept), latency={**shares, "ms": [self.whole, found.ms]}
+            self.search.plan(found.kept), latency={**shares, "ms": [self.uncut_ms, found.ms]}
         )
 
     def timed(self, kept: Kept, **more: Any) -> Candidate:
         """A candidate, measured and noted in the search's trace."""
         found = Candidate(kept, self.measure(self.search.plan(kept)))
-        self.search.trace.append({**more, "latency": found.ms / self.whole})
+        self.search.trace.append({**more, "latency": found.ms / self.uncut_ms})
         return found
 
     # -- without a model ------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class LatencySearch:
         """The largest network from `ratio` on, each candidate measured."""
         search = self.search
         kept = search.refill(search.kept(ratio))
-        best = self.timed(kept, ratio=ratio) if search.targets else Candidate(kept, self.whole)
+        best = self.timed(kept, ratio=ratio) if search.targets else Candidate(kept, self.uncut_ms)
         if best.ms <= self.budget:
             return best
         best = self.timed(search.kept(1.0), ratio=1.0)
@@ -87,10 +87,10 @@ class LatencySearch:
     def modelled(self, model: LatencyModel, ratio: float) -> Candidate:
         """The widths that lose least within the model's budget, which measurements correct."""
         choices = self.choices(model)
-        target = self.budget * choices.times(self.search.structure.whole()) / self.whole
+        target = self.budget * choices.times(self.search.structure.full_widths()) / self.uncut_ms
         best: Candidate | None = None
         floors = self.search.kept(1.0)
-        low, high = choices.times(floors), choices.times(self.search.structure.whole())
+        low, high = choices.times(floors), choices.times(self.search.structure.full_widths())
         seen: dict[tuple[int, ...], Candidate] = {}
         for _ in range(CORRECTIONS):
             kept = allocate(choices, target, self.starts(choices, target, ratio)) or floors
@@ -176,14 +176,14 @@ class LatencySearch:
         ranked = {n: self.search.kept(high)[n] for n in choices.options}
         nearest = {n: min(choices.options[n], key=lambda o: (abs(o - u), o))
                    for n, u in ranked.items()}  # fmt: skip
-        whole = self.search.structure.whole()
-        return [whole, {**whole, **nearest}]
+        full = self.search.structure.full_widths()
+        return [full, {**full, **nearest}]
 
     def too_slow(self, least: float) -> InputError:
         """The budget is out of reach."""
-        asked = f"{self.budget / self.whole:.3g} ({self.budget:.3g} ms)"
+        asked = f"{self.budget / self.uncut_ms:.3g} ({self.budget:.3g} ms)"
         return InputError(
-            f"the budget cannot be met: latency can go down to {least / self.whole:.3f} of all "
+            f"the budget cannot be met: latency can go down to {least / self.uncut_ms:.3f} of all "
             f"({least:.3g} ms), the budget is {asked}",
             why=self.search.in_the_way(),
             fix="choose a larger budget, or lower plan.floor and plan.min_channels",

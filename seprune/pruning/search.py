@@ -19,7 +19,7 @@ from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
 from seprune.measure.latency_table import LatencyModel
 from seprune.pruning.budget import Budget, limits
-from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_whole
+from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_uncut
 from seprune.pruning.greedy import GreedyDescent
 from seprune.pruning.latency_budget import LatencySearch, Measure
 from seprune.pruning.plan import PruningPlan, plan_of
@@ -95,7 +95,7 @@ class Search:
         allocation = allocation.settled(importance)
         self.structure, self.allocation, self.targets = structure, allocation, targets
         self.importance = importance
-        self.reasons = {g.name: why_whole(g, importance, allocation) for g in structure.groups}
+        self.reasons = {g.name: why_uncut(g, importance, allocation) for g in structure.groups}
         self.free = [g for g in structure.groups if self.reasons[g.name] is None]
         self.followers = followers(structure) if allocation.bottleneck == "scale" else {}
         self.order = {g.name: _ascending(importance, g) for g in structure.groups}
@@ -152,7 +152,7 @@ class Search:
 
     def kept(self, ratio: float) -> Kept:
         """Units that stay in every group when `ratio` of each scope, or of the path, is to go."""
-        kept = self.structure.whole()
+        kept = self.structure.full_widths()
         if self.path:
             kept = dict(self.path[int(np.ceil(ratio * (len(self.path) - 1) - 1e-6))])
         for group in () if self.path else self.free:
@@ -162,10 +162,10 @@ class Search:
 
     def followed(self, kept: Kept) -> Kept:
         """The same widths, hidden widths of excitations scaled with the channels they gate."""
-        found, whole = dict(kept), self.structure.whole()
+        found, full = dict(kept), self.structure.full_widths()
         for name, follower in self.followers.items():
             if self.reasons[follower.name] == SCALED:
-                share = kept[name] / whole[name]
+                share = kept[name] / full[name]
                 found[follower.name] = max(1, int(np.ceil(share * follower.units)))
         return found
 
@@ -259,26 +259,26 @@ class Search:
             g.name: self.order[g.name][g.units - kept[g.name] :].tolist()
             for g in self.structure.groups
         }
-        whole = self.structure.whole()
+        full = self.structure.full_widths()
         facts = {
             "targets": dict(self.targets),
             "criterion": self.importance.criterion,
             "allocation": self.allocation.scope,
-            "macs": [self.structure.macs_at(whole), self.structure.macs_at(kept)],
-            "params": [self.structure.params_at(whole), self.structure.params_at(kept)],
+            "macs": [self.structure.macs_at(full), self.structure.macs_at(kept)],
+            "params": [self.structure.params_at(full), self.structure.params_at(kept)],
         }
         plan = plan_of(self.structure.groups, keep, facts)
         return plan.annotated(self.reasons, self.trace)
 
     def unreachable(self) -> InputError:
         cost, parts = self.cost(self.kept(1.0)), []
-        uncut = self.cost(self.structure.whole())
+        uncut = self.cost(self.structure.full_widths())
         for name, target in self.targets.items():
             if cost[name] > target:
-                whole = uncut[name]
+                full = uncut[name]
                 parts.append(
-                    f"{name} can go down to {cost[name]:,} ({cost[name] / whole:.3f} of all), "
-                    f"the budget is {target:,} ({target / whole:.3f})"
+                    f"{name} can go down to {cost[name]:,} ({cost[name] / full:.3f} of all), "
+                    f"the budget is {target:,} ({target / full:.3f})"
                 )
         return InputError(
             "the budget cannot be met: " + "; ".join(parts),

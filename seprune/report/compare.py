@@ -105,8 +105,8 @@ def _key(report: Report, m: Measurement) -> tuple[str, ...]:
 def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) -> ComparisonRow:
     model, criterion, allocation, budget, stage = key
     tops = [m.top1 for _, m in members if m.top1 is not None]
-    whole = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
-    kept = [f for f in whole if f is not None]
+    dense = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
+    kept = [f for f in dense if f is not None]
     seeds = sorted({r.seed for r, _ in members})
     times = [t for _, m in members if (t := _first_latency(m)) is not None]
     return ComparisonRow(

@@ -32,8 +32,8 @@ def open_batches(
     Args:
         labelled: the task has to be known for sure, as its targets are going to be used.
     """
-    whole = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
-    part = slice(rank, None, world) if whole else slice(None)
+    alike = isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler)
+    part = slice(rank, None, world) if alike else slice(None)
     shared = isinstance(loader, Loader)
     batches = iter(loader.on(device) if shared else loader)  # type: ignore[attr-defined]
     first = next(batches, None)

@@ -284,7 +284,7 @@ def test_a_rule_that_gives_up_takes_back_what_it_had_done(monkeypatch):
         "convolution in 0 is used in an unknown way (IndexError: list index out of range)",
         "convolution in 1 is used in an unknown way (IndexError: list index out of range)",
     }
-    assert structure.macs_at(structure.whole()) == 16 * 16 * (3 * 4 + 4 * 2)
+    assert structure.macs_at(structure.full_widths()) == 16 * 16 * (3 * 4 + 4 * 2)
 
 
 def test_a_network_of_one_input_channel_has_a_stem_to_prune():
@@ -322,7 +322,7 @@ def test_layers_that_fail_are_named():
 def test_costs_equal_those_of_the_cut_network_to_the_unit(kind):
     model, x = dependent(kind), images()
     structure = analyse(model, x)
-    whole = structure.whole()
+    whole = structure.full_widths()
     assert (structure.macs_at(whole), structure.params_at(whole)) == counted(model, x)
     for seed, share in enumerate((0.3, 2 / 3, 0.9)):
         plan = random_plan(structure, seed, share)
@@ -333,5 +333,5 @@ def test_costs_equal_those_of_the_cut_network_to_the_unit(kind):
 
 def test_costs_do_not_depend_on_the_batch():
     structures = [find_structure(Residual(), images(n)) for n in (1, 2, 5)]
-    costs = [(s.macs_at(s.whole()), s.params_at(s.whole())) for s in structures]
+    costs = [(s.macs_at(s.full_widths()), s.params_at(s.full_widths())) for s in structures]
     assert costs[0] == costs[1] == costs[2]

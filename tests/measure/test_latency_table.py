@@ -64,12 +64,12 @@ def test_a_network_takes_the_sum_of_its_operators(network):
     _, _, structure, items = network
     table = build_table(LatencyTable(KEY), grid(items), exact)
     model = LatencyModel(items, table)
-    for kept in (structure.whole(), cut_in_half(structure)):
+    for kept in (structure.full_widths(), cut_in_half(structure)):
         assert model.at(kept) == pytest.approx(sum(exact(i.at(kept)) for i in items))
     name = next(g.name for g in structure.groups if g.prunable)
-    less = {**structure.whole(), name: cut_in_half(structure)[name]}
-    change = model.of_groups((name,), less) - model.of_groups((name,), structure.whole())
-    assert model.at(less) - model.at(structure.whole()) == pytest.approx(change)
+    less = {**structure.full_widths(), name: cut_in_half(structure)[name]}
+    change = model.of_groups((name,), less) - model.of_groups((name,), structure.full_widths())
+    assert model.at(less) - model.at(structure.full_widths()) == pytest.approx(change)
 
 
 def test_a_build_that_was_stopped_goes_on(network, tmp_path: Path):
@@ -102,7 +102,7 @@ def test_a_model_shares_its_table_in_the_cache_folder(network, tmp_path: Path, m
     assert LatencyTable.load(path).times == {o.name(): exact(o) for o in grid(items)}
     monkeypatch.setattr("seprune.measure.latency_model.timer_of", lambda key: pytest.fail)
     again = seprune.latency_model(model, structure, images, key=KEY)
-    assert again.at(structure.whole()) == made.at(structure.whole()) > 0
+    assert again.at(structure.full_widths()) == made.at(structure.full_widths()) > 0
 
 
 def test_onnx_runtime_is_measured_on_the_cpu():

@@ -95,7 +95,7 @@ def test_a_recipe_in_time_is_met_with_a_table_of_the_cache(
     )
     timer, model = network_timer.latency_of(context, settings.plan)
     assert isinstance(timer, NetworkTimer)
-    scale = 10 / model.at(context.structure.whole())
+    scale = 10 / model.at(context.structure.full_widths())
 
     def measure(plan):
         kept = {g.name: len(g.keep) for g in plan.groups}

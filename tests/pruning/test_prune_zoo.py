@@ -87,7 +87,7 @@ def test_networks_of_the_zoos(name: str, tmp_path: Path):
     assert PruningPlan.load(tmp_path / "plan.json").dumps() == plan.dumps()
     small, at = prune(model, plan), kept(plan)
 
-    whole = structure.whole()
+    whole = structure.full_widths()
     assert (structure.macs_at(whole), structure.params_at(whole)) == counted(model, x)
     assert (structure.macs_at(at), structure.params_at(at)) == counted(small, x)
     assert structure.macs_at(at) < 0.8 * structure.macs_at(whole)

@@ -75,7 +75,7 @@ def test_a_budget_is_met_within_one_per_cent_by_the_network_actually_cut(scope, 
 def test_several_budgets_hold_at_once():
     structure = structure_of()
     plan = make_plan(structure, scores(structure), macs=0.6, params=0.4)
-    at, whole = kept(plan), structure.whole()
+    at, whole = kept(plan), structure.full_widths()
     assert structure.macs_at(at) <= 0.6 * structure.macs_at(whole)
     assert structure.params_at(at) <= 0.4 * structure.params_at(whole)
     tight = make_plan(structure, scores(structure), params=0.4)
@@ -91,7 +91,7 @@ def test_several_budgets_hold_at_once():
 )  # fmt: skip
 def test_amounts_are_read_as_people_write_them(budget, amount):
     structure = structure_of()
-    assert structure.macs_at(structure.whole()) > 2_000_000
+    assert structure.macs_at(structure.full_widths()) > 2_000_000
     assert limits(structure, Budget.parse(macs=budget)) == {"macs": amount}
     plan = make_plan(structure, scores(structure), allocation=FREE, macs=budget)
     # a unit of this small network costs up to 4 %
@@ -143,7 +143,7 @@ def test_widths_are_rounded(step):
     widths = [b for a, b in plan.widths().values() if a == 64]
     assert all(w % step == 0 for w in widths)
     assert len(widths) == 3
-    assert structure.macs_at(kept(plan)) <= 0.4 * structure.macs_at(structure.whole())
+    assert structure.macs_at(kept(plan)) <= 0.4 * structure.macs_at(structure.full_widths())
 
 
 def test_conv_groups_are_rounded_by_channels_not_by_units():
@@ -198,7 +198,7 @@ def test_cost_aware_allocation_loses_little_more_than_the_best_of_all_widths(bud
 
     free = Allocation("cost_aware", floor=0.0, min_channels=1)
     plan = make_plan(structure, Importance("given", given), allocation=free, macs=budget)
-    whole, limit = structure.whole(), budget * structure.macs_at(structure.whole())
+    whole, limit = structure.full_widths(), budget * structure.macs_at(structure.full_widths())
     best = min(
         loss(one, two)
         for one in range(1, 17)
@@ -214,7 +214,7 @@ def test_cost_aware_allocation_keeps_multiples_and_floors():
         how = Allocation("cost_aware", floor=0.25, round_to=8)
         plan = make_plan(structure, scores(structure), allocation=how, macs=budget)
         at = kept(plan)
-        assert structure.macs_at(at) <= budget * structure.macs_at(structure.whole())
+        assert structure.macs_at(at) <= budget * structure.macs_at(structure.full_widths())
         assert all(w % 8 == 0 and w >= 16 for n, (b, w) in plan.widths().items() if b == 48)
 
 
@@ -352,7 +352,7 @@ def test_a_latency_budget_beside_another_one(latency, tightest):
         return float(structure.macs_at(kept(plan)))
 
     plan = make_plan(structure, scores(structure), measure=measure, macs=0.7, latency=latency)
-    reached = measure(plan) / structure.macs_at(structure.whole())
+    reached = measure(plan) / structure.macs_at(structure.full_widths())
     assert plan.facts["latency"]["reached"] == reached <= latency
     budget = {"macs": 0.7, "latency": latency}[tightest]
     assert 0.9 * budget <= reached <= budget
@@ -392,7 +392,7 @@ def test_a_model_of_time_meets_the_budget_with_few_measurements(budget):
         assert plan.facts["latency"]["reached"] == pytest.approx(measure(plan) / whole)
     both = make_plan(structure, scores(structure), measure=measure, times=model, latency=given,
                      macs=0.4)  # fmt: skip
-    assert structure.macs_at(kept(both)) <= 0.4 * structure.macs_at(structure.whole())
+    assert structure.macs_at(kept(both)) <= 0.4 * structure.macs_at(structure.full_widths())
     assert measure(both) <= share * whole
 
 
@@ -432,8 +432,10 @@ def test_a_budget_out_of_reach_names_the_minimum_and_what_stands_in_the_way():
     allocation = Allocation(floor=0.5, min_channels=8, protect=("stem",))
     with pytest.raises(InputError) as caught:
         make_plan(structure, scores(structure), allocation=allocation, macs=0.1)
-    whole = structure.macs_at(structure.whole())
-    least = structure.macs_at(structure.whole() | {"blocks.0.conv1": 16, "blocks.1.conv1": 16})
+    whole = structure.macs_at(structure.full_widths())
+    least = structure.macs_at(
+        structure.full_widths() | {"blocks.0.conv1": 16, "blocks.1.conv1": 16}
+    )
     assert caught.value.what == (
         f"the budget cannot be met: macs can go down to {least:,} ({least / whole:.3f} of all), "
         f"the budget is {int(0.1 * whole):,} (0.100)"
@@ -467,7 +469,7 @@ def test_a_budget_is_a_number(budget):
 
 def test_a_model_that_is_already_below_its_budget_is_said():
     structure = structure_of()
-    whole = structure.macs_at(structure.whole())
+    whole = structure.macs_at(structure.full_widths())
     for budget in (whole, "1.0G"):
         with pytest.raises(InputError) as caught:
             make_plan(structure, scores(structure), macs=budget)
