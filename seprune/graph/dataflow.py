@@ -66,10 +66,10 @@ class Excitation:
 class Flow:
     """A recorded pass with its squeezed values worked out."""
 
-    def __init__(self, trace: Trace, labelling: ChannelIds) -> None:
-        self.trace, self.labelling = trace, labelling
-        self.depends = labelling.depends
-        self.layers = {s.node: s.layer for s in labelling.slots if s.side != "in"}
+    def __init__(self, trace: Trace, channel_ids: ChannelIds) -> None:
+        self.trace, self.channel_ids = trace, channel_ids
+        self.depends = channel_ids.depends
+        self.layers = {s.node: s.layer for s in channel_ids.slots if s.side != "in"}
         self.mapped: set[int] = set()  # what depends on a map, not only on a vector, of the input
         self.squeezed: set[int] = set()
         self.squeezing: dict[int, str] = {}  # node -> kind
@@ -143,14 +143,14 @@ class Flow:
         shape, batch = self.trace.shape(value), self.trace.batch
         if len(shape) < 2 or shape[0] <= batch or shape[0] % batch:
             return batch
-        labels = self.labelling.values.get(value)
-        if labels is None or 0 in varying(labels) or not self._numbered(labels):
+        ids = self.channel_ids.values.get(value)
+        if ids is None or 0 in varying(ids) or not self._numbered(ids):
             return batch
         return shape[0]
 
-    def _numbered(self, labels: Tensor) -> bool:
-        """Whether some of the labels are ids of channels."""
-        return bool((compact(labels) > 0).any())
+    def _numbered(self, ids: Tensor) -> bool:
+        """Whether some of the ids are ids of channels."""
+        return bool((compact(ids) > 0).any())
 
     def excitation(self, value: int) -> Excitation:
         """Walk back from a squeezed value to its squeezes."""

@@ -39,7 +39,7 @@ class Product:
     root: int
     features: int
     elements: Tensor
-    labels: Tensor
+    ids: Tensor
     dims: tuple[int, ...]
     batch_dim: int
 
@@ -47,27 +47,29 @@ class Product:
 _Start = tuple[int, Tensor | None]  # a map, and where its elements went if they moved
 
 
-def find_products(flow: Flow, labelling: ChannelIds) -> list[Product]:
+def find_products(flow: Flow, channel_ids: ChannelIds) -> list[Product]:
     """Every product of a map with a tensor that holds one value per sample and channel."""
-    return [p for node in flow.trace.nodes for p in _products(flow, labelling, node)]
+    return [p for node in flow.trace.nodes for p in _products(flow, channel_ids, node)]
 
 
-def _products(flow: Flow, labelling: ChannelIds, node: Node) -> list[Product]:
+def _products(flow: Flow, channel_ids: ChannelIds, node: Node) -> list[Product]:
     if base(node) not in PRODUCTS:
         return []
     pair = [a.value for a in node.args if isinstance(a, Ref)][-2:]
     for gate, features in (pair, pair[::-1]) if len(pair) == 2 else ():
         live = gate in flow.depends and features in flow.depends
         if live and gate in flow.squeezed and features not in flow.squeezed:
-            found = next(_placed(flow, labelling, (node, gate, features)), None)
+            found = next(_placed(flow, channel_ids, (node, gate, features)), None)
             return [found] if found else []
     return []
 
 
-def _placed(flow: Flow, labelling: ChannelIds, product: tuple[Node, int, int]) -> Iterator[Product]:
+def _placed(
+    flow: Flow, channel_ids: ChannelIds, product: tuple[Node, int, int]
+) -> Iterator[Product]:
     """The product for every way to tell samples from channels that fits; the usual one first."""
     node, gate, features = product
-    if base(node) == "bmm" and not _branchwise(flow, labelling, gate, features):
+    if base(node) == "bmm" and not _branchwise(flow, channel_ids, gate, features):
         return
     wide = flow.trace.shape(features if base(node) == "bmm" else node.outputs[0])
     starts: list[_Start] = [(features, None)]
@@ -75,12 +77,12 @@ def _placed(flow: Flow, labelling: ChannelIds, product: tuple[Node, int, int]) -
         origin = _origin(flow, features)
         starts = starts if origin[0] == features else [origin, *starts]
     for start in starts:  # what lies before views may mix samples and channels: an instance norm
-        yield from _placed_at(flow, labelling, product, start, wide)
+        yield from _placed_at(flow, channel_ids, product, start, wide)
 
 
 def _placed_at(
     flow: Flow,
-    labelling: ChannelIds,
+    channel_ids: ChannelIds,
     product: tuple[Node, int, int],
     start: _Start,
     wide: tuple[int, ...],
@@ -88,7 +90,7 @@ def _placed_at(
     (node, gate, features), (origin, moved) = product, start
     chain = flow.strip(gate)
     shape = flow.trace.shape(origin) if moved is not None or origin != features else wide
-    labels = labelling.values[origin].expand(shape)
+    ids = channel_ids.values[origin].expand(shape)
     for numbers in sampled(flow, chain[0]):
         samples, elements = (
             _pulled_back(_aligned(node, gate, flow.positions(chain, ids), wide), moved, shape)
@@ -97,7 +99,7 @@ def _placed_at(
         batch_dim = _batch_dim(flow, origin, samples)
         if batch_dim < 0:
             continue
-        one, own = (t.narrow(batch_dim, 0, 1) for t in (elements, labels))
+        one, own = (t.narrow(batch_dim, 0, 1) for t in (elements, ids))
         dims = tuple(varying(one))
         if _channelwise(dims, own, batch_dim):
             root, batch = chain[0], numbers.batch_dim
@@ -156,11 +158,11 @@ def _distinct(ids: Tensor) -> Tensor:
     return ids
 
 
-def _branchwise(flow: Flow, labelling: ChannelIds, gate: int, features: int) -> bool:
+def _branchwise(flow: Flow, channel_ids: ChannelIds, gate: int, features: int) -> bool:
     """Whether a batched matrix product keeps channels apart: it adds up branches, not channels."""
     rows, columns = flow.trace.shape(gate)[1:]
-    labels = labelling.values[features].expand(flow.trace.shape(features))
-    return 1 in (rows, columns) and 0 in varying(labels)
+    ids = channel_ids.values[features].expand(flow.trace.shape(features))
+    return 1 in (rows, columns) and 0 in varying(ids)
 
 
 def _batch_dim(flow: Flow, features: int, samples: Tensor) -> int:
@@ -177,11 +179,11 @@ def _batch_dim(flow: Flow, features: int, samples: Tensor) -> int:
     return -1
 
 
-def _channelwise(dims: tuple[int, ...], labels: Tensor, batch_dim: int) -> bool:
+def _channelwise(dims: tuple[int, ...], ids: Tensor, batch_dim: int) -> bool:
     """Whether a gate that varies along `dims` varies with the channels of the features."""
     if not dims:
         return False
-    differ = varying(labels)
-    if int(compact(labels).max()) <= 0:  # features of unknown origin: go by the usual layout
-        return dims == (1,) and batch_dim == 0 and labels.dim() > 2
+    differ = varying(ids)
+    if int(compact(ids).max()) <= 0:  # features of unknown origin: go by the usual layout
+        return dims == (1,) and batch_dim == 0 and ids.dim() > 2
     return bool(differ) and set(differ) <= set(dims) and dims[-1] in differ

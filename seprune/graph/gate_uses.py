@@ -16,7 +16,7 @@ class GateUses:
 
     Args:
         readers: for each value the nodes that read it.
-        classes: of the labels.
+        classes: of the ids.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class GateUses:
 
     def scaled(self, gate: Gate) -> dict[int, int]:
         """The class of channels that each number of a gate's tensor scales."""
-        assert gate.labels is not None  # of gates in a product
-        classes = self.classes[gate.labels.clamp_min(0).numpy()]
+        assert gate.ids is not None  # of gates in a product
+        classes = self.classes[gate.ids.clamp_min(0).numpy()]
         order = gate.order or tuple(range(gate.channels))
         return {element: int(c) for element, c in zip(order, classes.tolist())}
 

@@ -52,7 +52,7 @@ class Gate:
     features: Tap | None = None
     order: tuple[int, ...] = ()  # channel c is element order[c] of the tapped sample; () = as is
     size: int = 0  # elements of one sample of the tapped tensor
-    labels: Tensor | None = None  # of the scaled channels, for `groups`
+    ids: Tensor | None = None  # of the scaled channels, for `groups`
     node: int = -1  # the product in the recorded pass, for `score_sites`
     tapped: int = -1  # the value that the tap shows
     excitation_nodes: frozenset[int] = frozenset()  # from the squeeze to the gate
@@ -72,13 +72,13 @@ def find_gates(model: nn.Module, inputs: Any) -> tuple[Gate, ...]:
     return gates_of(trace, assign_channel_ids(trace, model), model)
 
 
-def gates_of(trace: Trace, labelling: ChannelIds, model: nn.Module) -> tuple[Gate, ...]:
+def gates_of(trace: Trace, channel_ids: ChannelIds, model: nn.Module) -> tuple[Gate, ...]:
     """The gates in a recorded and labelled pass, and the gate modules that it never called."""
-    return tuple(_found(trace, labelling)) + tuple(_idle(trace, model))
+    return tuple(_found(trace, channel_ids)) + tuple(_idle(trace, model))
 
 
-def _found(trace: Trace, labelling: ChannelIds) -> list[Gate]:
-    return _named(_Finder(trace, labelling).find())
+def _found(trace: Trace, channel_ids: ChannelIds) -> list[Gate]:
+    return _named(_Finder(trace, channel_ids).find())
 
 
 def _named(found: Sequence[_Found]) -> list[Gate]:
@@ -119,7 +119,7 @@ def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
         for gate in alone:
             path = name + gate.name.removeprefix("module")
             gates.append(
-                replace(gate, name=path, runs=False, scales=(), excitation=(), labels=None,
+                replace(gate, name=path, runs=False, scales=(), excitation=(), ids=None,
                         tap=None, features=None, node=-1, tapped=-1,
                         excitation_nodes=frozenset())
             )  # fmt: skip
@@ -172,10 +172,10 @@ class _Scaled(nn.Module):
 
 @dataclass(frozen=True)
 class _Branch:
-    """A feature map of a product, its labels, and which elements of the gate scale it."""
+    """A feature map of a product, its ids, and which elements of the gate scale it."""
 
     features: int
-    labels: Tensor
+    ids: Tensor
     elements: Tensor
     plain: bool  # features are (B, C, *)
 
@@ -190,14 +190,14 @@ class _Found:
 
 
 class _Finder:
-    def __init__(self, trace: Trace, labelling: ChannelIds) -> None:
-        self.trace, self.labelling = trace, labelling
-        self.flow = Flow(trace, labelling)
-        self.classes = solve(labelling)
+    def __init__(self, trace: Trace, channel_ids: ChannelIds) -> None:
+        self.trace, self.channel_ids = trace, channel_ids
+        self.flow = Flow(trace, channel_ids)
+        self.classes = solve(channel_ids)
         self.taps = Taps(trace)
 
     def find(self) -> list[_Found]:
-        products = find_products(self.flow, self.labelling)
+        products = find_products(self.flow, self.channel_ids)
         residual = self.residual_classes(products)
         return [found for p in products for found in self.gates(p, residual)]
 
@@ -211,7 +211,7 @@ class _Finder:
         name = gate_name(self.flow, product, excitation, (activation, at))
         found = []
         for branch in self.branches(product, at):
-            classes = set(self.classes[branch.labels[branch.labels > 0]].tolist())
+            classes = set(self.classes[branch.ids[branch.ids > 0]].tolist())
             gate = Gate(
                 name=name,
                 channels=len(branch.elements),
@@ -220,7 +220,7 @@ class _Finder:
                 placement="residual" if classes & residual else "inner",
                 scales=tuple(dict.fromkeys(self.flow.makers(branch.features))),
                 excitation=self.layers(excitation),
-                labels=branch.labels,
+                ids=branch.ids,
                 node=product.node.id,
                 excitation_nodes=excitation.nodes | set(excitation.squeezes),
                 **self.tapped(product, branch),
@@ -235,20 +235,20 @@ class _Finder:
 
     def branches(self, product: Product, at: int) -> list[_Branch]:
         """One branch, or one for each feature map that a stacked product gates."""
-        shape = product.labels.shape
+        shape = product.ids.shape
         one = [slice(None) if d in product.dims else 0 for d in range(len(shape))]
-        labels, elements = product.labels[tuple(one)], product.elements.expand(shape)[tuple(one)]
+        ids, elements = product.ids[tuple(one)], product.elements.expand(shape)[tuple(one)]
         made = self.flow.producer(product.features)
         parts = made.inputs() if made and base(made) in ("stack", "cat") else []
         if product.dims == (1,) and len(parts) > 1 and self.over(at) == len(parts):
             sizes = [self.trace.shape(v)[1] for v in parts]  # a softmax over what was joined
-            rows = zip(parts, torch.split(labels, sizes), torch.split(elements, sizes))
+            rows = zip(parts, torch.split(ids, sizes), torch.split(elements, sizes))
             return [_Branch(v, row, e, True) for v, row, e in rows]
-        if len(product.dims) == 2 and len(parts) == len(labels):
+        if len(product.dims) == 2 and len(parts) == len(ids):
             parts = [self.flow.strip(v)[0] for v in parts]
-            return [_Branch(v, row, e, True) for v, row, e in zip(parts, labels, elements)]
+            return [_Branch(v, row, e, True) for v, row, e in zip(parts, ids, elements)]
         plain = product.dims == (1,) and self.trace.shape(product.features)[1] == len(elements)
-        return [_Branch(product.features, labels.reshape(-1), elements.reshape(-1), plain)]
+        return [_Branch(product.features, ids.reshape(-1), elements.reshape(-1), plain)]
 
     def over(self, at: int) -> int:
         """How many values a softmax weighs against each other; 0 for other activations."""
@@ -275,12 +275,12 @@ class _Finder:
             if used & set(node.outputs):
                 used.update(v for v in self.flow.live(node) if v != gates.get(node.id))
         found: set[int] = set()
-        for number, labels in self.labelling.sums:
+        for number, ids in self.channel_ids.sums:
             node = self.trace.nodes[number]
             live = set(self.flow.live(node)) - self.flow.squeezed
             fusion = live <= gated or (live & gated and live <= gated | features)
             if len(live) > 1 and not fusion and used & set(node.outputs):
-                found.update(self.classes[labels[labels > 0]].tolist())
+                found.update(self.classes[ids[ids > 0]].tolist())
         return found
 
     # -- taps ---------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ class _GroupBuilder:
     def links(self, classes: tuple[int, ...]) -> tuple[GateLink, ...]:
         found = []
         for gate in self.gates:
-            classes_at = self.of(gate.labels) if gate.labels is not None else np.zeros(0, np.int64)
+            classes_at = self.of(gate.ids) if gate.ids is not None else np.zeros(0, np.int64)
             if set(classes) <= set(classes_at.tolist()):
                 found.append(GateLink(gate.name, _positions(classes_at, classes)))
         return tuple(found)
@@ -280,11 +280,13 @@ class _GroupBuilder:
     def sources(self, draft: _Draft, sites: Sequence[Site]) -> tuple[ScoreSource, ...]:
         found = []
         for site in sites:
-            ids = self.of(site.labels)
-            if set(draft.classes) <= set(ids.tolist()):
-                index = _positions(ids, draft.classes)
+            classes = self.of(site.ids)
+            if set(draft.classes) <= set(classes.tolist()):
+                index = _positions(classes, draft.classes)
                 found.append(
-                    ScoreSource(site.kind, site.name, index, len(ids), site.tap, site.channel_dim)
+                    ScoreSource(
+                        site.kind, site.name, index, len(classes), site.tap, site.channel_dim
+                    )
                 )
         return tuple(found)
 

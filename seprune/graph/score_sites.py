@@ -29,13 +29,13 @@ class Site:
     """A gate (`kind` is `gate`), the output of a module (`unit`), or another tap (`read`).
 
     Attributes:
-        labels: of its channels.
+        ids: of its channels.
         channel_dim: of the tensor at `tap`; gates are flattened to (B, C).
     """
 
     kind: str
     name: str
-    labels: Tensor
+    ids: Tensor
     tap: Tap | None = None
     channel_dim: int = 1
 
@@ -50,19 +50,19 @@ class ScoreSites:
     def __init__(
         self,
         trace: Trace,
-        labelling: ChannelIds,
+        channel_ids: ChannelIds,
         gates: Sequence[Gate],
         *,
         classes: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
         group_of: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
     ) -> None:
-        self.trace, self.labelling = trace, labelling
-        self.flow, self.taps = Flow(trace, labelling), Taps(trace)
+        self.trace, self.channel_ids = trace, channel_ids
+        self.flow, self.taps = Flow(trace, channel_ids), Taps(trace)
         self.classes, self.group_of = classes, group_of
         self.readers = trace.consumers()
         self.by_node: dict[int, list[Gate]] = {}
         for gate in gates:
-            if gate.node >= 0 and gate.labels is not None:
+            if gate.node >= 0 and gate.ids is not None:
                 self.by_node.setdefault(gate.node, []).append(gate)
         self.gates = [gate for own in self.by_node.values() for gate in own]
         self.uses = GateUses(trace, self.gates, self.readers, classes)
@@ -70,13 +70,13 @@ class ScoreSites:
         self.excitation = {n for gate in self.gates for n in gate.excitation_nodes}
         self.attached = self._attached()
         self.carried: dict[int, set[int]] = {}  # group -> values that hold its channels
-        for value, labels in labelling.values.items():
-            for group in self.groups_in(labels):
+        for value, ids in channel_ids.values.items():
+            for group in self.groups_in(ids):
                 self.carried.setdefault(group, set()).add(value)
 
-    def groups_in(self, labels: Tensor) -> set[int]:
-        """Numbers of the groups whose channels are among `labels`."""
-        found = self.group_of[self.classes[compact(labels).clamp_min(0).reshape(-1).numpy()]]
+    def groups_in(self, ids: Tensor) -> set[int]:
+        """Numbers of the groups whose channels are among `ids`."""
+        found = self.group_of[self.classes[compact(ids).clamp_min(0).reshape(-1).numpy()]]
         return set(np.unique(found).tolist()) - {-1}
 
     def of(self, group: int) -> list[Site]:
@@ -115,11 +115,11 @@ class _Region:
         """Whether a node mixes channels into new ones."""
         if base(node) not in MIXING or self.depthwise(node) or (data := self.data(node)) < 0:
             return False
-        labels = self.context.labelling.values.get(data)
-        if labels is None:
+        ids = self.context.channel_ids.values.get(data)
+        if ids is None:
             return True
-        dim = 1 if base(node) == "convolution" else labels.dim() - 1
-        return dim in (varying(labels) or [dim])
+        dim = 1 if base(node) == "convolution" else ids.dim() - 1
+        return dim in (varying(ids) or [dim])
 
     def depthwise(self, node: Node) -> bool:
         """Whether a convolution keeps channels apart."""
@@ -220,10 +220,10 @@ class _Region:
         if node.id in self.apart or base(node) == "addcmul":  # x + x * g
             return []
         return [
-            Site("gate", g.name, g.labels, g.tap)
+            Site("gate", g.name, g.ids, g.tap)
             for g in self.context.by_node.get(node.id, [])
-            if g.tap is not None and g.labels is not None
-            and self.group in self.context.groups_in(g.labels)
+            if g.tap is not None and g.ids is not None
+            and self.group in self.context.groups_in(g.ids)
         ]  # fmt: skip
 
     def unit(self, value: int, *, plain: bool = False) -> Site | None:
@@ -234,12 +234,12 @@ class _Region:
 
     def site(self, value: int, tap: Tap) -> Site | None:
         """The site at a tap, if samples and channels lie along one dimension each."""
-        labels = self.context.labelling.values[value]
-        dims = varying(labels)
+        ids = self.context.channel_ids.values[value]
+        dims = varying(ids)
         batch_dim = self.samples_along(value)
         if len(dims) != 1 or batch_dim < 0 or batch_dim == dims[0]:
             return None
-        channels = along(labels, dims[0])
+        channels = along(ids, dims[0])
         if channels is None:
             return None
         plain = tap.kind == "output" and tap.index == 0 and self.taps.counts[tap.module] == 1
