@@ -111,7 +111,7 @@ def make_budget(chance, stages, gates, target: float, criterion: str) -> BudgetR
         allocation="global",
         seconds={"plan": 0.41, "prune": 1.2},
         groups=[*groups, whole],
-        trace=[{"step": 0, "macs": 1.0}, {"step": 1, "macs": target - 0.004}],
+        history=[{"step": 0, "macs": 1.0}, {"step": 1, "macs": target - 0.004}],
     )
 
 

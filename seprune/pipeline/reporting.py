@@ -219,7 +219,7 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
         allocation=facts["allocation"],
         seconds={k: float(v) for k, v in budget.facts["laps"].items()},
         groups=groups,
-        trace=[dict(t) for t in plan.trace],
+        history=[dict(t) for t in plan.history],
         tuning=dict(budget.tuning),
         choice=dict(facts.get("candidates", {})),
     )

@@ -55,9 +55,9 @@ class LatencySearch:
         )
 
     def timed(self, kept: Kept, **more: Any) -> Candidate:
-        """A candidate, measured and noted in the search's trace."""
+        """A candidate, measured and noted in the search's history."""
         found = Candidate(kept, self.measure(self.search.plan(kept)))
-        self.search.trace.append({**more, "latency": found.ms / self.uncut_ms})
+        self.search.history.append({**more, "latency": found.ms / self.uncut_ms})
         return found
 
     # -- without a model ------------------------------------------------------------------------

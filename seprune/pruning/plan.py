@@ -48,12 +48,12 @@ class PruningPlan(Tabular):
     Attributes:
         facts: how the plan came about (budget, criterion, allocation, predicted costs); plain
             JSON types, read by people and reports and by no code that cuts.
-        trace: the search for the budget, one entry a candidate.
+        history: the search for the budget, one entry a candidate.
     """
 
     groups: tuple[PlannedGroup, ...]
     facts: Mapping[str, Any]
-    trace: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
 
     def _short_table(self) -> ShortTable:
         changed = [g for g in self.groups if g.kept_channels < g.channels]
@@ -93,11 +93,11 @@ class PruningPlan(Tabular):
         return result
 
     def annotated(
-        self, reasons: Mapping[str, str | None], trace: Iterable[Mapping[str, Any]]
+        self, reasons: Mapping[str, str | None], history: Iterable[Mapping[str, Any]]
     ) -> PruningPlan:
         """The same cuts, with why groups stay whole and how the budget was searched."""
         groups = tuple(replace(g, reason=reasons.get(g.name)) for g in self.groups)
-        return replace(self, groups=groups, trace=tuple(trace))
+        return replace(self, groups=groups, history=tuple(history))
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, one group a line."""
@@ -112,7 +112,8 @@ class PruningPlan(Tabular):
         facts = json.dumps(dict(self.facts), ensure_ascii=False, allow_nan=False)
         groups = lines(_group_json(g) for g in self.groups)
         return (
-            f'{{"format": {FORMAT},\n "facts": {facts},\n "trace": [\n  {lines(self.trace)}\n ],\n'
+            f'{{"format": {FORMAT},\n "facts": {facts},\n'
+            f' "history": [\n  {lines(self.history)}\n ],\n'
             f' "groups": [\n  {groups}\n ]}}\n'
         )
 
@@ -141,13 +142,13 @@ class PruningPlan(Tabular):
             )
         _refuse_oversized(content["groups"], path)
         groups = tuple(_read_group(g, path) for g in content["groups"])
-        facts, trace = content.get("facts") or {}, content.get("trace") or []
-        if not isinstance(facts, dict) or not isinstance(trace, list):
+        facts, history = content.get("facts") or {}, content.get("history") or []
+        if not isinstance(facts, dict) or not isinstance(history, list):
             raise InputError(f"{path}: not a pruning plan",
-                             why="'facts' is no mapping or 'trace' no list",
+                             why="'facts' is no mapping or 'history' no list",
                              fix="restore the file, or make the plan again",
                              code="plan")  # fmt: skip
-        return cls(groups, facts, tuple(trace))
+        return cls(groups, facts, tuple(history))
 
 
 def plan_of(

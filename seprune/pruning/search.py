@@ -102,7 +102,7 @@ class Search:
         self.floors = {g.name: self.least(g) for g in structure.groups}
         self.ranks = self.ranked()
         self.path = self.cost_aware() if allocation.cost_aware else []
-        self.trace: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
 
     # -- candidates ---------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Search:
         while low < high:
             middle = (low + high) // 2
             kept = self.kept(float(ratios[middle]))
-            self.trace.append({"ratio": float(ratios[middle]), **self.cost(kept)})
+            self.history.append({"ratio": float(ratios[middle]), **self.cost(kept)})
             low, high = (low, middle) if self.meets(kept) else (middle + 1, high)
         return float(ratios[low])
 
@@ -268,7 +268,7 @@ class Search:
             "params": [self.structure.params_at(full), self.structure.params_at(kept)],
         }
         plan = plan_of(self.structure.groups, keep, facts)
-        return plan.annotated(self.reasons, self.trace)
+        return plan.annotated(self.reasons, self.history)
 
     def unreachable(self) -> InputError:
         cost, parts = self.cost(self.kept(1.0)), []

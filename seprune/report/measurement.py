@@ -80,7 +80,7 @@ class BudgetReport:
     allocation: str
     seconds: dict[str, float] = field(default_factory=dict)
     groups: list[GroupCut] = field(default_factory=list)
-    trace: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, float | str | None] = field(default_factory=dict)  # `FineTuned.numbers`
     choice: dict[str, Any] = field(default_factory=dict)  # `PlanChoice.facts`
 

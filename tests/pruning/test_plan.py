@@ -49,7 +49,7 @@ def test_a_plan_comes_back_from_its_file_bit_for_bit(kind, tmp_path):
     before.save(tmp_path / "p.json")
     after = PruningPlan.load(tmp_path / "p.json")
     assert after.dumps() == before.dumps()
-    assert (after.facts, after.trace) == (before.facts, before.trace)
+    assert (after.facts, after.history) == (before.facts, before.history)
     for a, b in zip(after.groups, before.groups, strict=True):
         assert (a.name, a.channels, a.units, a.keep, a.reason) == (
             b.name, b.channels, b.units, b.keep, b.reason,
@@ -152,10 +152,10 @@ def test_other_json_is_no_plan(tmp_path, content):
     assert caught.value.fix == "make one with: seprune prune MODEL --dry-run --out DIR"
 
 
-@pytest.mark.parametrize("extra", ['"facts": "x"', '"trace": {"a": 1}'])
+@pytest.mark.parametrize("extra", ['"facts": "x"', '"history": {"a": 1}'])
 def test_facts_and_trace_of_another_kind_are_refused(tmp_path, extra):
     (tmp_path / "p.json").write_text(f'{{"format": 1, "groups": [], {extra}}}')
-    with pytest.raises(InputError, match="'facts' is no mapping or 'trace' no list"):
+    with pytest.raises(InputError, match="'facts' is no mapping or 'history' no list"):
         PruningPlan.load(tmp_path / "p.json")
 
 
@@ -192,7 +192,7 @@ def test_a_plan_that_claims_more_than_any_network_has_is_refused_by_arithmetic(t
     member = {"layer": "conv1", "side": "out", "total": 10**6, "at": 0}
     group = {"name": "g", "channels": 10**6, "units": 10**6, "reason": None, "keep": [0]}
     group["members"] = [member] * 1000
-    content = {"format": 1, "facts": {}, "trace": [], "groups": [group]}
+    content = {"format": 1, "facts": {}, "history": [], "groups": [group]}
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(
         InputError, match=r"the plan claims 1,000,000,000 channel positions\nwhy: no"

@@ -68,8 +68,8 @@ def test_a_budget_is_met_within_one_per_cent_by_the_network_actually_cut(scope, 
     assert plan.facts["params"] == [dense[1], small[1]]
     assert plan.facts["targets"] == {kind: int(budget * dense[which])}
     assert (plan.facts["criterion"], plan.facts["allocation"]) == ("random", scope)
-    assert plan.trace
-    assert all(set(step) == {"ratio", kind} for step in plan.trace)
+    assert plan.history
+    assert all(set(step) == {"ratio", kind} for step in plan.history)
 
 
 def test_several_budgets_hold_at_once():
@@ -335,7 +335,7 @@ def test_a_latency_budget_asks_the_device():
     assert measure(plan) <= 0.6 * whole
     assert measure(plan) >= 0.5 * whole
     assert len(asked) < 20
-    assert [set(step) for step in plan.trace] == [{"ratio", "latency"}] * 9
+    assert [set(step) for step in plan.history] == [{"ratio", "latency"}] * 9
     assert plan.facts["latency"] == {
         "budget": pytest.approx(0.6),
         "reached": pytest.approx(measure(plan) / whole),
