@@ -45,9 +45,11 @@ def collect(
     from seprune.pipeline.settings import CutSettings
     from seprune.runtime.distributed import first
 
-    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    settings = CutSettings.of(recipe)
+    permission = opening.loader(network.allow_code, network.model)
+    context = opening.context(recipe, loader=permission, labelled=settings.needs_labels)
     folder = out.with_name(f".{out.name}.collecting")
-    statistics = collect(context, CutSettings.of(recipe), folder, per_sample=per_sample)
+    statistics = collect(context, settings, folder, per_sample=per_sample)
     first(lambda: statistics.save(out))
     for warning in statistics.warnings:
         console.tell(f"note: {warning}")

@@ -84,6 +84,7 @@ def _tune(
     context: Context, settings: FineTuneSettings, teacher: Teacher | None, out: Path
 ) -> dict[str, Any]:
     from seprune.export import pruned_model
+    from seprune.measure.metric_names import metric_title
     from seprune.pipeline import stages
     from seprune.recovery.finetune import finetune as train
     from seprune.report import words
@@ -102,5 +103,6 @@ def _tune(
     result, numbers = stages.measured(context, tuned.model), tuned.numbers()
     for line in words.tuning(numbers):
         console.tell(line)
-    console.tell(f"top-1 {result['top1']:.4f} on {result['count']:,} images: {out}")
+    metrics = "  ".join(f"{metric_title(n)} {v:.4f}" for n, v in result["metrics"].items())
+    console.tell(f"{metrics} on {result['count']:,} images: {out}")
     return {**result, **numbers}

@@ -29,9 +29,11 @@ def loader(allow_code: bool, model: str) -> ModelLoader:
     return ModelLoader.allowing(model) if is_code(model) else ModelLoader()
 
 
-def network_and_data(recipe: Recipe, *, loader: ModelLoader) -> tuple[LoadedNetwork, Data]:
+def network_and_data(
+    recipe: Recipe, *, loader: ModelLoader, labelled: bool = True
+) -> tuple[LoadedNetwork, Data]:
     """Both, each at the other's size."""
-    opened, data = inputs.open_both(recipe, loader=loader, track=console.track)
+    opened, data = inputs.open_both(recipe, loader=loader, labelled=labelled, track=console.track)
     _tell_notes(opened)
     for note in data.info.notes:
         console.tell(f"note: {note}")
@@ -87,15 +89,18 @@ def runtime(
     return found
 
 
-def context(recipe: CommandRecipe, *, loader: ModelLoader, quiet: bool = False) -> Context:
+def context(
+    recipe: CommandRecipe, *, loader: ModelLoader, labelled: bool = True, quiet: bool = False
+) -> Context:
     """Where a command's work is done, its network, and its data if it has any.
 
     Args:
+        labelled: whether the command looks at labels.
         quiet: random weights need no remark, since nobody looks at them.
     """
     place = runtime(recipe)
     if isinstance(recipe, Recipe):
-        return Context(*network_and_data(recipe, loader=loader), place)
+        return Context(*network_and_data(recipe, loader=loader, labelled=labelled), place)
     return Context(network(recipe, loader=loader, quiet=quiet), None, place)
 
 

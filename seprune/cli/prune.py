@@ -68,8 +68,9 @@ def prune(
     from seprune.cli import opening
     from seprune.pipeline.settings import CutSettings
 
-    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
     settings = CutSettings.of(recipe)
+    permission = opening.loader(network.allow_code, network.model)
+    context = opening.context(recipe, loader=permission, labelled=settings.needs_labels)
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})
         result = _replay(context, settings, plan, out)

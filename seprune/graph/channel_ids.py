@@ -64,7 +64,9 @@ class ChannelIds:
 
 
 def along(ids: Tensor, dim: int) -> Tensor | None:
-    """The ids along `dim` as a vector, or None where other dimensions change them."""
+    """The ids along `dim` as a vector, or None where other dimensions change them, or are empty."""
+    if not ids.numel():
+        return None
     narrow = compact(ids)
     dim %= ids.dim()
     vector = narrow

@@ -68,7 +68,7 @@ def torchvision_model(
     if name not in models.list_models(module=models):
         options["weights_backbone"] = None
     if classes is not None:
-        options["num_classes"] = classes
+        _put(options, "num_classes", classes)
     return models.get_model(name, **options)  # type: ignore[no-any-return]
 
 
@@ -79,12 +79,22 @@ def timm_model(
     timm = _import("timm")
     options = dict(args, pretrained=False)
     if classes is not None:
-        options["num_classes"] = classes
+        _put(options, "num_classes", classes)
     if input is not None:
-        options["in_chans"] = input[0]
+        _put(options, "in_chans", input[0])
         if timm.models.get_pretrained_cfg(name).fixed_input_size:
             options.setdefault("img_size", input[1:])
     return timm.create_model(name, **options)  # type: ignore[no-any-return]
+
+
+def _put(options: dict[str, Any], key: str, value: int) -> None:
+    """Set an argument, unless it was given and says something else."""
+    if options.setdefault(key, value) != value:
+        raise UsageError(
+            f"{key} is {options[key]} in the arguments, {value} is asked for beside them",
+            why="--classes, --input and the data say it too",
+            fix=f"leave out {key} among the arguments",
+        )
 
 
 def torchvision_size(name: str, model: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seprune import models
 from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
 from seprune.data import Data, DataSettings, open_data
-from seprune.errors import InputError
+from seprune.errors import InputError, UsageError
 from seprune.export import pruned_model
 from seprune.export.architecture import Architecture
 from seprune.graph.trace import record
@@ -48,22 +48,33 @@ class LoadedNetwork:
 
 
 def open_both(
-    recipe: Recipe, *, loader: ModelLoader = NO_CODE, track: Track = silent
+    recipe: Recipe,
+    *,
+    loader: ModelLoader = NO_CODE,
+    labelled: bool = True,
+    track: Track = silent,
 ) -> tuple[LoadedNetwork, Data]:
     """Network and data of a recipe, each at the other's size; the network has seen one image.
 
-    A saved folder and `model.input` say how large images are, else the data do.
+    A saved folder and `model.input` say how large images are, else the data do. A network that is
+    built without a classifier (`model.args.num_classes` 0) has the task `embedding`.
+
+    Args:
+        labelled: whether labels are used, so that the network has to have an output for each.
 
     Raises:
         InputError: the network does not take these images; names the layer.
     """
     section = recipe.model
+    task = recipe.task or ("embedding" if outputs_of(section) == 0 else None)
     is_folder = _folder(section) is not None
     if is_folder:
         network = open_network(section, loader=loader)
-        data = open_section(recipe.data, network.shape, task=recipe.task, track=track)
+        args = network.architecture.args or {}
+        task = task or ("embedding" if args.get("num_classes") == 0 else None)
+        data = open_section(recipe.data, network.shape, task=task, track=track)
     else:
-        data = open_section(recipe.data, section.input, task=recipe.task, track=track)
+        data = open_section(recipe.data, section.input, task=task, track=track)
         info = data.info
         network = open_network(
             section,
@@ -74,6 +85,12 @@ def open_both(
         )
     outputs = _width(data.info.task, run_once(network.model, network.example(1)))
     if outputs not in (None, len(data.info.classes)):
+        if not labelled:
+            note = (
+                f"the network has {outputs} outputs and the data have {len(data.info.classes)} "
+                "classes, so the labels are not used"
+            )
+            return replace(network, notes=(*network.notes, note)), data
         raise InputError(
             f"the network has {outputs} outputs, the data have {len(data.info.classes)} classes",
             why=f"{network.architecture.name} against {data.info.source}",
@@ -93,6 +110,22 @@ def open_section(
     """The data of a recipe's data section, at one input size."""
     given = section.model_dump(exclude={"source"})
     return open_data(section.source, DataSettings(input=shape, task=task, **given), track=track)
+
+
+def outputs_of(section: ModelSection) -> int | None:
+    """The width of the last layer that `model.classes` or `model.args` ask for; 0: no classifier.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    given = section.args.get("num_classes", section.args.get("classes"))
+    if given is not None and section.classes not in (None, given):
+        raise UsageError(
+            f"model.classes is {section.classes}, model.args asks for {given}",
+            why="both are the width of the last layer",
+            fix=f"--classes {section.classes} without it in model.args",
+        )
+    return section.classes if given is None else given
 
 
 def _width(task: str, outputs: Any) -> int | None:
@@ -126,7 +159,9 @@ def open_network(
         shape, classes: of the data, where the section does not say.
         seed: of the random weights, if there is no checkpoint.
     """
-    shape, classes = section.input or shape, section.classes or classes
+    shape = section.input or shape
+    if outputs_of(section) is not None:  # in the arguments of the network, or here
+        classes = section.classes
     folder = _folder(section)
     if folder is not None:
         _check_folder(folder, section)

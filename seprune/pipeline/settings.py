@@ -55,6 +55,13 @@ class CutSettings:
         return criterion(self.importance.criterion).gradients if given == "auto" else given
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether the targets of the data are looked at before the network is saved."""
+        labelled = self.gradients in ("labels", "smoothed", "weights")
+        measured = self.importance.probe is not None or self.needs_sensitivity
+        return labelled or measured or self.prune.recover == "scratch"
+
+    @property
     def tries_several_plans(self) -> bool:
         """Whether several plans are tried: only where they are refitted, as trials need it."""
         wanted = self.plan.candidates and self.plan.allocation != "sensitivity"

@@ -261,9 +261,8 @@ def measured(context: Context, model: nn.Module) -> dict[str, Any]:
     runtime, reporting = context.runtime, context.images().reporting()
     found = evaluate(model, reporting, device=runtime.device, track=runtime.track)
     cost = count(model.cpu(), context.network.example(1))
-    scores = {key: getattr(found, key) for key in ("top1", "top5", "loss", "count", "nonfinite")}
-    numbers = scores | {"macs": cost.macs, "params": cost.params}
-    return numbers | {"loss": found.loss if math.isfinite(found.loss) else None}
+    scores = found.plain() | {"loss": found.loss if math.isfinite(found.loss) else None}
+    return scores | {"macs": cost.macs, "params": cost.params}
 
 
 class _LapClock:

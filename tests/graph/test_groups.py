@@ -335,3 +335,24 @@ def test_costs_do_not_depend_on_the_batch():
     structures = [find_structure(Residual(), images(n)) for n in (1, 2, 5)]
     costs = [(s.macs_at(s.full_widths()), s.params_at(s.full_widths())) for s in structures]
     assert costs[0] == costs[1] == costs[2]
+
+
+class Selected(nn.Module):
+    """Keeps the rows that are over a threshold, as detectors keep boxes; here none is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 1)
+        self.head, self.rows = nn.Conv2d(12, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        maps = self.head(self.mid(self.stem(x).relu()).relu())
+        rows = maps.flatten(2).transpose(1, 2).reshape(-1, 6)
+        found = rows[rows[:, 0] > 1e9].reshape(-1, 2, 3)
+        return maps, found.view(-1, 3), self.rows(found.flatten(1))
+
+
+def test_a_forward_whose_selection_is_empty_is_analysed():
+    structure = find_structure(Selected().eval(), torch.randn(2, 3, 8, 8))
+    prunable = {g.name: g.units for g in structure.groups if g.prunable}
+    assert prunable == {"stem": 8, "mid": 12}

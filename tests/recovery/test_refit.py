@@ -262,6 +262,21 @@ def test_numbers_that_are_not_finite_leave_the_layer_as_it_was():
     assert torch.equal(result.model.second.weight, small.second.weight)
 
 
+def test_weights_beyond_their_type_leave_the_layer_as_it_was():
+    """What is left says the same 1e12 times more softly, so 1e30 would have to become 1e42."""
+    model = seeded(lambda: Pair(nn.Conv2d(3, 2, 1, bias=False), nn.Conv2d(2, 1, 1))).eval()
+    with torch.no_grad():
+        model.first.weight[1] = 1e-12 * model.first.weight[0]
+        model.second.weight.copy_(torch.tensor([1e30, 0.0]).reshape(1, 2, 1, 1))
+    x = torch.randn(8, 3, 5, 5)
+    groups = find_structure(model, x).groups
+    plan = plan_of(groups, {g.name: [1] for g in groups if g.prunable}, {})
+    small = prune(model, plan)
+    result = refit(model, small, plan, [x], options=CPU)
+    assert result.skipped == {"second": "its new weights are beyond torch.float32"}
+    assert torch.equal(result.model.second.weight, small.second.weight)
+
+
 def test_a_shared_layer_is_skipped():
     class Shared(nn.Module):
         def __init__(self):

@@ -84,7 +84,10 @@ class LayerFit:
         owners = [self.layer, self.norm] if self.norm is not None else [self.layer]
         state = [copy.deepcopy(owner.state_dict()) for owner in owners]
         try:
-            return self.solve()
+            errors = self.solve()
+            if not all(bool(t.isfinite().all()) for o in owners for t in o.state_dict().values()):
+                raise ArithmeticError(f"its new weights are beyond {self.layer.weight.dtype}")
+            return errors
         except ArithmeticError as error:
             for owner, before in zip(owners, state):
                 owner.load_state_dict(before)
