@@ -66,10 +66,10 @@ def carry_out(cell: Cell, runs: Path, data: Path, checkpoint: Path | None) -> li
                 cell,
                 m.budget,
                 column,
-                top1=m.top1,
+                top1=m.value,
                 macs=m.macs,
                 count=m.count,
-                dense=report.baseline.top1 if report.baseline else None,
+                dense=report.baseline.value if report.baseline else None,
             )
             for m in report.measurements
             if (column := cell.column(m.stage)) is not None

@@ -151,7 +151,16 @@ def measured(stage, budget, top1: float, macs: int, params: int, slow: float) ->
     ]
     latency.append(Latency(stage, 512, None, None, "AMD EPYC 9V74", 2, "eager", "out of memory"))
     return Measurement(
-        stage, budget, top1, 0.99, 1.2 - top1, 10000, 0, macs, params, params * 4 + 20480, latency
+        stage,
+        budget,
+        {"top1": top1, "top5": 0.99},
+        1.2 - top1,
+        10000,
+        0,
+        macs,
+        params,
+        params * 4 + 20480,
+        latency,
     )
 
 

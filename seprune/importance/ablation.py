@@ -48,11 +48,11 @@ class SensitivityOptions:
 class AblationLoss:
     """The network without `removed` units of a group.
 
-    `top1` is the metric that decides in the task; of a classifier top-1.
+    `value` is that of the metric that decides in the task.
     """
 
     removed: int
-    top1: float
+    value: float
     loss: float
 
 
@@ -73,7 +73,8 @@ class Sensitivity:
     criterion: str
     shares: tuple[float, ...]
     images: int
-    top1: float
+    metric: str
+    value: float
     loss: float
     groups: tuple[GroupSensitivity, ...]
 
@@ -81,12 +82,13 @@ class Sensitivity:
         """Plain JSON types."""
         rows = [
             {"group": g.group, "units": g.units, "macs": g.macs,
-             "removed": [x.removed for x in g.losses], "top1": [x.top1 for x in g.losses],
+             "removed": [x.removed for x in g.losses], "value": [x.value for x in g.losses],
              "loss": [x.loss if math.isfinite(x.loss) else None for x in g.losses]}
             for g in self.groups
         ]  # fmt: skip
         facts = {"criterion": self.criterion, "shares": list(self.shares), "images": self.images}
-        return {**facts, "top1": self.top1, "loss": self.loss, "groups": rows}
+        dense = {"metric": self.metric, "value": self.value, "loss": self.loss}
+        return {**facts, **dense, "groups": rows}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Sensitivity:
@@ -94,13 +96,13 @@ class Sensitivity:
         groups = tuple(
             GroupSensitivity(
                 row["group"], row["units"], row["macs"],
-                tuple(map(AblationLoss, row["removed"], row["top1"], row["loss"])),
+                tuple(map(AblationLoss, row["removed"], row["value"], row["loss"])),
             )
             for row in plain["groups"]
         )  # fmt: skip
         return cls(
             plain["criterion"], tuple(plain["shares"]), plain["images"],
-            plain["top1"], plain["loss"], groups,
+            plain["metric"], plain["value"], plain["loss"], groups,
         )  # fmt: skip
 
 
@@ -157,7 +159,13 @@ def measure_sensitivity(
         for g, i in zip(groups, range(0, total, len(shares)))
     )
     return Sensitivity(
-        importance.criterion, shares, uncut.count, uncut.value, uncut.loss, tuple(rows)
+        criterion=importance.criterion,
+        shares=shares,
+        images=uncut.count,
+        metric=uncut.metric,
+        value=uncut.value,
+        loss=uncut.loss,
+        groups=tuple(rows),
     )
 
 

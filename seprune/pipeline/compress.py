@@ -14,6 +14,7 @@ from seprune.errors import InputError, UsageError
 from seprune.importance.alternatives import alternatives
 from seprune.importance.criteria import Scoring, criterion, score
 from seprune.measure.flops import Cost, count
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.measure.metrics import Evaluation, evaluate
 from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan, with_facts
@@ -59,8 +60,9 @@ class Compressed(Tabular):
             ("parameters", self.before.params, self.after.params),
         ]
         if self.scores:
-            top1 = (f"{self.scores[name].top1:.2%}" for name in ("baseline", "pruned"))
-            rows.append(("top-1", *top1))
+            found = [self.scores[name] for name in ("baseline", "pruned")]
+            name = found[0].metric
+            rows.append((metric_title(name), *(metric_value(name, x.value) for x in found)))
         title = f"pruned in {sum(self.seconds.values()):.0f} s"
         return ShortTable.of(title, ("", "before", "after"), rows)
 

@@ -169,5 +169,6 @@ def _one_budget(
 
 
 def _measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:
-    names = ("top1", "top5", "loss", "count", "nonfinite", "macs", "params", "bytes")
-    return Measurement(stage=stage, budget=budget, **{n: facts.get(n) for n in names})  # type: ignore[arg-type]
+    names = ("loss", "count", "nonfinite", "macs", "params", "bytes", "metrics", "metric")
+    numbers = {name: facts.get(name) for name in (*names, "higher_is_better")}
+    return Measurement(stage=stage, budget=budget, **numbers)  # type: ignore[arg-type]

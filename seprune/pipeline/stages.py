@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit import RefitOptions, refit
+from seprune.report.measurement import plain
 from seprune.runtime.distributed import first
 from seprune.statistics import GateStatistics
 
@@ -261,8 +261,9 @@ def measured(context: Context, model: nn.Module) -> dict[str, Any]:
     runtime, reporting = context.runtime, context.images().reporting()
     found = evaluate(model, reporting, device=runtime.device, track=runtime.track)
     cost = count(model.cpu(), context.network.example(1))
-    scores = found.plain() | {"loss": found.loss if math.isfinite(found.loss) else None}
-    return scores | {"macs": cost.macs, "params": cost.params}
+    deciding = {"metric": found.metric, "higher_is_better": found.higher_is_better}
+    scores: dict[str, Any] = plain(found.plain())
+    return scores | deciding | {"macs": cost.macs, "params": cost.params}
 
 
 class _LapClock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import words
 from seprune.report.measurement import Measurement, Report
 from seprune.runtime.text import printable
@@ -40,7 +41,7 @@ def _front_matter(report: Report, m: Measurement) -> str:
     """YAML; JSON strings are YAML strings, so quoting is left to json."""
     lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
     lines.append("pipeline_tag: image-classification")
-    if m.top1 is not None:
+    if m.metric == "top1" and m.value is not None:
         name, data = (json.dumps(str(x)) for x in (report.name, report.data.get("source")))
         lines += [
             "model-index:",
@@ -50,7 +51,7 @@ def _front_matter(report: Report, m: Measurement) -> str:
             "      type: image-classification",
             f"    dataset:\n      name: {data}\n      type: {data}",
             "    metrics:",
-            f"    - type: accuracy\n      value: {m.top1}",
+            f"    - type: accuracy\n      value: {m.value}",
         ]
     return "---\n" + "\n".join(lines) + "\n---"
 
@@ -58,12 +59,13 @@ def _front_matter(report: Report, m: Measurement) -> str:
 def _results(report: Report, measurement: Measurement) -> str:
     base = [report.baseline] if report.baseline and measurement.stage != "baseline" else []
     rows = [*base, measurement]
-    lines = ["| network | top-1 | top-5 | MACs | parameters | file |", "|---|--:|--:|--:|--:|--:|"]
+    titles = [metric_title(name) for name in report.metrics]
+    head = ["network", *titles, "MACs", "parameters", "file"]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     for m in rows:
         cells = [
             words.stage_name(m),
-            words.percent(m.top1),
-            words.percent(m.top5),
+            *(metric_value(name, m.metrics.get(name)) for name in report.metrics),
             f"{m.macs:,}",
             f"{m.params:,}",
             words.size(m.bytes),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from seprune.measure.metric_names import FRACTIONS, metric_title
 from seprune.report import words
 from seprune.report.measurement import STAGES, Measurement, Report
 from seprune.runtime import files
@@ -26,8 +27,9 @@ class ComparisonRow:
     runs: int
     names: list[str]
     seeds: list[int]
-    top1: float | None
-    top1_spread: float | None  # sample standard deviation; None for a single seed
+    metric: str
+    value: float | None
+    spread: float | None  # sample standard deviation; None for a single seed
     macs: float
     kept: float | None  # of the baseline's MACs
     params: float
@@ -48,18 +50,23 @@ class Comparison:
         return asdict(self)
 
     def series(self) -> dict[tuple[str, str], list[ComparisonRow]]:
-        """Rows with a top-1 by (how they were made, stage): the lines of the figure."""
+        """Rows with a value by (how they were made, stage): the lines of the figure."""
         lines: dict[tuple[str, str], list[ComparisonRow]] = {}
         for row in sorted(self.rows, key=lambda r: r.macs):
-            if row.top1 is not None:
+            if row.value is not None:
                 lines.setdefault((self._made(row), row.stage), []).append(row)
         return dict(sorted(lines.items()))
 
     def table(self) -> list[list[str]]:
         """Head and rows as people read them."""
-        head = ["network", "made by", "top-1 %", "MACs", "kept %", "params"]
+        head = ["network", "made by", self.metric, "MACs", "kept %", "params"]
         rows = [[_network(row), self._made(row), *_numbers(row)] for row in self.rows]
         return [[*head, "ms", "seeds", "Pareto"], *rows]
+
+    @property
+    def metric(self) -> str:
+        """The metric of the rows as people write it."""
+        return " or ".join(dict.fromkeys(metric_title(row.metric) for row in self.rows)) or "top-1"
 
     def _made(self, row: ComparisonRow) -> str:
         """Criterion, and model and allocation where the runs differ in them."""
@@ -77,10 +84,11 @@ def compare(reports: Sequence[Report]) -> Comparison:
         for m in report.measurements:
             found.setdefault(_key(report, m), []).append((report, m))
     rows = [_row(key, members) for key, members in found.items()]
+    better = {m.metric: m.higher_is_better for r in reports for m in r.measurements}
     rows.sort(key=lambda r: (r.model, -r.macs, STAGES.index(r.stage), r.criterion))
     return Comparison(
         runs=[report.name for report in reports],
-        rows=_mark_pareto(rows),
+        rows=_mark_pareto(rows, better),
         warnings=_warnings(reports),
     )
 
@@ -104,7 +112,7 @@ def _key(report: Report, m: Measurement) -> tuple[str, ...]:
 
 def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) -> ComparisonRow:
     model, criterion, allocation, budget, stage = key
-    tops = [m.top1 for _, m in members if m.top1 is not None]
+    values = [m.value for _, m in members if m.value is not None]
     dense = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
     kept = [f for f in dense if f is not None]
     seeds = sorted({r.seed for r, _ in members})
@@ -118,8 +126,9 @@ def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) ->
         runs=len(members),
         names=[r.name for r, _ in members],
         seeds=seeds,
-        top1=fmean(tops) if tops else None,
-        top1_spread=stdev(tops) if min(len(tops), len(seeds)) > 1 else None,
+        metric=members[0][1].metric,
+        value=fmean(values) if values else None,
+        spread=stdev(values) if min(len(values), len(seeds)) > 1 else None,
         macs=fmean(m.macs for _, m in members),
         kept=fmean(kept) if kept else None,
         params=fmean(m.params for _, m in members),
@@ -132,21 +141,28 @@ def _first_latency(m: Measurement) -> float | None:
     return min(measured, key=lambda x: x.batch).median_ms if measured else None
 
 
-def _mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """Mark rows that no row with at most their MACs beats in top-1."""
+def _mark_pareto(rows: Sequence[ComparisonRow], better: Mapping[str, bool]) -> list[ComparisonRow]:
+    """Mark rows that no row of their metric with at most their MACs beats in it.
 
-    def beaten(row: ComparisonRow) -> bool:
+    Args:
+        better: whether more of a metric is better.
+    """
+
+    def rank(row: ComparisonRow) -> float | None:
+        return row.value if row.value is None or better[row.metric] else -row.value
+
+    def beaten(row: ComparisonRow, own: float) -> bool:
         return any(
-            other.top1 is not None
-            and row.top1 is not None
+            other.metric == row.metric
+            and (value := rank(other)) is not None
             and other.macs <= row.macs
-            and other.top1 >= row.top1
-            and (other.macs, other.top1) != (row.macs, row.top1)
+            and value >= own
+            and (other.macs, value) != (row.macs, own)
             for other in rows
         )
 
     return [
-        ComparisonRow(**(vars(r) | {"pareto": r.top1 is not None and not beaten(r)})) for r in rows
+        replace(row, pareto=(own := rank(row)) is not None and not beaten(row, own)) for row in rows
     ]
 
 
@@ -174,10 +190,12 @@ def _network(row: ComparisonRow) -> str:
 
 
 def _numbers(row: ComparisonRow) -> list[str]:
-    spread = f" ± {100 * row.top1_spread:.2f}" if row.top1_spread is not None else ""
+    scale = 100 if row.metric in FRACTIONS else 1
+    spread = f" ± {scale * row.spread:.2f}" if row.spread is not None else ""
+    unit = " %" if row.metric in FRACTIONS else ""
     kept = words.DASH if row.kept is None else f"{100 * row.kept:.1f}"
     return [
-        words.DASH if row.top1 is None else f"{100 * row.top1:.2f}{spread}",
+        words.DASH if row.value is None else f"{scale * row.value:.2f}{spread}{unit}",
         words.quantity(row.macs),
         kept,
         words.quantity(row.params),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from seprune.measure.metric_names import FRACTIONS, metric_title
 from seprune.report import axes
 from seprune.report.axes import COLOURS, Figure
 from seprune.report.compare import Comparison, ComparisonRow
@@ -32,7 +33,7 @@ STAGE_COLOURS = dict(
 
 
 def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
-    """Top-1 against the MACs kept, one line a stage, over the run's budgets.
+    """The metric against the MACs kept, one line a stage, over the run's budgets.
 
     Other runs have a colour each; their MACs too are shares of this run's baseline.
     """
@@ -47,15 +48,25 @@ def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
         for stage, found in _by_stage(other):
             name = axes.label(f"{other.name} · {stage}")
             traces.append(_stage_line(found, dense or found[0].macs, colour) | {"name": name})
-    layout = axes.layout("MACs kept (%)", "top-1 (%)", height=420 if others else 380)
-    if base and base.top1 is not None:
-        layout["shapes"] = [axes.line(y=100 * base.top1)]
+    layout = axes.layout("MACs kept (%)", _title(report.metric), height=420 if others else 380)
+    if base and base.value is not None:
+        layout["shapes"] = [axes.line(y=_scale(base.metric) * base.value)]
     return {"data": traces, "layout": layout}
+
+
+def _title(metric: str) -> str:
+    """Of the axis."""
+    return f"{metric_title(metric)} (%)" if metric in FRACTIONS else metric_title(metric)
+
+
+def _scale(metric: str) -> int:
+    """Fractions are drawn in percent."""
+    return 100 if metric in FRACTIONS else 1
 
 
 def _by_stage(report: Report) -> Iterator[tuple[str, list[Measurement]]]:
     for stage in STAGES:
-        found = [m for m in report.measurements if m.stage == stage and m.top1 is not None]
+        found = [m for m in report.measurements if m.stage == stage and m.value is not None]
         if found:
             yield stage, sorted(found, key=lambda m: m.macs)
 
@@ -66,9 +77,10 @@ def _stage_line(found: Sequence[Measurement], dense: int | None, colour: str) ->
         "type": "scatter",
         "mode": "markers" if len(found) == 1 else "lines+markers",
         "x": [axes.rounded(100 * (fraction_of(m.macs, dense) or 0)) for m in found],
-        "y": [axes.rounded(100 * (m.top1 or 0)) for m in found],
+        "y": [axes.rounded(_scale(m.metric) * (m.value or 0)) for m in found],
         "text": [f"{m.macs:,} MACs" for m in found],
-        "hovertemplate": "%{y:.2f} % top-1 at %{x:.1f} % of the MACs<br>%{text}",
+        "hovertemplate": f"%{{y:.2f}} {_title(found[0].metric)} at %{{x:.1f}} % of the MACs"
+        "<br>%{text}",
         "marker": {"size": 9, "color": colour, "symbol": symbol},
         "line": {"color": colour, "width": 2, "dash": dash},
     }
@@ -171,19 +183,21 @@ def comparison(compared: Comparison) -> Figure:
     ]
     for (made, stage), rows in series.items():
         colour, (symbol, dash) = colours[made], MARKS[stage]
-        spread = [axes.rounded(100 * (row.top1_spread or 0)) for row in rows]
+        scale = _scale(rows[0].metric)
+        spread = [axes.rounded(scale * (row.spread or 0)) for row in rows]
         traces.append(
             _points(" · ".join(filter(None, (made, stage))), rows)
             | {
                 "mode": "lines+markers",
                 "error_y": {"array": spread, "visible": any(spread), "color": colour},
                 "text": [f"{row.stage} {row.budget or ''}, runs: {row.runs}" for row in rows],
-                "hovertemplate": "%{y:.2f} % at %{x:.4g} M MACs<br>%{text}",
+                "hovertemplate": "%{y:.2f} at %{x:.4g} M MACs<br>%{text}",
                 "marker": {"size": 9, "color": colour, "symbol": symbol},
                 "line": {"width": 1.5, "color": colour, "dash": dash},
             }
         )
-    return {"data": traces, "layout": axes.layout("MACs (M)", "top-1 (%)", height=460)}
+    title = " or ".join(dict.fromkeys(_title(row.metric) for row in compared.rows))
+    return {"data": traces, "layout": axes.layout("MACs (M)", title, height=460)}
 
 
 def _points(name: str, rows: Sequence[ComparisonRow]) -> dict[str, Any]:
@@ -191,7 +205,7 @@ def _points(name: str, rows: Sequence[ComparisonRow]) -> dict[str, Any]:
         "type": "scatter",
         "name": axes.label(name),
         "x": [axes.short(row.macs / 1e6) for row in rows],
-        "y": [axes.rounded(100 * (row.top1 or 0)) for row in rows],
+        "y": [axes.rounded(_scale(row.metric) * (row.value or 0)) for row in rows],
     }
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from seprune.measure.latency import Latency
+from seprune.measure.metric_names import FRACTIONS, metric_title, metric_value
 from seprune.report import figures, gate_figures, sensitivity, words
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
@@ -52,6 +53,8 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "source": Path(str(report.data.get("source"))).name,
         "others": [other.name for other in others],
         "tiles": [_tile(report, budget) for budget in report.budgets],
+        "metric": metric_title(report.metric),
+        "summary_head": _summary_head(report),
         "summary": [_summary_row(report, m) for m in report.measurements],
         "latency": _latency_tables(report),
         "where": words.timed_on(report),
@@ -82,6 +85,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     content = {
         "title": f"{len(comparison.runs)} runs compared",
         "sections": [("summary", "Summary"), ("accuracy", "Accuracy"), ("table", "Table")],
+        "metric": comparison.metric,
         "runs": comparison.runs,
         "warnings": comparison.warnings,
         "head": shown[0],
@@ -159,40 +163,45 @@ def _figures(
 def _tile(report: Report, budget: BudgetReport) -> dict[str, Any]:
     end, base = words.last_of(report, budget), report.baseline
     if end is None or base is None:
-        return {"label": budget.label, "top1": words.DASH, "change": words.DASH, "speeds": []} | {
+        return {"label": budget.label, "value": words.DASH, "change": words.DASH, "speeds": []} | {
             "tone": "",
             "macs": words.percent(budget.reached, 1),
             "params": words.DASH,
         }
-    change = None if end.top1 is None or base.top1 is None else end.top1 - base.top1
     speeds = [(x, words.speed_up(report, x)) for x in end.latency if x.runtime == "eager"]
     return {
         "label": words.stage_name(end),
-        "top1": words.percent(end.top1),
-        "change": words.points(change),
-        "tone": ""
-        if change is None
-        else "good"
-        if change >= 0
-        else "bad"
-        if change < -0.01
-        else "",
+        "value": metric_value(end.metric, end.value),
+        "change": words.change(end, base),
+        "tone": _tone(end, base),
         "macs": words.percent(words.fraction_of(end.macs, base.macs), 1),
         "params": words.percent(words.fraction_of(end.params, base.params), 1),
         "speeds": [f"{s:.2f}x as fast at batch {x.batch}" for x, s in speeds if s],
     }
 
 
+def _tone(end: Measurement, base: Measurement) -> str:
+    """How a tile is coloured: as good as the baseline, or more than a hundredth worse."""
+    if end.value is None or base.value is None:
+        return ""
+    gain = end.value - base.value if end.higher_is_better else base.value - end.value
+    lost = 0.01 if end.metric in FRACTIONS else 0.01 * abs(base.value)
+    return "good" if gain >= 0 else "bad" if gain < -lost else ""
+
+
+def _summary_head(report: Report) -> list[str]:
+    first, *others = (metric_title(name) for name in report.metrics)
+    return ["network", first, "change", *others, "loss", "MACs", "kept", "FLOPs", "parameters",
+            "file"]  # fmt: skip
+
+
 def _summary_row(report: Report, m: Measurement) -> list[str]:
     base = report.baseline
-    change = None
-    if base is not None and base is not m and None not in (base.top1, m.top1):
-        change = (m.top1 or 0) - (base.top1 or 0)
     return [
         words.stage_name(m),
-        words.percent(m.top1),
-        words.points(change),
-        words.percent(m.top5),
+        metric_value(m.metric, m.value),
+        words.change(m, base),
+        *(metric_value(name, m.metrics.get(name)) for name in report.metrics[1:]),
         words.DASH if m.loss is None else f"{m.loss:.3f}",
         words.quantity(m.macs),
         words.percent(words.fraction_of(m.macs, base.macs if base else None), 1),

@@ -34,8 +34,7 @@ class Measurement:
 
     stage: str  # one of STAGES
     budget: str | None  # label of the BudgetReport that it was cut to; None: the baseline
-    top1: float | None
-    top5: float | None
+    metrics: dict[str, float | None]
     loss: float | None
     count: int
     nonfinite: int
@@ -43,10 +42,17 @@ class Measurement:
     params: int
     bytes: int | None = None
     latency: list[Latency] = field(default_factory=list)
+    metric: str = "top1"  # the one that decides
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ValueError(f"stage {self.stage!r} is none of {', '.join(STAGES)}")
+
+    @property
+    def value(self) -> float | None:
+        """The metric that decides; None where it was not measured."""
+        return self.metrics.get(self.metric)
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,17 @@ class Report:
     def baseline(self) -> Measurement | None:
         """The dense network's measurement, None where the run did not come so far."""
         return next((m for m in self.measurements if m.stage == "baseline"), None)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of what was measured; the one that decides comes first."""
+        names = [self.metric, *(name for m in self.measurements for name in m.metrics)]
+        return list(dict.fromkeys(names))
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides."""
+        return self.measurements[0].metric if self.measurements else "top1"
 
     def budget(self, label: str | None) -> BudgetReport | None:
         """The budget with this label."""

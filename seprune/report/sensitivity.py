@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import words
 
 EXPLANATION = (
-    "Top-1 in points and, in brackets, loss, against the uncut network, when the lowest-scored "
+    "The metric and, in brackets, the loss, against the uncut network, when the lowest-scored "
     "part of one dependency group is masked and nothing else; on images of the validation split, "
     "without recovery."
 )
@@ -31,13 +32,15 @@ def caption(found: Mapping[str, Any]) -> str:
     """What the numbers are measured against."""
     return (
         f"by {found['criterion']}, {found['images']:,} validation images, "
-        f"uncut: top-1 {words.percent(found['top1'])}, loss {found['loss']:.3f}"
+        f"uncut: {metric_title(found['metric'])} "
+        f"{metric_value(found['metric'], found['value'])}, loss {found['loss']:.3f}"
     )
 
 
 def _cells(found: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     cells = []
-    for top1, loss in zip(row["top1"], row["loss"]):
+    for value, loss in zip(row["value"], row["loss"]):
         more = words.DASH if loss is None else f"{loss - found['loss']:+.2f}".replace("-", "−")
-        cells.append(f"{words.points(top1 - found['top1'])} ({more})")
+        change = words.metric_change(found["metric"], value - found["value"])
+        cells.append(f"{change} ({more})")
     return cells

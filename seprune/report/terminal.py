@@ -11,6 +11,7 @@ from rich.text import Text
 
 from seprune.errors import UsageError
 from seprune.measure.latency import Latency
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import sensitivity, words
 from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
@@ -60,10 +61,10 @@ def overview(report: Report) -> RenderableType:
 
 
 def results(report: Report) -> RenderableType:
-    """Baseline / pruned / fine-tuned: top-1, MACs, parameters, file size, latency."""
+    """Baseline / pruned / fine-tuned: the metric, MACs, parameters, file size, latency."""
     table = _table(f"{report.name}: {report.model.get('name')} on {report.data.get('source')}")
     table.add_column("network", overflow="fold")
-    for name in ("top-1", "MACs", "kept", "params", "file", "latency"):
+    for name in (metric_title(report.metric), "MACs", "kept", "params", "file", "latency"):
         table.add_column(name, justify="right", no_wrap=True)
     for m in report.measurements:
         end = m.stage == "fine-tuned" or m is report.baseline
@@ -196,7 +197,7 @@ def _channels_of_group(report: Report, budget: BudgetReport, cut: GroupCut) -> T
 def _result_row(report: Report, m: Measurement) -> Iterator[str | Text]:
     base = report.baseline
     yield Text(words.stage_name(m))
-    yield words.percent(m.top1)
+    yield metric_value(m.metric, m.value)
     yield words.quantity(m.macs)
     yield words.percent(words.fraction_of(m.macs, base.macs if base else None), 0)
     yield words.quantity(m.params)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from seprune.measure.latency import Latency
-from seprune.measure.metric_names import metric_title, metric_value
+from seprune.measure.metric_names import FRACTIONS, metric_title, metric_value
 from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
 
 DASH = "–"
@@ -81,6 +81,20 @@ def fraction_of(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
+def change(measurement: Measurement, base: Measurement | None) -> str:
+    """How far the metric is from the baseline's: in points where it is a fraction."""
+    if base is None or base is measurement or None in (base.value, measurement.value):
+        return DASH
+    return metric_change(measurement.metric, (measurement.value or 0) - (base.value or 0))
+
+
+def metric_change(metric: str, difference: float) -> str:
+    """`+0.4 points` of a fraction, `+0.013` of any other number."""
+    if metric in FRACTIONS:
+        return f"{points(difference)} points"
+    return f"{difference:+.3g}".replace("-", "−")
+
+
 def stage_name(measurement: Measurement) -> str:
     """`fine-tuned · macs 0.5`."""
     return " · ".join(filter(None, (measurement.stage, measurement.budget)))
@@ -124,8 +138,9 @@ def headline(report: Report, budget: BudgetReport) -> str:
         return f"{budget.label}: cut, not measured yet."
     kept = fraction_of(end.macs, base.macs)
     text = f"{percent(kept, 1)} of the MACs"
-    if end.top1 is not None and base.top1 is not None:
-        text += f" with {percent(end.top1)} top-1 ({points(end.top1 - base.top1)} points)"
+    if end.value is not None and base.value is not None:
+        reached = f"{metric_value(end.metric, end.value)} {metric_title(end.metric)}"
+        text += f" with {reached} ({change(end, base)})"
     fast = [(x, speed_up(report, x)) for x in end.latency]
     speeds = [f"{s:.2f}x at batch {x.batch}" for x, s in fast if s and x.runtime == "eager"]
     return text + (f"; speed {', '.join(speeds)}." if speeds else ".")

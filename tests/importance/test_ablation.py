@@ -83,7 +83,7 @@ def test_losses_are_those_of_networks_that_are_cut_in_one_group():
     scores = score(structure, model=model, scoring=Scoring("l2"))
     assert (found.criterion, found.shares, found.images) == ("l2", (0.25, 0.5), 6)
     whole = evaluate(model, loader, device="cpu")
-    assert (found.top1, found.loss) == (whole.top1, whole.loss)
+    assert (found.value, found.loss) == (whole.top1, whole.loss)
     assert [g.group for g in found.groups] == [g.name for g in structure.groups if g.prunable]
     for row, group in zip(found.groups, (g for g in structure.groups if g.prunable)):
         for share, cell in zip(found.shares, row.losses):
@@ -92,7 +92,7 @@ def test_losses_are_those_of_networks_that_are_cut_in_one_group():
             assert cell.removed == share * group.units
             small = prune(model, plan_of(structure.groups, {group.name: keep}, {}))
             there = evaluate(small, loader, device="cpu")
-            assert cell.top1 == there.top1
+            assert cell.value == there.top1
             assert cell.loss == pytest.approx(there.loss, rel=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_measured_losses_become_scores_in_the_order_of_the_criterion():
         7,
         (AblationLoss(1, 0.9, 1.1), AblationLoss(3, 0.8, 1.7), AblationLoss(5, 0.5, 3.7)),
     )
-    made = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, 0.9, 1.0, (rows,)))
+    made = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, "top1", 0.9, 1.0, (rows,)))
     order = made.scores["g"].argsort()
     assert torch.equal(order, importance.scores["g"].argsort())
     # slopes 0.1, 0.3, 1.0 a unit; after the last share they grow by 0.7 every 2 units
@@ -146,7 +146,7 @@ def test_a_loss_that_falls_makes_no_unit_cheaper_than_one_before_it():
         7,
         (AblationLoss(1, 0.9, 1.2), AblationLoss(3, 0.9, 0.8), AblationLoss(5, 0.9, 1.2)),
     )
-    found = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, 0.9, 1.0, (rows,)))
+    found = weighed(importance, Sensitivity("x", (0.1, 0.3, 0.5), 8, "top1", 0.9, 1.0, (rows,)))
     wanted = [0.2] * 10
     torch.testing.assert_close(found.scores["g"], torch.tensor(wanted).double())
 
@@ -156,8 +156,8 @@ def test_the_table_says_what_is_lost():
     plain = found.plain()
     assert table.head(plain) == ["group", "units", "MACs a unit", "-10%", "-30%", "-50%"]
     row, first = table.rows(plain)[0], found.groups[0]
-    top1, loss = (getattr(first.losses[0], k) - getattr(found, k) for k in ("top1", "loss"))
-    shown = f"{100 * top1:+.2f} ({loss:+.2f})".replace("-", "−")
+    value, loss = (getattr(first.losses[0], k) - getattr(found, k) for k in ("value", "loss"))
+    shown = f"{100 * value:+.2f} points ({loss:+.2f})".replace("-", "−")
     assert row[:2] == ["stem", "8"]
     assert row[3] == shown
     assert table.caption(plain).startswith("by l2, 6 validation images, uncut: top-1 ")

@@ -33,7 +33,7 @@ def document() -> dict:
 
 def measured(top1: float, macs: int, *, stage: str = "fine-tuned") -> Measurement:
     budget = None if stage == "baseline" else "macs 0.5"
-    return Measurement(stage, budget, top1, None, None, 100, 0, macs, macs // 10)
+    return Measurement(stage, budget, {"top1": top1}, None, 100, 0, macs, macs // 10)
 
 
 # JSON
@@ -75,8 +75,8 @@ def test_another_document_is_no_report(other) -> None:
         (lambda d: d.update(seed=True), "report.seed: 'True' where an integer belongs"),
         (lambda d: d.update(gates={}), "report.gates: '{}' where a list belongs"),
         (
-            lambda d: d["measurements"][1].update(top1="high"),
-            "report.measurements[1].top1: 'high' where a number belongs",
+            lambda d: d["measurements"][1]["metrics"].update(top1="high"),
+            "report.measurements[1].metrics.top1: 'high' where a number belongs",
         ),
         (
             lambda d: d["measurements"][0].update(stage="tuned"),
@@ -373,13 +373,13 @@ def three_seeds(criterion: str, tops: list[float]) -> list:
 def test_seeds_become_a_mean_and_a_spread() -> None:
     rows = compare(three_seeds("l2", [0.80, 0.82, 0.84])).rows
     baseline, tuned = rows
-    assert (baseline.top1, baseline.top1_spread) == (pytest.approx(0.9), pytest.approx(0.0))
-    assert (tuned.top1, tuned.top1_spread) == (pytest.approx(0.82), pytest.approx(0.02))
+    assert (baseline.value, baseline.spread) == (pytest.approx(0.9), pytest.approx(0.0))
+    assert (tuned.value, tuned.spread) == (pytest.approx(0.82), pytest.approx(0.02))
     assert (tuned.runs, tuned.seeds, tuned.kept) == (3, [0, 1, 2], 0.5)
 
 
 def test_one_run_has_no_spread() -> None:
-    assert compare(three_seeds("l2", [0.8])).rows[1].top1_spread is None
+    assert compare(three_seeds("l2", [0.8])).rows[1].spread is None
 
 
 def test_the_pareto_front_leaves_out_what_is_beaten() -> None:
@@ -423,7 +423,7 @@ def test_the_model_card_has_front_matter_and_numbers() -> None:
     front = YAML(typ="safe").load(card.split("---\n")[1])
     assert front["library_name"] == "seprune"
     metric = front["model-index"][0]["results"][0]["metrics"][0]
-    assert metric["value"] == report.measurements[-1].top1
+    assert metric["value"] == report.measurements[-1].value
     assert 'seprune.load("path/to/this/folder")' in card
     assert "| baseline | 87.35 % | 99.00 % | 40,813,184 | 274,490 | 1.12 MB |" in card
     assert report.command in card
@@ -527,3 +527,51 @@ def test_fine_tuning_is_told_by_its_numbers():
         f"{split}: 61.00 % as given, 70.00 % BatchNorm recalibrated, chosen"
     ]
     assert words.tuning({}) == []
+
+
+def of_task(metric: str, values: tuple[float, float], *, higher: bool = True) -> measurement.Report:
+    """A run of another task than classification: the dense network and one cut to a half."""
+    made = [
+        Measurement(
+            stage, budget, {metric: value, "pixel_accuracy": 0.9}, 0.3, 100, 0, macs, macs,
+            metric=metric, higher_is_better=higher,
+        )
+        for stage, budget, value, macs in (
+            ("baseline", None, values[0], 1000), ("refitted", "macs 0.5", values[1], 500),
+        )
+    ]  # fmt: skip
+    cut = BudgetReport("macs 0.5", 0.5, 0.5, "gate_logit", "cost_aware")
+    return dataclasses.replace(make_report(), measurements=made, budgets=[cut], sensitivity={})
+
+
+def test_a_run_is_reported_in_the_metric_of_its_task():
+    report = of_task("miou", (0.644, 0.630))
+    assert report.metrics == ["miou", "pixel_accuracy"]
+    assert words.headline(report, report.budgets[0]).startswith(
+        "50.0 % of the MACs with 63.00 % mIoU (−1.40 points)"
+    )
+    text = printed(report)
+    assert "mIoU" in text
+    assert "63.00 %" in text
+    assert "top-1" not in text
+    figure = accuracy(report)
+    assert figure["layout"]["yaxis"]["title"]["text"] == "mIoU (%)"
+    assert [trace["y"] for trace in figure["data"]] == [[64.4], [63.0]]
+    card = model_card(report, report.measurements[1])
+    assert "| network | mIoU | pixel accuracy | MACs |" in card
+    assert measurement.from_json(measurement.to_json(report)).measurements == report.measurements
+
+
+def test_an_error_is_written_as_it_is_and_less_of_it_is_better():
+    report = of_task("mae", (0.5, 0.25), higher=False)
+    base, cut = report.measurements
+    assert words.change(cut, base) == "−0.25"
+    assert accuracy(report)["data"][1]["y"] == [0.25]
+    front = {row.stage: row.pareto for row in compare([report]).rows}
+    assert front == {"baseline": False, "refitted": True}
+    worse = of_task("mae", (0.5, 0.75), higher=False)
+    front = {row.stage: row.pareto for row in compare([worse]).rows}
+    assert front == {"baseline": True, "refitted": True}
+    head, first, second = compare([report]).table()
+    assert head[2] == "MAE"
+    assert [row[2] for row in (first, second)] == ["0.50", "0.25"]
