@@ -115,7 +115,7 @@ def test_ablation_measures_the_metric_of_the_task():
         options=seprune.SensitivityOptions(task=MultiLabel()),
     )
     whole = seprune.evaluate(model, [(x, y)], task=MultiLabel())
-    assert (found.loss, found.top1) == (whole.loss, whole.metrics["f1"])
+    assert (found.loss, found.value) == (whole.loss, whole.metrics["f1"])
     assert any(row.losses[-1].loss != whole.loss for row in found.groups)
 
 
