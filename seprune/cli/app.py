@@ -12,6 +12,7 @@ from seprune.cli import (
     collect,
     compare,
     convert,
+    demo,
     env,
     evaluate,
     export,
@@ -32,6 +33,7 @@ from seprune.cli import (
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run.run,
+    "demo": demo.demo,
     "collect": collect.collect,
     "rank": rank.rank,
     "prune": prune.prune,

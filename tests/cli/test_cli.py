@@ -340,6 +340,27 @@ def test_the_version(seprune):
     assert seprune("--version")[:2] == (0, "seprune 0.1.0\n")
 
 
+def test_the_demonstration_runs_the_quickstart_and_opens_its_report(seprune, monkeypatch, tmp_path):
+    carried, opened = [], []
+    monkeypatch.setattr("seprune.cli.demo.run", lambda name, **given: carried.append((name, given)))
+    monkeypatch.setattr("typer.launch", opened.append)
+    out = tmp_path / "demo"
+    assert seprune("demo", "--out", out)[0] == 0
+    assert opened == []
+    assert seprune("demo", "--out", out, "--open")[0] == 0
+    assert carried == 2 * [("quickstart", {"out": out, "json": False})]
+    assert opened == [str(out / "report.html")]
+
+
+@pytest.mark.slow
+def test_the_demonstration_ends_with_the_path_of_its_report(tmp_path):
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "seprune", "demo", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert "<title>quickstart" in (out / "report.html").read_text()
+
+
 def test_every_command_is_in_the_file_of_its_name():
     for name, command in COMMANDS.items():
         assert command.__module__ == f"seprune.cli.{name}"
