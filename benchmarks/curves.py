@@ -137,7 +137,7 @@ def six(kept: Mapping[str, Any]) -> str:
             wins = paired is not None and paired.verdict == "wins"
             cells += [f"**{own}**" if wins else own, f"{100 * (rivals[best] or 0):.1f} `{best}`"]
         lines.append(f"| {NAMES[network]} | {budget} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, standings.said(kept).rstrip()])
+    return "\n".join([*lines, standings.provenance(kept).rstrip()])
 
 
 def _mean(rows: Sequence[standings.Row], method: str, column: str) -> float | None:

@@ -4,7 +4,7 @@ Same network, images, batch size, precision, optimizer and memory format. The ba
 images ready as normalised floats on the device; seprune crops, flips and normalises them anew. A
 block is some steps of the one and then as many of the other, so that whatever else the machine
 does meets both; the ratio is the median over blocks. The digits, scaled up, stand for images of
-any size. On a CPU seconds are of processor time, and glibc is told to keep the memory it has: what
+any size. On a CPU seconds are of processor time, and glibc is set to keep the memory it has: what
 pages cost that go back and forth depends on chance, up to a tenth of a step for either loop.
 
     MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 \

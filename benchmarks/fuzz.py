@@ -37,14 +37,14 @@ RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
     """What `cases` damaged inputs of one kind came to."""
     codes: collections.Counter[str] = collections.Counter()
-    told: dict[str, Any] = {"cases": cases, "bytes": 0, "same": 0, "other": 0}
+    counts: dict[str, Any] = {"cases": cases, "bytes": 0, "same": 0, "other": 0}
     broken: dict[str, list[str]] = {"hangs": [], "crashes": [], "wrong": []}
     with tempfile.TemporaryDirectory() as folder:
         reader = Child("reader.py")
         here = Range(target, Path(folder) / "x", reader)
         for _ in range(cases):
             steps = random_steps(source)
-            told["bytes"] += sum(1 if s[0] in ("flip", "cut") else len(s[3]) for s in steps)
+            counts["bytes"] += sum(1 if s[0] in ("flip", "cut") else len(s[3]) for s in steps)
             try:
                 found = here.shoot(steps)
             except Crash as error:
@@ -61,26 +61,27 @@ def attack(target: Target, cases: int, source: random.Random) -> dict[str, Any]:
             if isinstance(found, dict):
                 codes[str(found["code"])] += 1
             else:
-                told["same" if found == here.whole else "other"] += 1
+                counts["same" if found == here.undamaged else "other"] += 1
         reader.close()
-    return told | {"refused": sum(codes.values()), "codes": dict(codes.most_common())} | broken
+    return counts | {"refused": sum(codes.values()), "codes": dict(codes.most_common())} | broken
 
 
 def tabulate() -> int:
     """Put the table of the JSON between the marks in docs/reliability.md."""
-    said = read_json(RESULT)
+    result = read_json(RESULT)
     lines = [
         "| input | cases | bytes damaged | refused | read as before | read as another | hangs | "
         "crashes | wrong |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     keys = ("cases", "bytes", "refused", "same", "other", "hangs", "crashes", "wrong")
-    for name, row in (*said["kinds"].items(), ("together", said["total"])):
+    for name, row in (*result["kinds"].items(), ("together", result["total"])):
         counts = [row[k] if isinstance(row[k], int) else len(row[k]) for k in keys]
         lines.append(f"| {name} | {' | '.join(f'{n:,}' for n in counts)} |")
     lines += [
         "",
-        f"`{said['command']}` on {said['hardware']}, torch {said['torch']}, {said['date']}.",
+        f"`{result['command']}` on {result['hardware']}, torch {result['torch']}, "
+        f"{result['date']}.",
     ]
     page = ROOT / "docs" / "reliability.md"
     head, _, rest = page.read_text().partition("<!-- fuzz: made by benchmarks/fuzz.py -->")

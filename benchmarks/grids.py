@@ -48,9 +48,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "gate_logit joint": way("gate_logit", "joint"),
     "gate_logit trade": way("gate_logit", "mean", "cost_aware"),
     **{
-        f"gate_logit {combine} trade{said}": way("gate_logit", combine, "cost_aware", least=least)
+        f"gate_logit {combine} trade{suffix}": way("gate_logit", combine, "cost_aware", least=least)
         for combine in ("coupled", "joint")
-        for least, said in ((8, ""), (4, ", least 4"), (2, ", least 2"))
+        for least, suffix in ((8, ""), (4, ", least 4"), (2, ", least 2"))
     },
     "gate_mean_measured": way("gate_mean_measured", "coupled", "cost_aware", least=2),
     "l2, least 2": way("l2", least=2),

@@ -58,8 +58,8 @@ def table(kept: dict[str, Any]) -> str:
         rows.append("| " + " | ".join(cells) + " |")
     latency = base["latency"][0] if base["latency"] else {"device": "?", "threads": "?"}
     where = f"{latency['device']}, {latency['threads']} threads"
-    said = f"`{kept['command']}` on {where}, torch {kept['versions']['torch']}"
-    return "\n".join(rows) + f"\n\n{said}, {kept['created'][:10]}, {base['count']:,} images."
+    caption = f"`{kept['command']}` on {where}, torch {kept['versions']['torch']}"
+    return "\n".join(rows) + f"\n\n{caption}, {kept['created'][:10]}, {base['count']:,} images."
 
 
 VARIANTS = {
@@ -84,7 +84,7 @@ def recovery(kept: dict[str, Any]) -> str:
             texts += [_spread([c[key] for c in same]) for key in keys]
         rows.append("| " + " | ".join(texts) + " |")
     how, images = kept["settings"], kept["images"]
-    said = (
+    caption = (
         f"{how['model'].rpartition('/')[2]}, top-1 on {images['reporting']:,} reporting images, "
         "mean ± standard deviation over seeds of the training (their number in brackets); "
         f"parent {100 * kept['parent']:.2f} %. {how['epochs']} epochs "
@@ -92,7 +92,7 @@ def recovery(kept: dict[str, Any]) -> str:
         f"batch {how['batch']}, lr {how['lr']:g}; each row adds to the one before. "
         f"`{kept['command']}` on {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
     )
-    return "\n".join(rows) + "\n\n" + said
+    return "\n".join(rows) + "\n\n" + caption
 
 
 def _spread(values: list[float]) -> str:
@@ -143,11 +143,11 @@ def faults(kept: dict[str, Any]) -> str:
         if name == "operations" and found["done"] < 4 * found["operations_of_a_run"]:
             tried += f" of {4 * found['operations_of_a_run']:,}, drawn by chance"
         rows.append(f"| {words} | {tried} | {hangs} | {losses} | {_outcome(name, found)} |")
-    said = (
+    caption = (
         "`python benchmarks/faults.py kills`, and `signals`, `operations`, `crowds`, `bytes`, "
         f"on {kept['hardware']}, torch {kept['versions']['torch']}, {kept['date']}."
     )
-    return "\n".join(rows) + "\n\n" + said
+    return "\n".join(rows) + "\n\n" + caption
 
 
 def _outcome(name: str, found: dict[str, Any]) -> str:

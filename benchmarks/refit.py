@@ -120,8 +120,8 @@ def document(result: dict[str, Any]) -> None:
         if "parent" in result
     ]
     where = f"{result.get('reporting_images', 0):,} images of val/, parent"
-    said = f"Chosen on the validation split: {result.get('chosen', '')}. On {where} "
-    _between("refit.md", [said + f"{result.get('parent', 0):.4f}:", "", *rows])
+    intro = f"Chosen on the validation split: {result.get('chosen', '')}. On {where} "
+    _between("refit.md", [intro + f"{result.get('parent', 0):.4f}:", "", *rows])
 
 
 def _between(name: str, lines: list[str]) -> None:

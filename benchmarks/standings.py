@@ -200,8 +200,8 @@ def sizes(rows: Sequence[Row]) -> str:
             mine = [r for r in rows if r["images"] == images and r["method"] == method]
             stable = [float(r["spearman"]) for r in mine if r.get("spearman") is not None]
             found = standing(mine, method, column="bn")
-            said = f"{statistics.fmean(stable):.3f}" if stable else ""
-            cells.append(f"{said}, {_cell(found)}" if found else "")
+            text = f"{statistics.fmean(stable):.3f}" if stable else ""
+            cells.append(f"{text}, {_cell(found)}" if found else "")
         lines.append(f"| {images:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -214,7 +214,7 @@ RIVALS = (  # torch-pruning's, and width scaling
 
 def short(kept: Mapping[str, Any]) -> str:
     """The README's table."""
-    return duels(kept["rows"], CHAMPION, RIVALS) + said(kept)
+    return duels(kept["rows"], CHAMPION, RIVALS) + provenance(kept)
 
 
 def long(kept: Mapping[str, Any]) -> str:
@@ -225,7 +225,7 @@ def long(kept: Mapping[str, Any]) -> str:
         parts.append(f"{network} at {budget} of the MACs; dense {100 * dense:.1f} %:")
         parts.append(table(kept["rows"], network=network, budget=budget))
         parts.append(against(kept["rows"], CHAMPION, network=network, budget=budget))
-    return "\n\n".join(parts) + said(kept)
+    return "\n\n".join(parts) + provenance(kept)
 
 
 def choice(kept: Mapping[str, Any]) -> str:
@@ -234,15 +234,15 @@ def choice(kept: Mapping[str, Any]) -> str:
     for network, budget in sorted({(r["network"], r["budget"]) for r in kept["rows"]})[::-1]:
         parts.append(f"{network} at {budget} of the MACs:")
         parts.append(table(kept["rows"], network=network, budget=budget))
-    return "\n\n".join(parts) + said(kept)
+    return "\n\n".join(parts) + provenance(kept)
 
 
 def study(kept: Mapping[str, Any]) -> str:
     """What the number of calibration images does."""
-    return sizes(kept["rows"]) + said(kept)
+    return sizes(kept["rows"]) + provenance(kept)
 
 
-def said(kept: Mapping[str, Any]) -> str:
+def provenance(kept: Mapping[str, Any]) -> str:
     """The line under a table."""
     seeds = {row["seed"] for row in kept["rows"]}
     count = next(row["count"] for row in kept["rows"] if "count" in row)

@@ -101,17 +101,17 @@ def is_mixed(row: Mapping[str, Any]) -> bool:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    held = read_json(RESULTS)["rows"] if RESULTS.is_file() else {}
+    rows = read_json(RESULTS)["rows"] if RESULTS.is_file() else {}
     left = arguments.most
     for name in ROWS:
         again = any(fnmatchcase(name, pattern) for pattern in arguments.again)
-        if name in held and not again and not (arguments.failed and not passed(held[name])):
+        if name in rows and not again and not (arguments.failed and not passed(rows[name])):
             continue
         if not left:
             break
         left -= 1
-        held[name] = attempt(name)
-        print(name, json.dumps(held[name]), file=sys.stderr, flush=True)
+        rows[name] = attempt(name)
+        print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
         found = environment(devices=False)
         versions = found["packages"] | found["extras"]["timm"]["packages"]
         document = {
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
             "hardware": f"{device_name('cpu')}, {os.cpu_count()} cores, 1 thread",
             "date": date.today().isoformat(),
             "versions": {n: versions[n] for n in ("torch", "torchvision", "timm")},
-            "rows": {n: held[n] for n in ROWS if n in held},
+            "rows": {n: rows[n] for n in ROWS if n in rows},
         }
         write_json(RESULTS, document)
 

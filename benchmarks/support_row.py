@@ -211,18 +211,20 @@ def reloaded(subject: Subject, plan: PruningPlan, small: nn.Module) -> dict[str,
     whether the tensors are bit-equal there, and the largest relative difference of the outputs;
     None where this machine has no other device.
     """
-    said = outputs(small, subject.inputs)
+    answers = outputs(small, subject.inputs)
     with tempfile.TemporaryDirectory() as folder:
         save(small, Path(folder) / "m", Architecture(subject.name).cut(plan))
         found: dict[str, Any] = {
-            "reload": equal(said, outputs(load(Path(folder) / "m"), subject.inputs)),
-            "process": equal(said, ask(Path(folder), subject.inputs, "cpu")),
+            "reload": equal(answers, outputs(load(Path(folder) / "m"), subject.inputs)),
+            "process": equal(answers, ask(Path(folder), subject.inputs, "cpu")),
             "device": None,
         }
         if torch.cuda.is_available():
             there = ask(Path(folder), subject.inputs, "cuda")
-            tensors = equal(held(small), listed(Path(folder) / "held"))
-            error = max((difference(b, a) for a, b in zip(said, there, strict=True)), default=0.0)
+            tensors = equal(state_of(small), listed(Path(folder) / "state_of"))
+            error = max(
+                (difference(b, a) for a, b in zip(answers, there, strict=True)), default=0.0
+            )
             found["device"] = {"name": "cuda", "tensors": tensors, "error": error}
     return found
 
@@ -240,7 +242,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300))
 
 
-def held(model: nn.Module) -> list[Tensor]:
+def state_of(model: nn.Module) -> list[Tensor]:
     """All tensors of a network, on the CPU."""
     named = {**dict(model.named_buffers()), **model.state_dict()}
     return [named[name].detach().cpu() for name in sorted(named)]
@@ -266,14 +268,14 @@ def numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
 
 
 def answer(folder: Path, device: str) -> None:
-    """What `--answer FOLDER DEVICE` does: `outputs` and `held` of the network, for `ask`."""
+    """What `--answer FOLDER DEVICE` does: `outputs` and `state_of` of the network, for `ask`."""
     torch.backends.cudnn.allow_tf32 = False
     with safe_open(folder / "inputs", "pt", device=device) as file:
         batch = [file.get_tensor(name) for name in sorted(file.keys())]
         inputs: Any = (batch,) if file.metadata()["list"] == "True" else batch[0]
     model = load(folder / "m", device=device)
     save_file(numbered(outputs(model, inputs)), folder / "outputs")
-    save_file(numbered(held(model)), folder / "held")
+    save_file(numbered(state_of(model)), folder / "state_of")
 
 
 # -- compared to the masked parent --------------------------------------------------------------
@@ -285,11 +287,11 @@ def masked_error(subject: Subject, plan: PruningPlan) -> dict[str, Any]:
     parent = copy.deepcopy(subject.model).double()
     inputs = ([t.double() for t in inputs[0]],) if isinstance(inputs, tuple) else inputs.double()
     small = prune(parent, plan).eval()
-    said = outputs(small, inputs)
+    answers = outputs(small, inputs)
     del small
     mask(parent, plan)
     error = 0.0
-    for a, b in zip(said, outputs(parent, inputs), strict=True):
+    for a, b in zip(answers, outputs(parent, inputs), strict=True):
         if a.shape != b.shape:
             return {"masked": None, "mixing": mixing(parent, plan)}
         if a.is_floating_point():

@@ -245,8 +245,8 @@ def _equals_masked(model: Network, structure: Any, plan: PruningPlan) -> Iterato
         made = outputs(prune(parent, plan).eval(), inputs)
         want = masked_outputs(parent, structure, plan, inputs)
     error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(made, want, strict=True))
-    said = any(g.caveat for g in structure.groups if len(kept_of(plan)[g.name]) < g.units)
-    if not error <= EXACT and not said:
+    noted = any(g.caveat for g in structure.groups if len(kept_of(plan)[g.name]) < g.units)
+    if not error <= EXACT and not noted:
         yield f"differs from the masked parent by {error:.2e}"
 
 

@@ -213,8 +213,8 @@ def test_only_checkpoint_unpickles_and_says_weights_only_every_time():
     wrong = []
     for path in SOURCES:
         for line, name, call in calls(path):
-            said = {k.arg: ast.unparse(k.value) for k in call.keywords}
-            safe = said.get("weights_only") == "True" and package_of(path) == "checkpoint"
+            given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            safe = given.get("weights_only") == "True" and package_of(path) == "checkpoint"
             if name in loaders and not safe:
                 wrong.append((package_of(path), _function_around(path, line)))
     # what `seprune convert --allow-pickle FILE` calls, in a process of its own
@@ -225,8 +225,8 @@ def test_arrays_are_read_without_pickle():
     for path in SOURCES:
         for line, name, call in calls(path):
             if name in ("np.load", "numpy.load"):
-                said = {k.arg: ast.unparse(k.value) for k in call.keywords}
-                assert said.get("allow_pickle") == "False", shown(path, line, name)
+                given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+                assert given.get("allow_pickle") == "False", shown(path, line, name)
 
 
 def _function_around(path: Path, line: int) -> str:

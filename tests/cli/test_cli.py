@@ -35,8 +35,8 @@ def seprune(monkeypatch, capsys):
             cli.main()
         except SystemExit as stop:
             status = stop.code
-        said = capsys.readouterr()
-        return int(status or 0), said.out, said.err
+        output = capsys.readouterr()
+        return int(status or 0), output.out, output.err
 
     return call
 
@@ -51,16 +51,16 @@ def weights(tmp_path_factory):
 
 def test_inspect_gives_the_json_of_the_contract(seprune):
     status, out, _ = seprune("inspect", NET, "--json")
-    said = json.loads(out)
+    document = json.loads(out)
     assert status == 0
-    assert set(said) == {"model", "macs", "params", "gates", "groups"}
-    gate, group = said["gates"][0], said["groups"][0]
+    assert set(document) == {"model", "macs", "params", "gates", "groups"}
+    gate, group = document["gates"][0], document["groups"][0]
     keys = {"name", "channels", "squeeze", "activation", "placement", "groups", "runs"}
     assert keys <= set(gate)
     assert {"name", "channels", "gates", "layers", "prunable", "reason"} <= set(group)
     assert gate["placement"] == "residual"
     assert gate["groups"] == [group["name"]]
-    assert said["groups"][-1]["reason"] == "it is an output of the model"
+    assert document["groups"][-1]["reason"] == "it is an output of the model"
 
 
 def test_inspect_draws_tables_within_80_columns(seprune, monkeypatch):
@@ -80,11 +80,11 @@ def test_prune_evaluate_finetune_verify_on_files(seprune, weights, tmp_path):
         *("--recover", "bn", "--out", small, "--set", "plan.min_channels=2"),
         *("--set", "collect.images=64", "--json"),
     )
-    said = json.loads(out)
+    document = json.loads(out)
     assert status == 0
-    assert said["macs_after"] <= 0.5 * said["macs_before"]
-    assert {"params_before", "params_after", "groups", "seconds"} <= set(said)
-    assert all(before >= after > 0 for before, after in said["groups"].values())
+    assert document["macs_after"] <= 0.5 * document["macs_before"]
+    assert {"params_before", "params_after", "groups", "seconds"} <= set(document)
+    assert all(before >= after > 0 for before, after in document["groups"].values())
     files = {p.name for p in small.iterdir()}
     assert files == {"config.json", "model.safetensors", "plan.json", "statistics.safetensors",
                      "SHA256SUMS"}  # fmt: skip
@@ -103,7 +103,7 @@ def test_prune_evaluate_finetune_verify_on_files(seprune, weights, tmp_path):
         *("--teacher", NET, "--teacher-checkpoint", weights),
     )
     assert status == 0
-    assert json.loads(out)["params"] == said["params_after"]
+    assert json.loads(out)["params"] == document["params_after"]
     assert seprune("verify", tuned)[0] == 0
 
     (small / "plan.json").write_bytes((small / "plan.json").read_bytes() + b" ")
@@ -176,11 +176,11 @@ def test_a_plan_is_edited_and_carried_out(seprune, weights, tmp_path):
     path.write_text(text)
     status, out, err = seprune(*words, "--plan", path, "--out", tmp_path / "m", "--json")
     assert status == 0, err
-    said, small = json.loads(out), load(tmp_path / "m")
-    assert said["groups"][group["name"]] == [group["units"], len(group["keep"]) - 1]
+    document, small = json.loads(out), load(tmp_path / "m")
+    assert document["groups"][group["name"]] == [group["units"], len(group["keep"]) - 1]
     cost = count(small, torch.zeros(1, 1, 8, 8))
-    assert (said["macs_after"], said["params_after"]) == (cost.macs, cost.params)
-    assert said["macs_after"] < plan["facts"]["macs"][1] < said["macs_before"]
+    assert (document["macs_after"], document["params_after"]) == (cost.macs, cost.params)
+    assert document["macs_after"] < plan["facts"]["macs"][1] < document["macs_before"]
 
     last = json.dumps(group["keep"][1:])
     path.write_text(text.replace(last, last.replace("]", ", 99]"), 1))
@@ -210,13 +210,13 @@ def test_inspect_shows_what_the_gates_say_before_anything_is_cut(
     assert max(len(x) for x in err.splitlines() if not x.startswith("note: ")) <= 80
     assert list(tmp_path.iterdir()) == []
 
-    said = json.loads(seprune(*words, *data, "--json")[1])["gates"][0]
+    document = json.loads(seprune(*words, *data, "--json")[1])["gates"][0]
     kept = tmp_path / "s.safetensors"
     seprune("collect", *words[1:], "--data", "digits", "--images", "64", "--out", kept)
     again = json.loads(seprune(*words, "--statistics", kept, "--json")[1])["gates"][0]
-    assert len(said["statistics"]["mean"]) == said["channels"]
-    assert again["statistics"]["mean"] == said["statistics"]["mean"]
-    assert again["rank_agreement"] == said["rank_agreement"]
+    assert len(document["statistics"]["mean"]) == document["channels"]
+    assert again["statistics"]["mean"] == document["statistics"]["mean"]
+    assert again["rank_agreement"] == document["rank_agreement"]
 
 
 def test_the_gates_of_every_image_go_to_a_file_on_request(seprune, weights, tmp_path):
@@ -226,9 +226,9 @@ def test_the_gates_of_every_image_go_to_a_file_on_request(seprune, weights, tmp_
         *("--out", tmp_path / "s.safetensors", "--per-sample", rows),
     )
     assert status == 0, err
-    held = np.load(rows, mmap_mode="r")
-    assert held.shape == (40, 16 + 32 + 64)
-    assert 0 <= held.min() <= held.max() <= 1
+    gates = np.load(rows, mmap_mode="r")
+    assert gates.shape == (40, 16 + 32 + 64)
+    assert 0 <= gates.min() <= gates.max() <= 1
 
 
 def test_statistics_of_other_weights_are_refused(seprune, weights, tmp_path):
@@ -240,7 +240,7 @@ def test_statistics_of_other_weights_are_refused(seprune, weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         (["prune", NET, "--out", "x"], 2, "needs calibration images"),
         (["prune", NET, "--out", "x", "--macs", "1.5", "--importance", "l2"], 3, "without a cut"),
@@ -261,11 +261,11 @@ def test_statistics_of_other_weights_are_refused(seprune, weights, tmp_path):
         (["prune", NET, "--frob"], 2, "--frob"),
     ],
 )
-def test_faults_say_what_why_and_what_next(words, status, said, seprune, tmp_path, monkeypatch):
+def test_faults_say_what_why_and_what_next(words, status, message, seprune, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     got, out, err = seprune(*words)
     assert got == status
-    assert said in err.replace("\n", " ")
+    assert message in err.replace("\n", " ")
     assert " next: " in err
     assert "Traceback" not in err
     assert out == ""
@@ -420,8 +420,8 @@ def test_options_that_commands_share_read_alike_everywhere(seprune, monkeypatch)
               "--device", "--seed", "--set", "--json"}  # fmt: skip
     first = helps.pop("inspect")
     assert shared <= set(first)
-    for command, said in helps.items():
-        assert {k: said.get(k) for k in shared} == {k: first[k] for k in shared}, command
+    for command, own in helps.items():
+        assert {k: own.get(k) for k in shared} == {k: first[k] for k in shared}, command
 
 
 def test_python_cli_py_works_from_a_checkout():

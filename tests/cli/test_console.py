@@ -85,7 +85,7 @@ def test_lines_and_json_are_escaped_and_json_says_the_same(capsys):
     assert capsys.readouterr().err == SHOWN + "\n"
     document = {"name": NASTY, "path": "\udcff/größe", "x": float("nan"), "del": "\x7f"}
     console.give(document)
-    said = capsys.readouterr().out
-    assert not set(said) & set("\x1b\x07\x9b\u202e\udcff\x7f")
-    assert "größe" in said
-    assert json.loads(said) == {**document, "x": None}
+    output = capsys.readouterr().out
+    assert not set(output) & set("\x1b\x07\x9b\u202e\udcff\x7f")
+    assert "größe" in output
+    assert json.loads(output) == {**document, "x": None}

@@ -146,16 +146,16 @@ def coco(root, form="coco", **changes):
                 bbox = [2 + 10 * box, 3, 12.5, 20]
                 boxes.append({"id": len(boxes), "image_id": number, "category_id": 9 - 2 * box,
                               "bbox": bbox})  # fmt: skip
-        held = {"images": images, "annotations": boxes,
+        content = {"images": images, "annotations": boxes,
                 "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]}  # fmt: skip
         if part == "val":
             for key, value in changes.items():
-                held["annotations"][1][key] = value
+                content["annotations"][1][key] = value
         path = folder / "_annotations.coco.json"
         if form == "coco":
             path = root / "annotations" / f"instances_{part}2017.json"
             path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(held))
+        path.write_text(json.dumps(content))
     return root
 
 

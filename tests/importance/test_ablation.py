@@ -168,9 +168,13 @@ def test_the_command_and_a_run_measure_on_the_validation_split(monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["seprune", *words, "--images", "20", "--json"])
     with pytest.raises(SystemExit):
         cli.main()
-    said = json.loads(capsys.readouterr().out)
-    assert (said["criterion"], said["images"], said["shares"]) == ("l2", 20, [0.1, 0.3, 0.5])
-    groups = {row["group"] for row in said["groups"]}
+    document = json.loads(capsys.readouterr().out)
+    assert (document["criterion"], document["images"], document["shares"]) == (
+        "l2",
+        20,
+        [0.1, 0.3, 0.5],
+    )
+    groups = {row["group"] for row in document["groups"]}
     assert {"conv1", "layer1.0.conv1"} <= groups
     recipe = recipe_of({
         "name": "x", "model": {"name": "seprune/se_resnet8"},
@@ -180,7 +184,7 @@ def test_the_command_and_a_run_measure_on_the_validation_split(monkeypatch, caps
         "finetune": {"epochs": 0, "recalibrate": 0}, "report": {"latency": False},
     })  # fmt: skip
     report = run(recipe, tmp_path / "run")
-    assert report.sensitivity["groups"] == said["groups"]
+    assert report.sensitivity["groups"] == document["groups"]
     assert report.budgets[0].allocation == "sensitivity"
     assert report.budgets[0].reached <= 0.5
     assert "Sensitivity of every group" in (tmp_path / "run" / "report.html").read_text()

@@ -129,9 +129,9 @@ def test_a_network_without_gates_is_pruned_by_its_probes_from_the_command_line(
     monkeypatch.setattr(sys, "argv", ["seprune", *words, "--out", str(tmp_path / "no")])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert stop.value.code == 3
-    assert "importance.probe.epochs=1" in said
+    assert "importance.probe.epochs=1" in output
     words += ["--probe", "1", "--set", "importance.probe.images=256"]
     monkeypatch.setattr(sys, "argv", ["seprune", *words, "--out", str(tmp_path / "small")])
     with pytest.raises(SystemExit) as stop:

@@ -190,20 +190,20 @@ def row(name: str, ms: float | None) -> Latency:
 def test_a_warning_below_half_of_the_promised_gain(
     before: float | None, after: float, warned: bool
 ) -> None:
-    said = speed_warning(
+    warning = speed_warning(
         [(row("baseline", before), row("pruned", after))], macs_before=200, macs_after=100
     )
-    assert (said is not None) == warned
+    assert (warning is not None) == warned
 
 
 def test_the_warning_names_the_layers_that_eat_the_time() -> None:
-    said = speed_warning(
+    warning = speed_warning(
         [(row("baseline", 10.0), row("pruned", 8.0))],
         macs_before=200,
         macs_after=100,
         layers=[LayerTime("conv1", "Conv2d", 6.0, 0.75)],
     )
-    assert said == (
+    assert warning == (
         "pruned: 1.25x as fast at batch 1 (eager) on Testor 3000, where the MACs promise 2.00x; "
         "the time goes to conv1 75%"
     )

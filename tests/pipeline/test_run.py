@@ -1,4 +1,4 @@
-"""The whole story on the embedded digits: stages, journal, resume, other people's networks."""
+"""A whole run on the embedded digits: stages, journal, resume, other people's networks."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def recipe(*overrides: str):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def finished_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run with a space") / "übung"
     return out, run(recipe(), out)
 
 
-def test_every_file_of_the_contract_is_there(told):
-    out, _ = told
+def test_every_file_of_the_contract_is_there(finished_run):
+    out, _ = finished_run
     names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     folder = {"config.json", "model.safetensors", "plan.json", "SHA256SUMS", "README.md"}
     assert names >= {
@@ -74,8 +74,8 @@ def test_every_file_of_the_contract_is_there(told):
     }
 
 
-def test_the_report_tells_the_story_in_order(told):
-    out, report = told
+def test_the_report_has_the_stages_in_order(finished_run):
+    out, report = finished_run
     stages = [m.stage for m in report.measurements]
     assert stages == ["baseline", "pruned", "refitted", "fine-tuned"]
     base, pruned, _, tuned = report.measurements
@@ -85,14 +85,14 @@ def test_the_report_tells_the_story_in_order(told):
     assert report.budgets[0].criterion in ("gate_logit", "gate_mean_measured")
 
 
-def test_the_saved_network_has_the_measured_cost(told):
-    out, report = told
+def test_the_saved_network_has_the_measured_cost(finished_run):
+    out, report = finished_run
     tuned = load(out / "finetuned")
     assert sum(p.numel() for p in tuned.parameters()) == report.measurements[-1].params
 
 
-def test_the_same_command_does_no_stage_twice(told):
-    out, report = told
+def test_the_same_command_does_no_stage_twice(finished_run):
+    out, report = finished_run
     before = (out / "journal.jsonl").read_bytes()
     again = run(recipe(), out)
     assert (out / "journal.jsonl").read_bytes() == before
@@ -101,8 +101,8 @@ def test_the_same_command_does_no_stage_twice(told):
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("name", ["model.safetensors", "SHA256SUMS", "metrics.jsonl"])
-def test_a_damaged_stage_is_found_and_done_again_and_ends_the_same(told, name):
-    out, report = told
+def test_a_damaged_stage_is_found_and_done_again_and_ends_the_same(finished_run, name):
+    out, report = finished_run
     path = out / "finetuned" / name
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -115,8 +115,8 @@ def test_a_damaged_stage_is_found_and_done_again_and_ends_the_same(told, name):
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "report.json", "report.html"])
-def test_what_is_damaged_beside_the_stages_is_found_and_written_again(told, name):
-    out, report = told
+def test_what_is_damaged_beside_the_stages_is_found_and_written_again(finished_run, name):
+    out, report = finished_run
     path = out / name
     good = path.read_bytes()
     path.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
@@ -132,15 +132,15 @@ def test_the_folder_may_be_relative(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "here" / "report.json").is_file()
 
 
-def test_another_recipe_is_refused_in_the_same_folder(told):
-    out, _ = told
+def test_another_recipe_is_refused_in_the_same_folder(finished_run):
+    out, _ = finished_run
     with pytest.raises(UsageError, match=r"plan\.macs") as caught:
         run(recipe("plan.macs=0.4"), out)
     assert caught.value.exit_status == 2
 
 
-def test_the_plan_is_chosen_among_candidates_and_one_key_turns_it_off(told, tmp_path):
-    out, report = told
+def test_the_plan_is_chosen_among_candidates_and_one_key_turns_it_off(finished_run, tmp_path):
+    out, report = finished_run
     choice = json.loads((out / "plan.json").read_text())["facts"]["candidates"]
     errors = [t["error"] for t in choice["trials"]]
     assert report.budgets[0].choice == choice
@@ -166,15 +166,15 @@ def test_several_budgets_share_baseline_and_statistics(tmp_path):
     assert (tmp_path / "macs-0.4" / "plan.json").is_file()
 
 
-def test_a_checkpoint_skips_the_training(told, tmp_path):
-    out, report = told
+def test_a_checkpoint_skips_the_training(finished_run, tmp_path):
+    out, report = finished_run
     again = run(recipe(f"model.checkpoint={out / 'trained'}", "finetune.epochs=0"), tmp_path)
     assert not (tmp_path / "trained").exists()
     assert again.measurements[0].value == report.measurements[0].value
 
 
-def test_a_pruned_network_is_pruned_again(told, tmp_path):
-    out, _ = told
+def test_a_pruned_network_is_pruned_again(finished_run, tmp_path):
+    out, _ = finished_run
     twice = run(
         recipe(f"model.name={out / 'finetuned'}", "plan.macs=0.7", "importance.criterion=l2"),
         tmp_path,
@@ -328,10 +328,10 @@ def test_sigterm_saves_the_state_and_says_how_to_go_on(tmp_path):
     while not (tmp_path / "journal.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate()[0].decode()
-    assert process.returncode == 143, said
-    assert "go on with: seprune run quickstart --out" in said
-    assert "Traceback" not in said
+    output = process.communicate()[0].decode()
+    assert process.returncode == 143, output
+    assert "go on with: seprune run quickstart --out" in output
+    assert "Traceback" not in output
 
 
 def test_a_run_reconstructs_and_leaves_nothing_unfinished(tmp_path: Path):

@@ -300,13 +300,13 @@ def test_kill_9_at_any_moment_keeps_every_committed_stage(tmp_path):
     """
     for wanted in (0, 1, 3, 8):
         process = start(tmp_path, body)
-        said = -1
-        while said < wanted:
-            said = int(process.stdout.readline())
+        number = -1
+        while number < wanted:
+            number = int(process.stdout.readline())
         process.kill()
         finish(process)
         with open_run(tmp_path, RECIPE) as run:
-            assert all(run.committed(f"stage{i}", "k") for i in range(said + 1))
+            assert all(run.committed(f"stage{i}", "k") for i in range(number + 1))
         assert verify(tmp_path) == []
 
 

@@ -74,7 +74,7 @@ def test_names_of_cells_tell_keys_apart_and_hold_no_odd_letters():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["seed=0"], "no key has several values"),
         (["seed=0,0"], "a value is given twice: seed=0"),
@@ -84,8 +84,8 @@ def test_names_of_cells_tell_keys_apart_and_hold_no_odd_letters():
         (["plan.mcas=0.5,0.6"], "did you mean plan.macs"),
     ],
 )
-def test_what_makes_no_sweep_is_refused(overrides, said):
-    with pytest.raises(UsageError, match=said) as caught:
+def test_what_makes_no_sweep_is_refused(overrides, message):
+    with pytest.raises(UsageError, match=message) as caught:
         sweep.cells("quickstart", overrides)
     assert caught.value.fix
 
@@ -208,8 +208,8 @@ def test_kill_9_in_the_middle_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "criterion=l2" / "report.json").exists()
     again = start(tmp_path, *words)  # while the killed sweep's child may still hold its cell
-    said = again.communicate()[1].decode()
-    assert again.returncode == 0, said
+    output = again.communicate()[1].decode()
+    assert again.returncode == 0, output
     for name in ("criterion=l1", "criterion=l2"):
         stages = [json.loads(x)["stage"] for x in (tmp_path / name / "journal.jsonl").open()]
         assert stages.count("baseline") == 1
@@ -224,8 +224,8 @@ def test_the_command_line_lists_and_refuses(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as stop:
             cli.main()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out, said.err
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
 
     status, out, _ = call("seed=0,1", "--list", "--json")
     assert status == 0

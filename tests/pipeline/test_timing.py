@@ -41,7 +41,7 @@ def measured(latency: object) -> dict[tuple[str, str | None], list[Latency]]:
 
 def test_a_compiler_that_fails_is_a_note_and_the_rest_is_measured(monkeypatch):
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("no working C++ compiler\nlong story")
+        raise RuntimeError("no working C++ compiler\nmore of it")
 
     monkeypatch.setattr(torch, "compile", broken)
     found = measured(["eager", "compiled"])

@@ -63,8 +63,8 @@ def test_every_width_agrees_with_the_plan(kind):
                 assert size_set(modules[layer], side) == len(stay)
             elif side.startswith("."):
                 name, _, index = side[1:].partition("[")
-                held = getattr(modules[layer], name)
-                assert (held[int(index[0])] if index else held) == len(stay)
+                value = getattr(modules[layer], name)
+                assert (value[int(index[0])] if index else value) == len(stay)
             else:
                 found = [
                     getattr(modules[layer], n) for n in names[side] if n in vars(modules[layer])

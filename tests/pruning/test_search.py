@@ -1,4 +1,4 @@
-"""Budgets are met, floors are kept, and what cannot be reached is said with its reason."""
+"""Budgets are met, floors are kept, and what cannot be reached is refused with its reason."""
 
 from __future__ import annotations
 
@@ -224,10 +224,10 @@ def test_scores_that_add_up_are_allocated_by_cost_and_others_ranked_by_default(a
     importance = dataclasses.replace(scores(structure), additive=additive)
     plan = make_plan(structure, importance, macs=0.5)
     assert plan.facts["allocation"] == scope
-    said = make_plan(structure, importance, allocation=Allocation(scope), macs=0.5)
-    assert plan.groups == said.groups
-    said = make_plan(structure, importance, allocation=Allocation("uniform"), macs=0.5)
-    assert said.facts["allocation"] == "uniform"
+    explicit = make_plan(structure, importance, allocation=Allocation(scope), macs=0.5)
+    assert plan.groups == explicit.groups
+    explicit = make_plan(structure, importance, allocation=Allocation("uniform"), macs=0.5)
+    assert explicit.facts["allocation"] == "uniform"
 
 
 @pytest.mark.parametrize(

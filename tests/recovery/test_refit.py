@@ -174,10 +174,10 @@ def test_the_callers_models_are_left_as_they_are():
     model, x = seeded(Residual).train(), images(16, 12)
     plan, small = halved(model, x)
     small.blocks[0].conv1.weight.requires_grad_(False)
-    held = [copy.deepcopy(m.state_dict()) for m in (model, small)]
+    before = [copy.deepcopy(m.state_dict()) for m in (model, small)]
     threads = threading.active_count()
     result = refit(model, small, plan, [x], options=CPU)
-    for network, state in zip((model, small), held):
+    for network, state in zip((model, small), before):
         assert network.training
         assert all(torch.equal(network.state_dict()[n], v) for n, v in state.items())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reader import tensors, told
+from reader import outcome, tensors
 
 from seprune.export import pruned_model
 from seprune.pipeline.run_folder import RunFolder, verify
@@ -41,11 +41,11 @@ def look(run: Path, part: str = "") -> dict[str, Any]:
     }
     for name, read in unchecked.items():
         if part.startswith(name):
-            told(read)
-    found = told(lambda: verify(run))
+            outcome(read)
+    found = outcome(lambda: verify(run))
     problems = [str(found)] if isinstance(found, dict) else found
     concerned = {n: read for n, read in readers.items() if not part or part.startswith(n)}
-    return {"verify": problems, **{name: told(read) for name, read in concerned.items()}}
+    return {"verify": problems, **{name: outcome(read) for name, read in concerned.items()}}
 
 
 def _flat(statistics: Any) -> dict[str, Any]:

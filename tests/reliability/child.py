@@ -40,8 +40,8 @@ class Child:
             raise Crash(f"hang: no answer within {limit} s")
         line = self.process.stdout.readline()
         if not line:
-            status, said = self.process.wait(), self.process.stderr.read()
-            raise Crash(f"death: status {status}: {said[-3000:]}")
+            status, output = self.process.wait(), self.process.stderr.read()
+            raise Crash(f"death: status {status}: {output[-3000:]}")
         return json.loads(line)
 
     def close(self) -> None:

@@ -63,8 +63,8 @@ def edited(pruned: Path, folder: Path, **entries: object) -> Path:
 
 def _torch_pickle(content: Callable[[Path], object], *, zipped: bool = True) -> Callable:
     def make(folder: Path, canary: Path) -> Path:
-        held = {"state_dict": weights(), "extra": content(canary)}
-        torch.save(held, folder / "w.pth", _use_new_zipfile_serialization=zipped)
+        content_of_file = {"state_dict": weights(), "extra": content(canary)}
+        torch.save(content_of_file, folder / "w.pth", _use_new_zipfile_serialization=zipped)
         return folder / "w.pth"
 
     return make

@@ -122,7 +122,7 @@ class Range:
         target.make(folder / target.file)
         self.content = (folder / target.file).read_bytes()
         # importing torch and building a network are not the damage's fault
-        self.whole = reader([target.reader, target.path(folder)], limit=120)
+        self.undamaged = reader([target.reader, target.path(folder)], limit=120)
 
     def shoot(self, steps: list[Step]) -> str | dict[str, object]:
         """Damage it and read it; the digest of what was read, or the error.
@@ -141,7 +141,7 @@ class Range:
             assert found["status"] in self.target.statuses
             assert found["parts"]
         elif self.target.checked:
-            assert found == self.whole, "wrong values, and nothing was said"
+            assert found == self.undamaged, "wrong values without an error"
         return found
 
 

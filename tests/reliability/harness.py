@@ -79,7 +79,7 @@ class Subject:
         home.mkdir(parents=True, exist_ok=True)
         subject = cls(warm, home, argv, inputs)
         done = subject.run(home / "whole")
-        assert done.status == 0, done.said
+        assert done.status == 0, done.output
         return cls(warm, home, argv, inputs, result(home / "whole"))
 
     def log(self) -> Path:
@@ -96,21 +96,21 @@ class Subject:
         """The command in `out`, in the background."""
         return self.warm.start(self.log(), "run", *self.argv, "--out", out, **how)
 
-    def whole(self, out: Path) -> None:
+    def readable(self, out: Path) -> None:
         """Committed stages are readable, by the command that a user types."""
         if (out / "journal.jsonl").exists():
             log = self.log()
             done = self.warm.run(log, "verify", out)
             log.unlink()
-            assert done.status == 0, done.said
+            assert done.status == 0, done.output
 
     def finished(self, out: Path) -> None:
         """The same command ends, with the results of the unbroken run and nothing left over."""
         done = self.run(out)
-        assert done.status == 0, done.said
+        assert done.status == 0, done.output
         assert result(out) == self.result, differences(self.home / "whole", out)
         assert leftovers(out) == []
-        self.whole(out)
+        self.readable(out)
 
 
 def result(out: Path) -> str:
@@ -140,12 +140,12 @@ def differences(one: Path, other: Path) -> list[str]:
     return sorted(name for name in a | b if a.get(name) != b.get(name))
 
 
-def told(done: Done, *statuses: int) -> None:
+def reported(done: Done, *statuses: int) -> None:
     """It ended with a documented status and an error in three parts."""
-    assert done.status in statuses, (done.status, done.said)
-    assert "Traceback" not in done.said, done.said
+    assert done.status in statuses, (done.status, done.output)
+    assert "Traceback" not in done.output, done.output
     for word in ("error: ", " why: ", " next: "):
-        assert word in done.said, done.said
+        assert word in done.output, done.output
 
 
 def operations(subject: Subject) -> int:
@@ -163,11 +163,11 @@ def fail_operation(subject: Subject, number: int, how: str) -> bool:
     done = subject.run(out, fail={"root": str(out), "at": number, "how": how})
     noticed = done.status != 0
     if how == "exit":
-        assert done.status in (0, DIED), done.said
+        assert done.status in (0, DIED), done.output
     elif noticed:
-        told(done, 4, *(() if how == "ENOSPC" else (3,)))  # 3: what cannot be read
+        reported(done, 4, *(() if how == "ENOSPC" else (3,)))  # 3: what cannot be read
         assert leftovers(out) == [] or how == "EACCES", leftovers(out)
-    subject.whole(out)
+    subject.readable(out)
     subject.finished(out)
     shutil.rmtree(out)
     return noticed
@@ -189,19 +189,19 @@ def kill(subject: Subject, out: Path, after: float, signum: int = signal.SIGKILL
         assert result(out) == subject.result, differences(subject.home / "whole", out)
         return True
     if signum == signal.SIGKILL:
-        assert done.status == -signum, done.said
+        assert done.status == -signum, done.output
     elif (out / "journal.jsonl").exists():  # before that, Python itself may still be starting
         stopped(done, signum)
-    subject.whole(out)
+    subject.readable(out)
     return False
 
 
 def stopped(done: Done, signum: int) -> None:
     """It ended as the signal demands, and said how to go on."""
-    assert done.status == 128 + signum, (done.status, done.said)
-    assert f"stopped by {signal.Signals(signum).name}; every finished stage is saved" in done.said
-    assert "go on with: seprune " in done.said
-    assert "Traceback" not in done.said, done.said
+    assert done.status == 128 + signum, (done.status, done.output)
+    assert f"stopped by {signal.Signals(signum).name}; every finished stage is saved" in done.output
+    assert "go on with: seprune " in done.output
+    assert "Traceback" not in done.output, done.output
 
 
 def crowd(subject: Subject, out: Path, count: int = 8) -> tuple[int, bool]:
@@ -223,14 +223,14 @@ def crowd(subject: Subject, out: Path, count: int = 8) -> tuple[int, bool]:
     gate.unlink()
     workers = [pid for pid, done in ended.items() if done.status != 6]
     through = any(ended[pid].status == 0 for pid in workers)
-    assert through or len(workers) == 1, {pid: (d.status, d.said) for pid, d in ended.items()}
+    assert through or len(workers) == 1, {pid: (d.status, d.output) for pid, d in ended.items()}
     for pid, done in ended.items():
         if pid not in workers:
-            told(done, 6)
-            assert "another run works here" in done.said
+            reported(done, 6)
+            assert "another run works here" in done.output
         elif done.status != 0:
             stopped(done, signal.SIGTERM)
-    subject.whole(out)
-    held = [f"process {pid} on {os.uname().nodename}" for pid in workers]
-    refused = [done.said for pid, done in ended.items() if pid not in workers]
-    return sum(any(name in said for name in held) for said in refused), through
+    subject.readable(out)
+    names = [f"process {pid} on {os.uname().nodename}" for pid in workers]
+    refused = [done.output for pid, done in ended.items() if pid not in workers]
+    return sum(any(name in text for name in names) for text in refused), through

@@ -23,10 +23,10 @@ from seprune.export.pruned_model import load
 from seprune.recipe import dump_recipe, load_recipe
 
 
-def tensors(held: Mapping[str, torch.Tensor]) -> str:
+def tensors(tensors_by_name: Mapping[str, torch.Tensor]) -> str:
     """A hash of names, types, shapes and values."""
     found = hashlib.sha256()
-    for name, tensor in sorted(held.items()):
+    for name, tensor in sorted(tensors_by_name.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
@@ -40,7 +40,7 @@ READERS: dict[str, Callable[[Path], str]] = {
 }
 
 
-def told(read: Callable[[], Any]) -> Any:
+def outcome(read: Callable[[], Any]) -> Any:
     """What reading gives, or the error."""
     try:
         return read()
@@ -52,4 +52,4 @@ def told(read: Callable[[], Any]) -> Any:
 if __name__ == "__main__":
     for line in sys.stdin:
         kind, path = json.loads(line)
-        print(json.dumps(told(partial(READERS[kind], Path(path)))), flush=True)
+        print(json.dumps(outcome(partial(READERS[kind], Path(path)))), flush=True)

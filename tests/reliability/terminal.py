@@ -14,7 +14,7 @@ from warm import Warm
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: exit status (negative: the signal that killed it), what it said."""
+    """How a command ended: exit status (negative: the signal that killed it), what it wrote."""
 
     status: int
     out: str
@@ -54,4 +54,4 @@ class Terminal:
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             done = self.warm.run(out, *words, err=err, **first)
-            return Ended(done.status, done.said, err.read_text(errors="replace"))
+            return Ended(done.status, done.output, err.read_text(errors="replace"))

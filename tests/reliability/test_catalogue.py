@@ -221,7 +221,7 @@ def _bug(scene: Scene) -> Ended:
 
 @dataclass(frozen=True)
 class Row:
-    """One code of the catalogue: how it is met, and a part of what is then said."""
+    """One code of the catalogue: how it is met, and a part of the message."""
 
     meet: Callable[[Scene], Ended]
     says: str

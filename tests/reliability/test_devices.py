@@ -65,9 +65,9 @@ def test_env_names_the_pair_and_the_pip_line(terminal, broken):
     assert not pair["fits"]
     assert pair["reason"] == "operator torchvision::nms does not exist"
     assert pair["install"] == PIP
-    said = terminal("env", before=FORGET.format(broken)).out
-    assert f"do not fit ({pair['reason']})" in said
-    assert PIP in said
+    output = terminal("env", before=FORGET.format(broken)).out
+    assert f"do not fit ({pair['reason']})" in output
+    assert PIP in output
     good = json.loads(terminal("env", "--json").out)
     assert good["pair"] == {**good["pair"], "fits": True, "reason": None, "install": None}
     assert good["disk_free"] > 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from folders import contents, leftovers
-from harness import Subject, told
+from harness import Subject, reported
 
 FULL = "No space left on device"
 LARGE = "File too large"
@@ -59,10 +59,10 @@ def test_a_run_on_a_disk_that_fills_up(tiny_run, tmp_path, size):
     """Too small for the first state, for a later one, for what comes after the training."""
     with disk(tmp_path / "disk", size) as folder:
         done = tiny_run.run(folder / "run")
-        told(done, 4)
-        assert FULL in done.said
+        reported(done, 4)
+        assert FULL in done.output
         assert leftovers(folder) == []
-        tiny_run.whole(folder / "run")
+        tiny_run.readable(folder / "run")
         grow(folder, "64m")
         tiny_run.finished(folder / "run")
 
@@ -71,11 +71,11 @@ def test_a_run_on_a_disk_that_fills_up(tiny_run, tmp_path, size):
 @pytest.mark.parametrize("largest", [700_000, pytest.param(20_000, marks=SLOW)])
 def test_a_run_whose_files_may_not_grow(tiny_run, tmp_path, largest):
     done = tiny_run.run(tmp_path / "run", largest=largest)
-    told(done, 4)
-    assert LARGE in done.said
-    assert "ulimit -f" in done.said
+    reported(done, 4)
+    assert LARGE in done.output
+    assert "ulimit -f" in done.output
     assert leftovers(tmp_path) == []
-    tiny_run.whole(tmp_path / "run")
+    tiny_run.readable(tmp_path / "run")
     tiny_run.finished(tmp_path / "run")
 
 
@@ -121,8 +121,8 @@ def test_each_command_that_writes_keeps_the_previous_files(
                 before.pop(str(state.relative_to(folder)))
             fill(folder, leave=9_000)
         done = warm.run(log, *words)
-        told(done, 4)
-        assert FULL in done.said
+        reported(done, 4)
+        assert FULL in done.output
         (folder / "ballast").unlink()
         assert contents(folder) == before
         assert checkpoint.read_bytes() == given
@@ -135,8 +135,8 @@ def test_each_command_whose_files_may_not_grow(tiny_run, warm, tmp_path, checkpo
     out = tmp_path / "out"
     words = commands(tiny_run, checkpoint, out)[name]
     done = warm.run(tmp_path / "log", *words, largest=3_000)
-    told(done, 4)
-    assert LARGE in done.said
+    reported(done, 4)
+    assert LARGE in done.output
     assert not out.exists() or contents(out) == {}
 
 

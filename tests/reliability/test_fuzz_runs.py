@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from child import Child
 from damage import KINDS, Damaged, damage, random_steps
-from harness import Subject, result, told
+from harness import Subject, reported, result
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -83,7 +83,7 @@ def go_on(subject: Subject, name: str, steps: list) -> None:
     path.write_bytes(damage(path.read_bytes(), steps))
     done = subject.run(out)
     if done.status:
-        told(done, 2, 3)
+        reported(done, 2, 3)
     else:
         assert result(out) == subject.result, (name, steps)
     shutil.rmtree(out)

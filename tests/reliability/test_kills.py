@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from folders import leftovers
-from harness import Subject, crowd, kill, patient, stopped, tiny, told
+from harness import Subject, crowd, kill, patient, reported, stopped, tiny
 
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 
@@ -46,7 +46,7 @@ def test_a_signal_at_a_file_operation_of_a_small_run(tiny_run, signum, number):
     else:
         stopped(done, signum)
         assert leftovers(out) == []
-    tiny_run.whole(out)
+    tiny_run.readable(out)
     tiny_run.finished(out)
 
 
@@ -83,8 +83,8 @@ def test_two_fine_tunings_of_one_folder(warm, tmp_path, tiny_run):
     while not (tmp_path / "tuned" / "state").exists():
         assert warm.wait(one, 0.01) is None
     two = warm.run(tmp_path / "two", *words)
-    told(two, 6)
-    assert f"held by process {one} on" in two.said
+    reported(two, 6)
+    assert f"held by process {one} on" in two.output
     stopped(warm.kill(one, 0, signal.SIGTERM), signal.SIGTERM)
 
 

@@ -12,7 +12,7 @@ import shutil
 import pytest
 from damage import KINDS, damage
 from failing import DIED
-from harness import DISK, Subject, differences, operations, result, told
+from harness import DISK, Subject, differences, operations, reported, result
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -55,15 +55,15 @@ class Folder(RuleBasedStateMachine):
     def run_to_the_end(self):
         done = self.subject.run(self.out)
         if done.status and self.hurt:
-            told(done, 2, 3)
+            reported(done, 2, 3)
             self.over()
             return
-        assert done.status == 0, done.said
+        assert done.status == 0, done.output
         assert result(self.out) == self.subject.result, differences(
             self.subject.home / "whole", self.out
         )
         if not self.hurt:
-            self.subject.whole(self.out)
+            self.subject.readable(self.out)
 
     @rule(where=PICK, how=st.sampled_from(["exit", "SIGTERM", "SIGINT", *DISK]))
     def break_it(self, where, how):
@@ -72,15 +72,15 @@ class Folder(RuleBasedStateMachine):
         fail = {"root": str(self.out), "at": number, "how": how}
         done = self.subject.run(self.out, fail=fail)
         if how == "exit":
-            assert done.status in (0, DIED, *((2, 3) if self.hurt else ())), done.said
+            assert done.status in (0, DIED, *((2, 3) if self.hurt else ())), done.output
         elif how.startswith("SIG"):
             number = {"SIGTERM": 143, "SIGINT": 130}[how]
-            assert done.status in (0, number, *((2, 3) if self.hurt else ())), done.said
-            assert "Traceback" not in done.said
+            assert done.status in (0, number, *((2, 3) if self.hurt else ())), done.output
+            assert "Traceback" not in done.output
         elif done.status:
-            told(done, 4, *((3,) if how == "EIO" else ()), *((2, 3) if self.hurt else ()))
+            reported(done, 4, *((3,) if how == "EIO" else ()), *((2, 3) if self.hurt else ()))
         if not self.hurt:
-            self.subject.whole(self.out)
+            self.subject.readable(self.out)
 
     @precondition(lambda self: self.files())
     @rule(which=PICK, steps=st.lists(STEP, min_size=1, max_size=3))
@@ -114,7 +114,7 @@ class Folder(RuleBasedStateMachine):
         if self.hurt and statuses[-1] not in (0, 6):
             self.over()
             return
-        assert statuses in ([0, 0], [0, 6]), [done.said for done in ended]
+        assert statuses in ([0, 0], [0, 6]), [done.output for done in ended]
         assert result(self.out) == self.subject.result
 
     def teardown(self):

@@ -23,7 +23,7 @@ def write(warm: Warm, folder: Path, content: str, **fail: object) -> tuple[int, 
     """`failing.write_everything` in a process of its own; its status and what it said."""
     log, fail = folder.with_suffix(".log"), {"root": str(folder), **fail}
     done = warm.run(log, folder, content, fail=fail, before=WRITE)
-    return done.status, done.said
+    return done.status, done.output
 
 
 SOME = [("exit", 5), ("ENOSPC", 2), ("EIO", 5), ("EACCES", 7)]
@@ -44,7 +44,7 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
     for number in range(1, len(log.read_text().splitlines()) + 1, every):
         for name, content in old.items():
             (folder / name).write_bytes(content)
-        status, said = write(warm, folder, "newer", at=number, how=how)
+        status, output = write(warm, folder, "newer", at=number, how=how)
         settle(folder / "folder")  # as whoever reads it does
         found = {n: c for n, c in contents(folder).items() if ".part/" not in n}
         assert set(found) == set(WRITTEN), number
@@ -52,11 +52,11 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
             assert status in (0, DIED)
             found["lines"] = found["lines"].partition(b"\n")[0] + b"\n"  # the last may be torn
         else:
-            assert status in (0, 4), said
-            assert status == 0 or ("cannot be written\nwhy: " in said and "\nnext: " in said)
-            assert "Traceback" not in said
+            assert status in (0, 4), output
+            assert status == 0 or ("cannot be written\nwhy: " in output and "\nnext: " in output)
+            assert "Traceback" not in output
             # EACCES forbids to remove them as well
-            assert leftovers(folder) == [] or how == "EACCES", (number, said)
+            assert leftovers(folder) == [] or how == "EACCES", (number, output)
         for name, content in found.items():
             assert content in (old[name], new[name]), (number, name)
         assert {n: found[n] for n in TOGETHER} in [{n: c[n] for n in TOGETHER} for c in (old, new)]

@@ -54,8 +54,8 @@ def launch(world: int, out: Path, *overrides: str, **environment: str) -> subpro
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    said: str = process.communicate(timeout=200)[0]
-    return said
+    output: str = process.communicate(timeout=200)[0]
+    return output
 
 
 def ranks(process: subprocess.Popen[str]) -> dict[int, int]:
@@ -100,9 +100,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_on_several_processes_equals_one(tmp_path: Path, alone: Path, world: int):
     """359 reporting images, batches of 50 and 100: nothing divides by 2 or 3."""
     process = launch(world, tmp_path)
-    said = end(process)
-    assert process.returncode == 0, said
-    assert said.count("report: ") == 1, "one process speaks"
+    output = end(process)
+    assert process.returncode == 0, output
+    assert output.count("report: ") == 1, "one process speaks"
     assert stages(tmp_path) == stages(alone)
     plans = [json.loads((out / "plan.json").read_text())["groups"] for out in (tmp_path, alone)]
     assert plans[0] == plans[1]
@@ -125,12 +125,12 @@ def test_a_killed_process_ends_all_and_fewer_go_on(tmp_path: Path):
     pids = ranks(process)
     start = time.monotonic()
     os.kill(pids[1], signal.SIGKILL)
-    said = end(process)
+    output = end(process)
     assert time.monotonic() - start < 60
     assert process.returncode != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
-    assert "go on with: " in said or "it goes on, also with fewer processes" in said, said
-    assert said.count("error: ") == 1
+    assert "go on with: " in output or "it goes on, also with fewer processes" in output, output
+    assert output.count("error: ") == 1
     before, lines = stages(tmp_path), curve(tmp_path)
     last = launch(0, tmp_path, "finetune.epochs=60", "finetune.schedule=constant")
     wait_for(tmp_path / "finetuned" / "state", last)
@@ -151,9 +151,9 @@ def test_a_process_that_hangs_ends_all(tmp_path: Path):
     wait_for(tmp_path / "finetuned" / "metrics.jsonl", process)
     pids = ranks(process)
     os.kill(pids[1], signal.SIGSTOP)
-    said = end(process)
+    output = end(process)
     assert process.returncode != 0
-    assert "another of the 2 processes ended without a word, or hangs" in said, said
+    assert "another of the 2 processes ended without a word, or hangs" in output, output
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
 
@@ -182,11 +182,11 @@ def test_an_error_in_one_process_is_the_error_of_all(tmp_path: Path):
     (tmp_path / "net.py").write_text(HUNGRY)
     name = f"model.name={tmp_path / 'net.py'}:network"
     process = launch(2, tmp_path / "run", name, "--allow-code")
-    said = end(process)
+    output = end(process)
     what = "error: process 1 of 2: out of memory with micro-batches of 50 images"
-    assert what in said, said
-    assert "set finetune.accumulate=2 and run the same command again" in said
-    assert said.count("exitcode  : 4") == 2, said
+    assert what in output, output
+    assert "set finetune.accumulate=2 and run the same command again" in output
+    assert output.count("exitcode  : 4") == 2, output
     assert stages(tmp_path / "run")[-1].startswith("prune/"), "what was finished stays"
 
 
@@ -194,11 +194,11 @@ def test_an_error_in_one_process_is_the_error_of_all(tmp_path: Path):
 @pytest.mark.fault(33)
 @pytest.mark.fault(30)
 def test_a_fault_of_the_first_process_alone_is_the_error_of_all(tmp_path: Path):
-    """Only the first process takes the lock; who holds the folder is said once."""
+    """Only the first process takes the lock; who holds the folder is reported once."""
     out = tmp_path / "run"
     with open_run(out, "name: another\n"):
         process = launch(2, out)
-        said = end(process)
-    assert f"{out}: another run works here" in said.replace("\n", ""), said
-    assert said.count("another run works here") == 1
-    assert said.count("exitcode  : 6") == 2, said
+        output = end(process)
+    assert f"{out}: another run works here" in output.replace("\n", ""), output
+    assert output.count("another run works here") == 1
+    assert output.count("exitcode  : 6") == 2, output

@@ -38,8 +38,8 @@ def test_a_pipe_whose_reader_goes_ends_with_0_or_141(warm, tmp_path, finished, w
     given = words[:1] if words[0] == "--help" else (words[0], folder, *words[1:])
     done = warm.run(tmp_path / "log", *given, before=GONE.format(stream))
     assert done.status in ((141,) if stream == 1 else (0, 141))
-    assert "Traceback" not in done.said
-    assert "Broken" not in done.said
+    assert "Traceback" not in done.output
+    assert "Broken" not in done.output
 
 
 def test_a_run_whose_reader_goes_keeps_its_stages_and_goes_on(tiny_run):

@@ -52,12 +52,12 @@ KILL_A_WORKER = """
 import os
 import torch.utils.data
 from seprune.data.loaders import _Augmented
-whole, seen = _Augmented.__getitem__, []
+original, seen = _Augmented.__getitem__, []
 def deadly(self, row):
     seen.append(row)
     if torch.utils.data.get_worker_info() is not None and self._key[1] == 1:
         os.kill(os.getpid(), 9)
-    return whole(self, row)
+    return original(self, row)
 _Augmented.__getitem__ = deadly
 """
 
@@ -78,7 +78,7 @@ def pictures(folder: Path) -> None:
 @pytest.mark.fault(24)
 def test_a_killed_loader_worker_is_explained_and_the_run_goes_on(terminal, tmp_path):
     """The worker of the second epoch is killed, as the kernel does when memory is short."""
-    images, out, whole = (tmp_path / name for name in ("images", "out", "whole"))
+    images, out, original = (tmp_path / name for name in ("images", "out", "unbroken"))
     pictures(images)
 
     def finetune(into: Path, **limits: str) -> Ended:
@@ -95,8 +95,8 @@ def test_a_killed_loader_worker_is_explained_and_the_run_goes_on(terminal, tmp_p
     assert "data.workers=0" in error["next"]
     assert load_generation(out / "state").facts["at"]["epoch"] == 1
     assert finetune(out).status == 0
-    assert finetune(whole).status == 0
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole))
+    assert finetune(original).status == 0
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, original))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -185,24 +185,24 @@ def test_out_of_memory_while_collecting_halves_the_batch(terminal, tmp_path):
 PRESS = """
 import os, signal
 from seprune.recovery.finetune import step as learner
-whole, seen = learner.TrainState.step, []
+original, seen = learner.TrainState.step, []
 def step(self, *args, **kwargs):
     seen.append(1)
     if len(seen) == 20:
         for signum in {signals}:
             os.kill(os.getpid(), signum)
-    return whole(self, *args, **kwargs)
+    return original(self, *args, **kwargs)
 learner.TrainState.step = step
 """
 WHILE_SAVING = """
 import os, signal
 from seprune.recovery.finetune import checkpoints as generations
-whole, seen = generations.sha256, []
+original, seen = generations.sha256, []
 def sha256(path):  # the state is written, the hash that commits it is not
     seen.append(1)
     if len(seen) == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-    return whole(path)
+    return original(path)
 generations.sha256 = sha256
 """
 
@@ -272,11 +272,11 @@ def test_recalibration_alone_says_what_it_brought(terminal, tmp_path, unbroken):
     words = ("finetune", unbroken, "--data", "digits", "--epochs", "0", "--out", tmp_path, *SMALL)
     ended = terminal(*words)
     assert ended.status == 0, ended.err
-    said = json.loads(ended.out)
-    assert said["epochs"] == 0
-    assert said["validation_before"] != said["validation_recalibrated"]
-    before, after = (100 * said[f"validation_{name}"] for name in ("before", "recalibrated"))
-    chosen = [", chosen" if said["chosen"] == name else "" for name in ("start", "recalibrated")]
+    answer = json.loads(ended.out)
+    assert answer["epochs"] == 0
+    assert answer["validation_before"] != answer["validation_recalibrated"]
+    before, after = (100 * answer[f"validation_{name}"] for name in ("before", "recalibrated"))
+    chosen = [", chosen" if answer["chosen"] == name else "" for name in ("start", "recalibrated")]
     words = f"{before:.2f} % as given{chosen[0]}, {after:.2f} % BatchNorm recalibrated{chosen[1]}"
     assert any(chosen)
     assert f"may have been trained on): {words}" in ended.err

@@ -56,9 +56,9 @@ def test_a_training_checkpoint_of_timm_or_torchvision_loads(terminal, tmp_path, 
         arch="se_resnet8",
         random=np.random.RandomState(0).get_state(),
     )
-    found, said = evaluated(terminal, path)
+    found, output = evaluated(terminal, path)
     assert found == expected
-    assert "note: weights taken from state_dict" in said
+    assert "note: weights taken from state_dict" in output
 
 
 def averaged() -> dict[str, torch.Tensor]:
@@ -89,9 +89,9 @@ WRAPPED = {
 def test_wrappers_and_averages(terminal, tmp_path, expected, name):
     make, note = WRAPPED[name]
     torch.save(make(), tmp_path / "w.pth")
-    found, said = evaluated(terminal, tmp_path / "w.pth")
+    found, output = evaluated(terminal, tmp_path / "w.pth")
     assert found == expected
-    assert f"note: {note}" in said
+    assert f"note: {note}" in output
 
 
 @pytest.mark.fault(13)

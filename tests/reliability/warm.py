@@ -15,10 +15,10 @@ HANG_SECONDS = 120
 
 @dataclass(frozen=True)
 class Done:
-    """How a process ended: its status (negative: the signal that killed it) and what it said."""
+    """How a process ended: its status (negative: the signal that killed it) and what it wrote."""
 
     status: int
-    said: str
+    output: str
 
 
 class Warm(Child):
@@ -47,11 +47,11 @@ class Warm(Child):
         return Done(status, self.logs.pop(pid).read_text(errors="replace"))
 
     def run(self, log: Path, *words: object, **first: Any) -> Done:
-        """Start one and wait for it; one that does not end is killed and told."""
+        """Start one and wait for it; one that does not end is killed and reported."""
         pid = self.start(log, *words, **first)
         done = self.wait(pid)
         if done is None:
-            raise AssertionError(f"a hang: {words} said {self.kill(pid, 0).said}")
+            raise AssertionError(f"a hang: {words} wrote {self.kill(pid, 0).output}")
         return done
 
     def kill(self, pid: int, after: float, signum: int = signal.SIGKILL) -> Done:

@@ -68,7 +68,7 @@ def test_another_document_is_no_report(other) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda d: d.pop("seed"), "report: 'seed' is missing"),
         (lambda d: d.update(seed="0"), "report.seed: '0' where an integer belongs"),
@@ -97,12 +97,12 @@ def test_another_document_is_no_report(other) -> None:
         ),
     ],
 )
-def test_a_damaged_report_names_the_place(damage, said: str) -> None:
+def test_a_damaged_report_names_the_place(damage, message: str) -> None:
     damaged = document()
     damage(damaged)
     with pytest.raises(InputError) as caught:
         measurement.from_json(damaged, source="report.json")
-    assert caught.value.what == f"report.json: {said}"
+    assert caught.value.what == f"report.json: {message}"
     assert caught.value.fix
 
 
@@ -150,10 +150,10 @@ def gate(name: str = "se", **facts) -> GateSummary:
 
 
 def test_gates_speak_in_words() -> None:
-    said = words.gate_remarks(
+    remarks = words.gate_remarks(
         [gate("a", saturated=0.83), gate("b", rank_agreement=0.31), gate("c", runs=False)]
     )
-    assert said == [
+    assert remarks == [
         "Saturated, most values below 0.05 or above 0.95: a (83 %). As a switch such a gate "
         "hardly tells channels apart; prefer a criterion that uses gradients.",
         "The order of channels changes from image to image (rank agreement below 0.5): b (0.31). "

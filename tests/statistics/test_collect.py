@@ -627,11 +627,11 @@ def test_caveats_are_said(model: Net) -> None:
     nn.init.zeros_(model.se1.fc2.weight)
     nn.init.ones_(model.se2.fc1.bias)
     nn.init.constant_(model.se2.fc2.bias, 2)
-    said = " | ".join(collect_statistics(model, one).warnings)
-    assert "1 of 2 gates are the same for every image: 'se1'" in said
-    assert "1 of 2 gates are saturated" in said
-    assert "3 images, less than one batch of 8" in said
-    assert "all images are of class 2" in said
+    warnings = " | ".join(collect_statistics(model, one).warnings)
+    assert "1 of 2 gates are the same for every image: 'se1'" in warnings
+    assert "1 of 2 gates are saturated" in warnings
+    assert "3 images, less than one batch of 8" in warnings
+    assert "all images are of class 2" in warnings
 
 
 def test_a_gate_module_that_never_runs_is_listed(model: Net) -> None:
