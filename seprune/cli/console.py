@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -26,9 +25,9 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from seprune.errors import EnvironmentFault, SepruneError, StoppedError, UsageError
+from seprune.errors import EnvironmentFault, SepruneError, StoppedError, UsageError, first_line
 from seprune.runtime.interrupts import safe_point
-from seprune.runtime.text import printable
+from seprune.runtime.text import null_for_nan, printable
 
 T = TypeVar("T")
 QUIET_SECONDS = 10.0
@@ -185,7 +184,7 @@ def write_traceback() -> None:
 def give(document: Any) -> None:
     """The one JSON document on stdout; NaN and infinities become null."""
     if process() == 0:
-        text = json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(null_for_nan(document), indent=1, allow_nan=False, ensure_ascii=False)
         print(_escaped(text))
 
 
@@ -241,7 +240,7 @@ def bug(error: Exception) -> SepruneError:
     """What to say after the traceback of an error that nobody foresaw."""
     return SepruneError(
         f"a bug in seprune: {type(error).__name__}",
-        why=str(error).partition("\n")[0] or "nobody foresaw it",
+        why=first_line(error),
         fix="please report it with the traceback above; finished stages are kept",
     )
 
@@ -265,11 +264,3 @@ def _escaped(text: str) -> str:
         return (letter.isprintable() or letter == "\n") and (utf8 or letter.isascii())
 
     return "".join(c if safe(c) else json.dumps(c)[1:-1].replace("\x7f", "\\u007f") for c in text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,6 @@ nothing else is cut.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from seprune.measure.metrics import Evaluation, evaluate
 from seprune.runtime.distributed import join, resolve_device
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
+from seprune.runtime.text import null_for_nan
 from seprune.statistics.batches import open_batches
 from seprune.tasks import Task
 
@@ -83,7 +83,7 @@ class Sensitivity:
         rows = [
             {"group": g.group, "units": g.units, "macs": g.macs,
              "removed": [x.removed for x in g.losses], "value": [x.value for x in g.losses],
-             "loss": [x.loss if math.isfinite(x.loss) else None for x in g.losses]}
+             "loss": null_for_nan([x.loss for x in g.losses])}
             for g in self.groups
         ]  # fmt: skip
         facts = {"criterion": self.criterion, "shares": list(self.shares), "images": self.images}

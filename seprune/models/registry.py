@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from seprune.errors import SepruneError, UsageError
+from seprune.errors import SepruneError, UsageError, first_line
 from seprune.models import inception, plain, residual, zoos
 from seprune.models.origin import Origin
 
@@ -40,7 +40,7 @@ def build(origin: Origin) -> nn.Module:
     except Exception as error:  # arguments that a network's own code stumbles over, anyhow
         raise UsageError(
             f"{name}: cannot be built with {_spell(classes, input, args)}",
-            why=str(error).partition("\n")[0] or type(error).__name__,
+            why=first_line(error),
             fix=f"check these against the documentation of {name}",
         ) from error
 

@@ -27,6 +27,7 @@ from seprune.runtime.inference import evaluating
 from seprune.runtime.memory import memory_budget
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.runtime.text import null_for_nan
 from seprune.statistics.calibration_inputs import CalibrationInputs, take_inputs
 from seprune.tasks import Task, unlabelled_task
 from seprune.tasks.batches import leaves, to_device
@@ -74,7 +75,7 @@ class Trial:
 
     def plain(self) -> dict[str, Any]:
         """Plain JSON types; without `seconds`, so that the same images give the same plan file."""
-        error = self.error if math.isfinite(self.error) else None
+        error = null_for_nan(self.error)
         return {"name": self.name, "error": error, "images": self.images, "same_as": self.same_as}
 
 

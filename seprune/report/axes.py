@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from seprune.runtime.text import printable
+from seprune.runtime.text import null_for_nan, printable
 
 Figure = dict[str, Any]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -90,7 +90,8 @@ def finite(values: Sequence[float | None]) -> Array:
 
 
 def listed(values: Array) -> list[float | None]:
-    return [None if math.isnan(v) else v for v in values.round(4).tolist()]
+    found: list[float | None] = null_for_nan(values.round(4).tolist())
+    return found
 
 
 def rounded(value: float) -> float:

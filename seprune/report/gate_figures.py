@@ -12,6 +12,7 @@ import numpy as np
 from seprune.report import axes
 from seprune.report.axes import COLOURS, HEAT, Array, Figure
 from seprune.report.measurement import BudgetReport, GateSummary
+from seprune.runtime.text import null_for_nan
 
 SHOWN_CHANNELS = 256  # of a class curve; more is not seen and not smooth to scroll
 SHOWN_CLASSES = 3  # switched on at first, the others wait in the legend
@@ -51,7 +52,7 @@ def gate(summary: GateSummary) -> Figure:
         "mean": given.get("mean"),
     }
     there = {k: v[order].round(4) for k, v in rows.items() if v is not None and len(v) > 0}
-    plain = [[None if math.isnan(v) else v for v in row.tolist()] for row in there.values()]
+    plain = [null_for_nan(row.tolist()) for row in there.values()]
     trace = {
         "type": "heatmap",
         "z": plain,

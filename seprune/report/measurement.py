@@ -17,6 +17,7 @@ from seprune.errors import InputError
 from seprune.measure.latency import Latency
 from seprune.runtime import files
 from seprune.runtime.reading import read_json
+from seprune.runtime.text import null_for_nan
 
 FORMAT = 1
 _GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")
@@ -257,9 +258,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return null_for_nan(value)
 
 
 def _build(hint: Any, value: Any, where: str) -> Any:

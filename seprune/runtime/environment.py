@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seprune import __version__
+from seprune.errors import first_line
 from seprune.runtime.threads import usable_cores, used_threads
 
 _PACKAGES = (
@@ -67,7 +68,7 @@ def _pair() -> dict[str, Any]:
         import torchvision  # noqa: F401 (its import is the test: it registers operators with torch)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         install = "pip install --upgrade --force-reinstall torch torchvision"
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         return {**pair, "fits": False, "reason": reason, "install": install}
     return {**pair, "fits": True, "reason": None, "install": None}
 

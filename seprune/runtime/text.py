@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _ESCAPE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
@@ -37,6 +39,15 @@ def shell_word(text: object) -> str:
     Names that somebody else chose may hold spaces, quotes and semicolons.
     """
     return shlex.quote(str(text))
+
+
+def null_for_nan(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinities, also in mappings and lists, are None."""
+    if isinstance(value, Mapping):
+        return {str(key): null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

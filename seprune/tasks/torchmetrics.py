@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seprune.errors import EnvironmentFault
+from seprune.errors import EnvironmentFault, first_line
 
 
 def torch_metric(path: str, **options: Any) -> Any:
@@ -23,7 +23,7 @@ def torch_metric(path: str, **options: Any) -> Any:
     except ImportError as error:
         raise EnvironmentFault(
             "the metrics of this task need the packages torchmetrics and pycocotools",
-            why=str(error).splitlines()[0],
+            why=first_line(error),
             fix='pip install "seprune[tasks]"',
             code="extra",
         ) from error

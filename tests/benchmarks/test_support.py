@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ support_row = _benchmark("support_row")  # the other script imports it
 support = _benchmark("support")
 # one of each door; torch-pruning alone fails on the last
 FEW = ["seprune/se_resnet8"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,15 +21,6 @@ from seprune.pruning.constraints import Allocation
 from seprune.pruning.search import make_plan
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
 from seprune.statistics.gate_gradients import image_keys, normal
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small inputs gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain(model: nn.Module, name: str, **how: Any) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ The lists of torch-pruning 1.6.1 (works, fails, hangs) are those that DESIGN cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,15 +46,6 @@ SLOW = [
     "timm/gcresnet33ts", "timm/sebotnet33ts_256", "timm/haloregnetz_b",
     "timm/coatnet_nano_rw_224", "timm/maxvit_nano_rw_256", "timm/resnest14d", "timm/tresnet_m",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small inputs gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(name: str) -> nn.Module:

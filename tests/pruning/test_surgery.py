@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,15 +16,6 @@ from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import prune
 from seprune.pruning.surgery import cut_layer
 from seprune.statistics import CollectOptions, GateStatistics, collect_statistics
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small inputs gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def keep(**sides: list[int]) -> dict[str, Tensor]:

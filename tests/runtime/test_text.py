@@ -9,7 +9,7 @@ import pytest
 
 from seprune.errors import InputError
 from seprune.runtime.reading import read_text
-from seprune.runtime.text import csv_cell, csv_text, from_csv_cell, printable
+from seprune.runtime.text import csv_cell, csv_text, from_csv_cell, null_for_nan, printable
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,9 @@ def test_numbers_stay_numbers():
         -0.5, "-0.5", 3, None, True, "-inf"
     ]  # fmt: skip
     assert csv_text([["a", "b"], [1, None], [-0.25, "=x,y"]]) == 'a,b\n1,\n-0.25,"\'=x,y"\n'
+
+
+def test_nan_and_infinities_become_null_wherever_they_stand():
+    value = {"a": float("nan"), 2: [1.5, (float("inf"), None)], "b": {"c": -float("inf"), "d": 0}}
+    assert null_for_nan(value) == {"a": None, "2": [1.5, [None, None]], "b": {"c": None, "d": 0}}
+    assert null_for_nan(0.25) == 0.25

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from seprune.errors import EnvironmentFault
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.recovery.finetune.settings import Epoch
 from seprune.runtime.files import write_text
+from seprune.runtime.text import null_for_nan
 
 METRICS = "metrics.jsonl"
 
@@ -56,14 +56,14 @@ class LiveMetrics:
 
 def write_metrics(folder: Path, history: Sequence[Epoch]) -> None:
     """One line an epoch, written anew: what follows a kill repeats no line."""
-    lines = (json.dumps(_finite(row.plain()), allow_nan=False) + "\n" for row in history)
+    lines = (json.dumps(null_for_nan(row.plain()), allow_nan=False) + "\n" for row in history)
     write_text(folder / METRICS, "".join(lines))
 
 
 def plot(folder: Path, row: Epoch) -> None:
     """Add an epoch to the TensorBoard files in `folder`."""
     with _writer()(str(folder)) as board:
-        for name, value in _finite(row.plain()).items():
+        for name, value in null_for_nan(row.plain()).items():
             if value is not None and name not in ("epoch", "step"):
                 board.add_scalar(name, value, row.step)
 
@@ -75,10 +75,6 @@ def require_tensorboard() -> None:
         EnvironmentFault: the extra is not installed.
     """
     _writer()
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {n: v if v is None or math.isfinite(v) else None for n, v in row.items()}
 
 
 def _writer() -> Any:
