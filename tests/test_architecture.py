@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,6 +255,42 @@ def test_modules_are_short_and_say_what_they_are_for(path):
     text = path.read_text()
     assert text.count("\n") <= LONGEST
     assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml"}  # where names of modules differ
+
+
+def test_dependencies_are_what_modules_import_and_extras_are_imported_when_needed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    hard = {_distribution(line) for line in project["dependencies"]}
+    extras = {_distribution(x) for e in project["optional-dependencies"].values() for x in e}
+    at_once, later = set[str](), set[str]()
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        everywhere = _third_party(ast.walk(tree))
+        at_once |= (first := _third_party(iter(tree.body)))
+        later |= everywhere - first
+    assert at_once <= hard
+    assert later <= hard | extras
+    assert hard <= at_once | later
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[\[<>=~!; ]", requirement)[0].lower().replace("_", "-")
+
+
+def _third_party(nodes: Iterator[ast.AST]) -> set[str]:
+    """Distributions of what is imported by statements, or by `import_module`."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+    roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
+    return {DISTRIBUTIONS.get(n, n.lower().replace("_", "-")) for n in roots - {"seprune", ""}}
 
 
 def test_no_two_classes_have_one_name():

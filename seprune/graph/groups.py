@@ -137,11 +137,6 @@ class NetworkStructure(Tabular):
         return ShortTable.of(title, ("group", "channels", "units", "gates", "state"), rows)
 
 
-def find_groups(model: nn.Module, inputs: Any) -> tuple[ChannelGroup, ...]:
-    """The dependency groups of `model`, in the order of the forward pass."""
-    return find_structure(model, inputs).groups
-
-
 def find_structure(
     model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0
 ) -> NetworkStructure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from seprune.graph.groups import ChannelGroup, Member
 
 Moments = Mapping[str, Mapping[str, Tensor]]
-WeightScore = Callable[[nn.Module, ChannelGroup, int], Tensor | None]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
 

@@ -131,21 +131,6 @@ def speed_up(report: Report, latency: Latency) -> float | None:
     return dense.median_ms / latency.median_ms
 
 
-def headline(report: Report, budget: BudgetReport) -> str:
-    """What the budget came to, in one sentence."""
-    end, base = last_of(report, budget), report.baseline
-    if end is None or base is None:
-        return f"{budget.label}: cut, not measured yet."
-    kept = fraction_of(end.macs, base.macs)
-    text = f"{percent(kept, 1)} of the MACs"
-    if end.value is not None and base.value is not None:
-        reached = f"{metric_value(end.metric, end.value)} {metric_title(end.metric)}"
-        text += f" with {reached} ({change(end, base)})"
-    fast = [(x, speed_up(report, x)) for x in end.latency]
-    speeds = [f"{s:.2f}x at batch {x.batch}" for x, s in fast if s and x.runtime == "eager"]
-    return text + (f"; speed {', '.join(speeds)}." if speeds else ".")
-
-
 def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
     """Saturation, rank agreement and idle gates, in words: a sentence each, naming the gates."""
     full = [(g, g.saturated) for g in gates if (g.saturated or 0) > SATURATED]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seprune.errors import InputError
 from seprune.graph.channel_ids import joined
-from seprune.graph.groups import ChannelGroup, find_groups, find_structure
+from seprune.graph.groups import ChannelGroup, find_structure
 from seprune.graph.op_rules.evens import partners
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
@@ -22,7 +22,7 @@ Sides = dict[tuple[str, str], list[list[int]]]
 
 
 def groups_of(kind: str) -> dict[str, ChannelGroup]:
-    return {g.name: g for g in find_groups(dependent(kind), images())}
+    return {g.name: g for g in find_structure(dependent(kind), images()).groups}
 
 
 def sides(group: ChannelGroup) -> Sides:
@@ -97,7 +97,7 @@ def test_a_gate_on_a_concatenation_stands_for_both_of_its_parts():
         def forward(self, x: Tensor) -> Tensor:
             return self.c(self.se(torch.cat([self.a(x), self.b(x)], 1))).mean((2, 3))
 
-    groups = {g.name: g for g in find_groups(Net(), images())}
+    groups = {g.name: g for g in find_structure(Net(), images()).groups}
     assert [(link.gate, link.index.tolist()) for link in groups["a"].gates] == [("se", each(6))]
     assert [(link.gate, link.index.tolist()) for link in groups["b"].gates] == [("se", each(4, 6))]
 
@@ -221,13 +221,13 @@ def test_what_cannot_be_cut_is_left_whole_with_its_reason(kind, group, reason):
 
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_outputs_of_the_model_are_left_whole(kind):
-    last = find_groups(dependent(kind), images())[-1]
+    last = find_structure(dependent(kind), images()).groups[-1]
     assert (last.prunable, last.reason) == (False, "it is an output of the model")
 
 
 def test_a_single_channel_is_nothing_to_prune():
     net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
-    groups = find_groups(net, images())
+    groups = find_structure(net, images()).groups
     assert [(g.prunable, g.reason) for g in groups] == [
         (False, "it is a single channel"), (True, None), (False, "it is an output of the model"),
     ]  # fmt: skip
@@ -289,7 +289,7 @@ def test_a_rule_that_gives_up_takes_back_what_it_had_done(monkeypatch):
 
 def test_a_network_of_one_input_channel_has_a_stem_to_prune():
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    first = find_groups(net, torch.rand(2, 1, 8, 8))[0]
+    first = find_structure(net, torch.rand(2, 1, 8, 8)).groups[0]
     assert sides(first) == same([("0", "out"), ("2", "in")], each(6))
     assert first.prunable
 
@@ -299,7 +299,7 @@ def test_norms_of_vectors_are_squeezes_too():
         def forward(self, x: Tensor) -> Tensor:
             return x * torch.linalg.vector_norm(x, 2, (2, 3), keepdim=True).sigmoid()
 
-    first = find_groups(Gated(L2Gate()), images())[0]
+    first = find_structure(Gated(L2Gate()), images()).groups[0]
     assert sides(first) == same([("conv", "out"), ("head", "in")], each(8))
     assert first.prunable
 
@@ -310,7 +310,7 @@ def test_layers_that_fail_are_named():
             raise RuntimeError("no such thing")
 
     with pytest.raises(InputError) as caught:
-        find_groups(Chain(Broken()), images())
+        find_structure(Chain(Broken()), images())
     assert caught.value.what == "the model's forward fails in layer 'middle'"
     assert caught.value.why == "RuntimeError: no such thing"
 

@@ -23,10 +23,6 @@ class Sampling:
     images: int
     rows: int
 
-    def per_image(self, positions: int) -> int:
-        """Output positions that every image gives, of `positions`."""
-        return min(positions, -(-self.rows // self.images))
-
     def index(self, positions: int, samples: int, *, first: int, images: int) -> Tensor:
         """Flat positions (samples, P) of a tensor with `samples` in its first dimension.
 
