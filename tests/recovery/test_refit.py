@@ -426,3 +426,35 @@ def _least_squares(layer, inputs, want):
         weight[used] = solved[: int(used.sum())]
         bias[output] = solved[-1]
     return weight.view_as(layer.weight), bias if layer.bias is not None else None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_turn_of_a_layer_before_a_relu_is_measured_by_one_scale(seed):
+    """Where the parent is silent the target moves with the output, and with it its variance."""
+    torch.manual_seed(seed)
+    wide = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU())
+    narrow = nn.Sequential(nn.Conv2d(24, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+    model = nn.Sequential(*wide, *narrow, nn.Conv2d(6, 3, 1)).train()
+    with torch.no_grad():
+        model[4].bias.fill_(-1.0)  # mostly silent
+        for _ in range(50):
+            model(torch.randn(8, 3, 9, 9))
+    model.eval()
+    x = torch.randn(32, 3, 9, 9)
+    groups = find_structure(model, x).groups
+    plan = plan_of(groups, {g.name: range(4) for g in groups if g.name == "0"}, {})
+    small = prune(model, plan)
+    result = refit(model, small, plan, [x], options=replace(CPU, rows=1 << 16))
+    before, after = result.errors["3"]
+    with torch.no_grad():
+        dense = model[:5](x)
+        gain = (model[4].weight / (model[4].running_var + model[4].eps).sqrt())[:, None, None]
+
+        def error(net):
+            """Squared distance before the norm, where the parent or this network is above 0."""
+            own = net[:5](x)
+            return torch.where(dense > 0, dense - own, own.clamp_min(0)).div(gain).square().sum()
+
+        exact = float(error(result.model) / error(small))
+    # `after` is by the target of the last turn, from which the output has moved a little nearer
+    assert exact <= after / before <= 1.1 * exact

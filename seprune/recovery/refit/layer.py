@@ -103,6 +103,7 @@ class LayerFit:
         blocks = self.blocks()
         several = len(blocks) > 1
         known: NormalEquations | None = None
+        scale: float | None = None  # one for all turns: the target of a layer before a ReLU moves
         for turn in range(_TURNS if several or self.target.rectified else 1):
             if turn and errors[-1] > _ENOUGH * errors[-2 * len(blocks)]:
                 break
@@ -112,7 +113,8 @@ class LayerFit:
                 found = known.solve(
                     self.options.ridge, pull.flatten(1, 2).double(), intercept=self.intercept
                 )
-                errors += [found.before, found.after]
+                scale = scale or found.spread
+                errors += [found.before / scale, found.after / scale]
                 self.change(block, found.change)
                 self.shift(self.moved(found, block).reshape(-1).to(old.dtype))
         return errors[0], errors[-1]

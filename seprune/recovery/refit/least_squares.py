@@ -100,10 +100,12 @@ class NormalEquations:
         # gram @ change = right - weight * change, as (gram + weight) @ change = right
         after = square - (change * (2 * cross - right + weight * change)).sum(1)
         spread = self.target[1] - self.target[0].square() / self.rows
-        scale = float(spread.sum().clamp_min(1e-30))
-        before = float(self.residual[1].sum()) / scale
         return Solution(
-            change, shift if intercept else shift * 0, before, float(after.sum()) / scale
+            change,
+            shift if intercept else shift * 0,
+            before=float(self.residual[1].sum()),
+            after=float(after.sum()),
+            spread=float(spread.sum().clamp_min(1e-30)),
         )
 
     def _diagonal(self, intercept: bool) -> Tensor:
@@ -144,10 +146,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 class Solution:
     """A change of weights (groups, K, outputs per group) and intercept (groups, outputs per group).
 
-    `before`, `after`: squared error relative to the variance of the target.
+    `before`, `after`: sums of squared errors; `spread`: of the target about its mean.
     """
 
     change: Tensor
     shift: Tensor
     before: float
     after: float
+    spread: float
