@@ -30,7 +30,7 @@ def setup(latency: object) -> tuple[ReportSection, LoadedNetwork, TimingSetup]:
 def measured(latency: object) -> dict[tuple[str, str | None], list[Latency]]:
     section, network, made = setup(latency)
     rows = [
-        Measurement(*key, 0.9, 0.9, 0.1, 10, 0, macs=macs, params=1)
+        Measurement(*key, {"top1": 0.9}, 0.1, 10, 0, macs=macs, params=1)
         for key, macs in ((BASE, 200), (CUT, 100))
     ]
     networks = dict.fromkeys((BASE, CUT), network.model)
@@ -89,9 +89,9 @@ def test_a_warning_tells_of_every_runtime_at_its_largest_batch():
         return [Latency(name, b, t, 0.1, "X", 1, r) for (r, b), t in zip(keys, times)]
 
     _, network, made = setup(True)
-    dense = Measurement(*BASE, 0.9, 0.9, 0.1, 1, 0, macs=200, params=1,
+    dense = Measurement(*BASE, {"top1": 0.9}, 0.1, 1, 0, macs=200, params=1,
                         latency=rows("baseline", 1.0, 10.0, 1.0, 10.0))  # fmt: skip
-    cut = Measurement(*CUT, 0.9, 0.9, 0.1, 1, 0, macs=100, params=1,
+    cut = Measurement(*CUT, {"top1": 0.9}, 0.1, 1, 0, macs=100, params=1,
                       latency=rows("pruned macs 0.5", 0.1, 8.0, 0.9, None))  # fmt: skip
     networks = dict.fromkeys((BASE, CUT), network.model)
     (warning,) = timing.slow([dense, cut], networks, made)

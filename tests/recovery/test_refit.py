@@ -187,7 +187,7 @@ def test_the_callers_models_are_left_as_they_are():
 
 
 def test_forwards_that_may_not_wait_give_the_same_result():
-    model, x = seeded(Residual).eval(), images(48, 8)
+    model, x = seeded(Residual).eval(), images(12, 8)
     plan, small = halved(model, x)
     bound = RefitOptions(memory=40_000, device="cpu")  # three images a forward, none of them waits
     one, other = (refit(model, small, plan, [x], options=o).model for o in (CPU, bound))
