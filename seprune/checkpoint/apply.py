@@ -28,11 +28,17 @@ def apply_weights(model: nn.Module, weights: Weights, *, path: Path) -> tuple[st
     """
     expected = model.state_dict()
     tensors = _with_model_prefix(weights, expected)
+    tensors, head = _without_head(model, tensors)
     _check_fit(expected, tensors, weights=weights, path=path)
     check_values(model, tensors, path=path)
     model.load_state_dict(tensors, strict=True)
     cast = {str(tensors[n].dtype) for n in tensors if tensors[n].dtype != expected[n].dtype}
-    return (*weights.notes, *(f"stored as {d.removeprefix('torch.')}, cast" for d in sorted(cast)))
+    left = (f"left out, the model has no such layer: {', '.join(head)}",) if head else ()
+    return (
+        *weights.notes,
+        *left,
+        *(f"stored as {d.removeprefix('torch.')}, cast" for d in sorted(cast)),
+    )
 
 
 def _with_model_prefix(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,6 +49,16 @@ def _with_model_prefix(weights: Weights, expected: dict[str, Tensor]) -> dict[st
         if named.keys() == expected.keys():
             return named
     return _with_tied(weights.tensors, expected)
+
+
+def _without_head(
+    model: nn.Module, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A linear layer of the file is left out where the model has an `Identity`: no head."""
+    bare = [n for n, m in model.named_modules() if n and isinstance(m, nn.Identity)]
+    heads = [n for n in bare if f"{n}.weight" in tensors and tensors[f"{n}.weight"].ndim == 2]
+    head = [f"{n}.{leaf}" for n in heads[-1:] for leaf in ("weight", "bias")]
+    return {name: t for name, t in tensors.items() if name not in head}, head
 
 
 def _with_tied(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

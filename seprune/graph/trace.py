@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,6 +60,10 @@ class Node:
 
     def inputs(self) -> list[int]:
         """Numbers of the values that the operator reads."""
+        return list(self._inputs)
+
+    @cached_property
+    def _inputs(self) -> list[int]:
         return [a.value for a in tree_leaves((self.args, self.kwargs)) if isinstance(a, Ref)]
 
 
@@ -139,8 +144,7 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
                 outputs = model(*arguments)
         except InputError:
             raise
-        except Exception as error:
-            # whatever the model's forward raises belongs in the message, not in a traceback
+        except Exception as error:  # whatever it is belongs in the message, not in a traceback
             where = recorder.where()
             raise InputError(
                 f"the model's forward fails in layer '{where or type(model).__name__}'",
@@ -235,12 +239,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note(self, func: Any, args: Any, kwargs: Any) -> Any:
         as_ref = lambda a: Ref(self.id(a)) if isinstance(a, Tensor) else a  # noqa: E731
-        refs, keyword_refs = tree_map(as_ref, args), tree_map(as_ref, kwargs)
-        result = func(*args, **kwargs)
+        refs, result = tree_map(as_ref, (args, kwargs)), func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        outputs = self.node(
-            str(func), (refs, keyword_refs), made, _macs(func, args, kwargs, result)
-        )
+        outputs = self.node(str(func), refs, made, _macs(func, args, kwargs, result))
         self.write_through(args, outputs)
         return result
 

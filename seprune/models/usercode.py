@@ -29,7 +29,7 @@ def file_of(name: str) -> Path:
 
 
 def build(origin: Origin) -> nn.Module:
-    """What FUNCTION returns; `classes` and `input` only reach a function that has them.
+    """What FUNCTION returns; `classes` (or `num_classes`) and `input` reach one that has them.
 
     It runs the file: `ModelLoader` decides whether it may.
 
@@ -37,10 +37,11 @@ def build(origin: Origin) -> nn.Module:
         InputError: no such file or function, it fails, or it returns something else.
     """
     name = origin.name
-    wishes: dict[str, Any] = {"classes": origin.classes, "input": origin.input, **origin.args}
     function = _load(name)
     takes = inspect.signature(function).parameters
-    optional = {key for key in ("classes", "input") if wishes[key] is None or key not in takes}
+    classes = "num_classes" if "num_classes" in takes and "classes" not in takes else "classes"
+    wishes: dict[str, Any] = {classes: origin.classes, "input": origin.input, **origin.args}
+    optional = {key for key in (classes, "input") if wishes[key] is None or key not in takes}
     try:
         model = function(**{key: value for key, value in wishes.items() if key not in optional})
     except Exception as error:  # the user's code may raise anything

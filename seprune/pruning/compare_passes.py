@@ -126,13 +126,28 @@ class Channels:
                 if member.side.startswith("."):
                     self.attributes.setdefault(member.layer, []).append(group.name)
         removed.discard(0)
-        self.removed = torch.tensor(sorted(removed))
+        lost = torch.zeros(len(self.classes), dtype=torch.bool)
+        lost[sorted(removed)] = True
+        self.lost = lost[self.classes]  # by id
 
-    def gone(self, value: int) -> Tensor:
-        """True where the plan removes a position of the value, in its shape."""
-        ids = self.channel_ids.values[value]
-        narrow = compact(ids)
-        return torch.isin(self.classes[narrow.clamp_min(0)], self.removed).expand(ids.shape)
+    def gone(self, value: int, shape: Sequence[int]) -> Tensor:
+        """True where the plan removes a position of the value.
+
+        Args:
+            shape: of the value in this pass, in which a detector may pick more or fewer boxes.
+        """
+        narrow = compact(self.channel_ids.values[value])
+        gone = self.lost[narrow.clamp_min(0)]
+        return (gone if bool(gone.any()) else gone.new_zeros(())).expand(tuple(shape))
+
+    def last(self) -> int:
+        """Place of the last operator that meets a channel which the plan removes; -1 for none."""
+        for place in reversed(range(len(self.nodes))):
+            node = self.nodes[place]
+            known = (v for v in (*node.inputs(), *node.outputs) if v in self.channel_ids.values)
+            if any(bool(self.gone(v, self.trace.shape(v)).any()) for v in known):
+                return place
+        return -1
 
     def groups_at(self, node: Node) -> tuple[str, ...]:
         """The groups whose channels an operator reads or makes."""
@@ -147,7 +162,10 @@ class Channels:
 
 
 class Compare(TorchDispatchMode):
-    """Runs the masked parent with the cut network's values; notes every operator that differs."""
+    """Runs the masked parent with the cut network's values; notes every operator that differs.
+
+    Having the same values to the last bit, both passes select the same boxes of a detector.
+    """
 
     def __init__(
         self, channels: Channels, calls: list[tuple[str, list[Any], list[Tensor]]]
@@ -155,12 +173,20 @@ class Compare(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.channels, self.calls, self.at = channels, calls, 0
         self.findings: list[Finding] = []
+        self.followed = 0  # operators from the first on that both passes share with the record
+        self.unnamed = False  # something differs where no group meets
+
+    @property
+    def right(self) -> bool:
+        """Whether all that reads a removed channel has been compared, and nothing differs."""
+        return not self.findings and not self.unnamed and self.followed > self.channels.last()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         number, self.at = self.at, self.at + 1
         known = number < len(self.calls) and number < len(self.channels.nodes)
         if known and self.calls[number][0] == str(func) == self.channels.nodes[number].op:
+            self.followed += self.followed == number
             node, (_, numbers, theirs) = self.channels.nodes[number], self.calls[number]
             made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
             for value, ours, cut in zip(node.outputs, made, theirs):
@@ -170,16 +196,17 @@ class Compare(TorchDispatchMode):
 
     def _compare(self, node: Node, results: tuple[int, Tensor, Tensor], rescaled: bool) -> None:
         value, ours, cut = results
-        gone = self.channels.gone(value)
+        gone = self.channels.gone(value, ours.shape)
         kept = ours[~gone]
         live = value in self.channels.channel_ids.depends
         if kept.numel() != cut.numel():
             if live:
                 self._note(node, f"{kept.numel()} values should be left, {cut.numel()} are", False)
             return
-        if _equal(kept, cut.reshape(-1)):
+        if torch.equal(kept, cut.reshape(-1)):
             return
-        self._note(node, "its values change", self._by_nature(node, rescaled))
+        if not _equal(kept, cut.reshape(-1)):
+            self._note(node, "its values change", self._by_nature(node, rescaled))
         if 0 not in [s for s, n in zip(ours.stride(), ours.shape) if n > 1]:
             ours[~gone] = cut.reshape(-1).to(ours)
 
@@ -197,5 +224,6 @@ class Compare(TorchDispatchMode):
         groups = self.channels.groups_at(node)
         operator = f"{node.op.split('.')[1].rstrip('_')} in {node.module or 'the model'}"
         if not groups:  # nothing that can be left whole meets here: a later operator shows it
+            self.unnamed = True
             return
         self.findings.append(Finding(groups, operator, why, by_nature))

@@ -95,21 +95,25 @@ class ValueCheck:
         if same(wanted := self._outputs(reads), cut, _ROUNDING):
             return []
         if same(wanted, cut):  # an operator across channels may matter little so far from the end
-            return [f for f in self._located(reads, small, (groups, plan)) if f.by_nature]
+            compared = self._located(reads, small, (groups, plan))
+            return [f for f in compared.findings if f.by_nature] if compared else []
         silent = self._outputs(made)
         across = same(silent, cut)
         usable = all(bool(t.isfinite().all()) for t in silent)  # it may divide by a norm of weights
         parent = made if usable and not across else reads
-        found = self._located(parent, small, (groups, plan))
+        compared = self._located(parent, small, (groups, plan))
+        found = compared.findings if compared else []
         if across:
             return [replace(finding, by_nature=True) for finding in found]
+        if compared and compared.right:  # a last bit has decided which boxes a detector picks
+            return []
         return found or self._alone(groups, seed, "its outputs change")
 
     def _one_sample(self) -> tuple[Any, ...]:
         """The first sample alone, which takes half the time; both where the model needs them."""
-        if not all(isinstance(t, Tensor) and t.dim() > 1 and len(t) > 1 for t in self.inputs):
+        if not all(map(_batches, self.inputs)):
             return self.inputs
-        probe = tuple(t[:1].clone() for t in self.inputs)
+        probe = tuple(t[:1].clone() if isinstance(t, Tensor) else t[:1] for t in self.inputs)
         try:
             self._outputs(self.model, inputs=probe)
         except Exception:  # a model that folds or compares samples
@@ -159,16 +163,16 @@ class ValueCheck:
 
     def _located(
         self, parent: nn.Module, small: nn.Module, cut: tuple[Sequence[ChannelGroup], PruningPlan]
-    ) -> list[Finding]:
-        """The operators that differ; empty where the two passes cannot be laid side by side."""
+    ) -> Compare | None:
+        """What the passes have in common; None where they cannot be laid side by side."""
         try:
             return self._locate(parent, small, cut)
         except (RuntimeError, IndexError, ValueError, KeyError, TypeError):
-            return []
+            return None
 
     def _locate(
         self, parent: nn.Module, small: nn.Module, cut: tuple[Sequence[ChannelGroup], PruningPlan]
-    ) -> list[Finding]:
+    ) -> Compare:
         if self._recorded is None:
             trace = record(self.model, copy.deepcopy(self.inputs))
             self._recorded = trace, assign_channel_ids(trace, self.model)
@@ -176,7 +180,13 @@ class ValueCheck:
         self._outputs(small, captured, self.inputs)
         compared = Compare(Channels(*self._recorded, *cut), captured.calls)
         self._outputs(parent, compared, self.inputs)
-        return compared.findings
+        return compared
+
+
+def _batches(value: Any) -> bool:
+    """Whether a value is a batch of several samples: a tensor, or a list of images."""
+    listed = isinstance(value, (list, tuple)) and all(isinstance(t, Tensor) for t in value)
+    return (listed or (isinstance(value, Tensor) and value.dim() > 1)) and len(value) > 1
 
 
 def _double(tensor: Tensor) -> Tensor:

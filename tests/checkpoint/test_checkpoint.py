@@ -374,3 +374,16 @@ def test_convert_reads_plain_weights_without_unpickling_them(path, tmp_path, mon
     metadata = load_weights(out).metadata
     assert metadata["source_sha256"] == load_weights(path).sha256
     assert metadata["notes"].startswith("weights taken from state_dict (beside it: state_dict_ema")
+
+
+def test_weights_with_a_head_load_into_a_network_without_one(path):
+    torch.save(net().state_dict(), path)
+    headless = net()
+    headless.fc = nn.Identity()
+    notes = apply_weights(headless, load_weights(path), path=path)
+    assert notes == ("left out, the model has no such layer: fc.weight, fc.bias",)
+    left = {n: t for n, t in net().state_dict().items() if not n.startswith("fc.")}
+    assert same(headless.state_dict(), left)
+    headless.conv1 = nn.Identity()  # a convolution is no head
+    with pytest.raises(InputError, match="another architecture"):
+        apply_weights(headless, load_weights(path), path=path)

@@ -218,3 +218,11 @@ def test_neither_zoo_is_imported_before_it_is_asked_for() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'timm'" not in done.stdout
     assert "'torchvision'" not in done.stdout
+
+
+def test_a_function_may_call_its_classes_num_classes(tmp_path):
+    code = "from torch import nn\ndef net(num_classes=9):\n    return nn.Linear(2, num_classes)\n"
+    (tmp_path / "net.py").write_text(code)
+    loader = models.ModelLoader(any_file=True)
+    built = [loader.build(f"{tmp_path}/net.py:net", classes=n).out_features for n in (None, 4)]
+    assert built == [9, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import seprune
 from seprune.pipeline.reporting import across_channels
+from seprune.pruning import value_check
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.value_check import random_plan
 
@@ -235,3 +237,37 @@ def test_a_parent_is_the_same_before_and_after_the_check():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(before[n], t) and t.dtype == before[n].dtype
                for n, t in model.state_dict().items())  # fmt: skip
+
+
+class Picks(Net):
+    """Two scores that are equal up to rounding, and which of them is larger."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.other = nn.Conv2d(3, 64, 3, padding=1)
+        self.one, self.two = nn.Linear(64, 1), nn.Linear(64, 1)
+        self.both = nn.Linear(128, 1)
+        weights = torch.cat([self.one.weight, self.two.weight], 1)
+        self.both.weight = nn.Parameter(weights.detach().clone())
+        self.both.bias = nn.Parameter((self.one.bias + self.two.bias).detach())
+
+    def forward(self, x):
+        p, q = self.conv(x), self.other(x)
+        a, b = p.mean((2, 3)), q.mean((2, 3))
+        better = self.one(a) + self.two(b) > self.both(torch.cat([a, b], 1))
+        return self.head(p).mean((2, 3)), better
+
+
+def test_what_a_last_bit_picks_is_no_wrong_cut(monkeypatch):
+    torch.manual_seed(0)
+    model = Picks().eval()
+    monkeypatch.setattr(value_check, "checkable", lambda m: copy.deepcopy(m).double())
+    check = value_check.ValueCheck(model, images())
+    structure = seprune.analyse(model, images())
+    free = [g for g in structure.groups if g.prunable]
+    assert [g.name for g in free] == ["conv", "other"]
+    plans = [random_plan(free, seed) for seed in range(8)]
+    cut = [check._outputs(check._cut(p))[-1] for p in plans]
+    masked = [check._outputs(check._masked(p, producers=False))[-1] for p in plans]
+    assert any(not torch.equal(a, b) for a, b in zip(cut, masked))
+    assert all(not check.findings(free, seed) for seed in range(8))
