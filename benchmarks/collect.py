@@ -42,8 +42,8 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
     """Statistics alone, with u of the gates, or all that the default criterion needs."""
     structure = find_structure(model, images[:2])
     gates = tuple(g for g in structure.gates if g.runs)
-    asked, couplings = units_and_couplings(structure) if mode == "criterion" else ((), {})
-    units, copied = inspect_units(model, asked, images[:2])
+    taps, couplings = units_and_couplings(structure) if mode == "criterion" else ({}, {})
+    units, copied = inspect_units(model, (), images[:2], taps=taps)
     sizes = units | {g.name: g.channels for g in gates}
     layout = ColumnLayout(
         tuple(g.name for g in gates),
@@ -58,6 +58,7 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
         layout=layout,
         gradients="none" if mode == "none" else "logits",
         units=units,
+        taps=taps,
         copied=copied,
         couplings=resolve_couplings(couplings, sizes, images.device),
         precision=arguments.precision,
@@ -103,7 +104,7 @@ def measure(name: str, mode: str, arguments: argparse.Namespace) -> dict[str, ob
     def observed() -> None:
         with observer.attached():
             for _ in range(arguments.group):
-                observer.observe(images, labels)
+                observer.observe((images, labels))
 
     plain(), observed()
     pairs = [(seconds(plain, device), seconds(observed, device)) for _ in range(arguments.repeat)]
