@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -291,6 +292,12 @@ def _third_party(nodes: Iterator[ast.AST]) -> set[str]:
             names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
     roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
     return {DISTRIBUTIONS.get(n, n.lower().replace("_", "-")) for n in roots - {"seprune", ""}}
+
+
+def test_no_two_test_files_have_one_name():
+    """Without packages, pytest imports two files of one name as one module."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_two_classes_have_one_name():

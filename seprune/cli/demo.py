@@ -16,7 +16,7 @@ def demo(
     show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Train, prune and report a small network, in two minutes and without a download.
+    """Train, prune and report a small network, offline.
 
     The shipped recipe quickstart, on the digits that ship with seprune.
 
