@@ -33,7 +33,7 @@ from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import open_both
 from seprune.pipeline.settings import CutSettings
-from seprune.pruning.budget import Budget
+from seprune.pruning.limits import Budget
 from seprune.recipe import recipe_of
 from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.refit import network as refit

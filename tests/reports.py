@@ -54,7 +54,7 @@ def make_report(
             "fine-tuned: 1.10x faster at batch 1 on AMD EPYC 9V74 (eager), where the MACs "
             "promise 2.00x; the time goes to layer1.0.bn1 12%, (between layers) 10%"
         ],
-        left_whole=[{"group": "fc", "reason": "classifier output"}],
+        not_pruned=[{"group": "fc", "reason": "classifier output"}],
         seconds={"collect": 6.1, "rank": 0.4, "prune": 2.2, "finetune": 183.0, "report": 1.0},
         not_counted=["aten.mul", "aten.relu_", "aten.sigmoid"],
     )

@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints. What a command decides is decided in the library.
 
 `app` lists the commands, each in a file of its own; `console` owns the terminal, `options` has the
-options that commands share, `opening` opens what they name.
+options that commands share, `open_inputs` opens what they name.
 """
 
 from __future__ import annotations

@@ -40,14 +40,14 @@ def collect(
         collect={"images": images, "gradients": gradients},
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline.collection import collect
     from seprune.pipeline.settings import CutSettings
     from seprune.runtime.distributed import first
 
     settings = CutSettings.of(recipe)
-    permission = opening.loader(network.allow_code, network.model)
-    context = opening.context(recipe, loader=permission, labelled=settings.needs_labels)
+    permission = open_inputs.loader(network.allow_code, network.model)
+    context = open_inputs.context(recipe, loader=permission, labelled=settings.needs_labels)
     folder = out.with_name(f".{out.name}.collecting")
     statistics = collect(context, settings, folder, per_sample=per_sample)
     first(lambda: statistics.save(out))

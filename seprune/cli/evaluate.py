@@ -14,11 +14,13 @@ def evaluate(
       seprune evaluate small --data D --json
     """
     recipe = options.recipe(network, work, data)
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.measure.metric_names import metric_title
     from seprune.measure.metrics import evaluate as score
 
-    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    context = open_inputs.context(
+        recipe, loader=open_inputs.loader(network.allow_code, network.model)
+    )
     images, runtime = context.images().reporting(), context.runtime
     result = score(context.network.model, images, device=runtime.device, track=runtime.track)
     if work.json:

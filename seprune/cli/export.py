@@ -39,7 +39,7 @@ def export(
     if onnx is None and pt2 is None:
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
 
     network = _network(Path(run))
     made = _write(
@@ -47,7 +47,7 @@ def export(
         {"onnx": onnx, "pt2": pt2},
         data,
         opset=opset,
-        loader=opening.loader(allow_code, str(network)),
+        loader=open_inputs.loader(allow_code, str(network)),
     )
     if json:
         console.give(made)

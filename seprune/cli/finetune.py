@@ -47,17 +47,19 @@ def finetune(
     if teacher is None:
         section["distill"] = None
     recipe = options.recipe(network, work, data, finetune=section)
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline.settings import finetune_settings
     from seprune.recovery.finetune import Teacher
 
-    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    context = open_inputs.context(
+        recipe, loader=open_inputs.loader(network.allow_code, network.model)
+    )
     parent = None
     if teacher is not None:
         other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
-        dense = opening.network(
+        dense = open_inputs.network(
             options.recipe(other),
-            loader=opening.loader(allow_teacher_code, teacher),
+            loader=open_inputs.loader(allow_teacher_code, teacher),
             like=context.network,
         )
         plans = context.network.architecture.plans[len(dense.architecture.plans) :]

@@ -27,18 +27,18 @@ def inspect(
       seprune inspect seprune/se_resnet20 --checkpoint F.pth --data D
     """
     recipe = options.recipe(network, work, data, collect={"gradients": "none"})
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline.collection import collect
     from seprune.pipeline.settings import CutSettings
 
-    context = opening.context(
+    context = open_inputs.context(
         recipe,
-        loader=opening.loader(network.allow_code, network.model),
+        loader=open_inputs.loader(network.allow_code, network.model),
         quiet=statistics is None,
     )
     structure = context.structure
     if context.data is None:
-        measured = opening.statistics(statistics, context.network)
+        measured = open_inputs.statistics(statistics, context.network)
     else:
         measured = collect(context, CutSettings.of(recipe))
     if work.json:

@@ -46,12 +46,12 @@ def latency_table_build(
         --runtime onnx
     """
     recipe = options.recipe(network, work, plan={"runtime": runtime, "batch": batch})
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.measure.latency_model import adopt, latency_model, table_path
     from seprune.measure.latency_table import TableKey
 
-    permission = opening.loader(network.allow_code, network.model)
-    context = opening.context(recipe, loader=permission, quiet=True)
+    permission = open_inputs.loader(network.allow_code, network.model)
+    context = open_inputs.context(recipe, loader=permission, quiet=True)
     opened, structure = context.network, context.structure
     key = TableKey.here(runtime, batch=batch, device=str(context.runtime.device))
     if table is not None:

@@ -65,17 +65,17 @@ def prune(
         prune={"recover": recover or ("none" if data is None else "refit")},
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
     )  # fmt: skip
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline.settings import CutSettings
 
     settings = CutSettings.of(recipe)
-    permission = opening.loader(network.allow_code, network.model)
-    context = opening.context(recipe, loader=permission, labelled=settings.needs_labels)
+    permission = open_inputs.loader(network.allow_code, network.model)
+    context = open_inputs.context(recipe, loader=permission, labelled=settings.needs_labels)
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})
         result = _replay(context, settings, plan, out)
     else:
-        known = opening.statistics(statistics, context.network)
+        known = open_inputs.statistics(statistics, context.network)
         result = (_plan_only if dry_run else _prune)(context, settings, known, out)
     if work.json:
         console.give(result)
@@ -186,6 +186,6 @@ def _result(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
         "params_before": facts["params"][0],
         "params_after": facts["params"][1],
         "groups": plan.widths(),
-        "left_whole": {g.name: g.reason for g in plan.groups if g.reason},
+        "not_pruned": {g.name: g.reason for g in plan.groups if g.reason},
         "seconds": seconds,
     }

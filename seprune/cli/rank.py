@@ -25,12 +25,14 @@ def rank(
         --statistics stats.safetensors --out importance.csv
     """
     recipe = options.recipe(network, work, importance={"criterion": importance})
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline import stages
     from seprune.pipeline.settings import CutSettings
 
-    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
-    known = opening.statistics(statistics, context.network)
+    context = open_inputs.context(
+        recipe, loader=open_inputs.loader(network.allow_code, network.model)
+    )
+    known = open_inputs.statistics(statistics, context.network)
     made = stages.rank(context, CutSettings.of(recipe), known)
     if out is not None:
         from seprune.runtime.files import write_text

@@ -27,17 +27,17 @@ def run(
     from seprune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline.run import run as carry_out
     from seprune.report import measurement, terminal
 
-    runtime = opening.runtime(loaded, out)
+    runtime = open_inputs.runtime(loaded, out)
     command = shlex.join(["seprune", *sys.argv[1:]])
     report = carry_out(
         loaded,
         out,
         runtime=runtime,
-        loader=opening.loader(allow_code, loaded.model.name),
+        loader=open_inputs.loader(allow_code, loaded.model.name),
         command=command,
     )
     console.stderr().print(terminal.results(report))

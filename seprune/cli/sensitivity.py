@@ -34,14 +34,16 @@ def sensitivity(
     recipe = options.recipe(
         network, work, data, importance={"criterion": importance}, sensitivity=section
     )
-    from seprune.cli import opening, tables
+    from seprune.cli import open_inputs, tables
     from seprune.pipeline import stages
     from seprune.pipeline.collection import collect
     from seprune.pipeline.settings import CutSettings
 
-    context = opening.context(recipe, loader=opening.loader(network.allow_code, network.model))
+    context = open_inputs.context(
+        recipe, loader=open_inputs.loader(network.allow_code, network.model)
+    )
     settings = CutSettings.of(recipe)
-    known = opening.statistics(statistics, context.network)
+    known = open_inputs.statistics(statistics, context.network)
     if known is None and settings.needs_statistics:
         known = collect(context, settings)
     ranking = stages.rank(context, settings, known)

@@ -82,7 +82,7 @@ def _one(
         )
     if workers:
         _end_with_parent()
-    from seprune.cli import opening
+    from seprune.cli import open_inputs
     from seprune.pipeline.run import run
     from seprune.pipeline.stage_cache import StageCache
 
@@ -92,8 +92,8 @@ def _one(
     run(
         cell.recipe,
         folder,
-        runtime=opening.runtime(cell.recipe, folder, shared_machine=workers > 1),
-        loader=opening.loader(allow_code, cell.recipe.model.name),
+        runtime=open_inputs.runtime(cell.recipe, folder, shared_machine=workers > 1),
+        loader=open_inputs.loader(allow_code, cell.recipe.model.name),
         command=command,
         cache=StageCache(out / sweeps.SHARED),
     )

@@ -201,7 +201,7 @@ class Walker:
             self.freeze(pairs[stiff], f"it meets a tensor of fixed size in {where}")
 
     def freeze(self, ids: Tensor, reason: str) -> None:
-        """Leave whole the channels of `ids`, and all that they are or will be tied to."""
+        """Exclude from pruning the channels of `ids`, and all that they are or will be tied to."""
         numbers = torch.unique(compact(ids))
         numbers = numbers[numbers > 0]
         if len(numbers):
@@ -224,7 +224,7 @@ class Walker:
         return live
 
     def opaque(self, node: Node, why: str) -> None:
-        """The last resort: leave whole whatever goes in; what comes out has a fixed size."""
+        """The last resort: exclude whatever goes in; what comes out has a fixed size."""
         for value in node.inputs():
             if self.trace.values[value].kind == "result" or value in self.result.values:
                 self.freeze(self.ids(value), why)

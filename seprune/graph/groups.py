@@ -69,7 +69,7 @@ class ChannelGroup:
         name: the first layer that makes these channels.
         channels: its width.
         role: `bottleneck` inside an excitation, else `features`.
-        prunable: False with a `reason` if the group is left whole.
+        prunable: False with a `reason` if the group is not pruned.
         caveat: an operator that looks across these channels, so that a cut network is not just its
             parent without them.
     """

@@ -29,7 +29,7 @@ Normalize = Literal["none", "mean", "max", "sum", "standard", "rank"]
 
 @dataclass(frozen=True, repr=False)
 class Importance(Tabular):
-    """Scores (units,), float64 on CPU, by group name; groups that must stay whole are left out.
+    """Scores (units,), float64 on CPU, by group name; groups that must not be pruned are left out.
 
     `additive`: a sum of scores, over groups too, means what a set of units is worth.
     """
@@ -59,7 +59,7 @@ class Scoring:
             squaring, `joint` looks at how units of a group correlate, too; both count as `mean`
             where there are no derivatives, `joint` as `coupled` where nothing is squared.
         ungated: groups without a gate: `unit` gates, `propagate` through the
-            weights to the next gates, or `none`: leave them whole.
+            weights to the next gates, or `none`: do not prune them.
         normalize: within a group; None is the criterion's own.
         seed: of `random`.
     """

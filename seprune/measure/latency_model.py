@@ -11,6 +11,7 @@ from torch import nn
 
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import NetworkStructure
+from seprune.measure.latency_runtimes import EagerTimer, OnnxTimer
 from seprune.measure.latency_table import (
     LatencyModel,
     TableKey,
@@ -20,7 +21,6 @@ from seprune.measure.latency_table import (
     grid,
     open_table,
 )
-from seprune.measure.timers import EagerTimer, OnnxTimer
 from seprune.measure.work_items import work_items
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.text import shell_word

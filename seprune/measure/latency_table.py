@@ -17,7 +17,7 @@ import torch
 
 from seprune.errors import InputError, UsageError
 from seprune.measure.latency import device_name
-from seprune.measure.timers import require_onnx
+from seprune.measure.latency_runtimes import require_onnx
 from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent

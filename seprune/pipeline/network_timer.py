@@ -17,7 +17,7 @@ from seprune.measure.latency_model import latency_model
 from seprune.measure.latency_table import LatencyModel, TableKey
 from seprune.pipeline import timing
 from seprune.pipeline.context import Context, Runtime
-from seprune.pruning.budget import Budget
+from seprune.pruning.limits import Budget
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 from seprune.recipe.sections import PlanSection

@@ -131,7 +131,7 @@ def compose(result: RunResult) -> Report:
         budgets=[_budget(result, budget) for budget in result.budgets],
         gates=gate_summaries(result.context.structure, result.statistics, classes=rows),
         warnings=_warnings(result),
-        left_whole=_left_whole(result),
+        not_pruned=_not_pruned(result),
         seconds=dict(result.seconds),
         sensitivity=result.sensitivity.plain() if result.sensitivity else {},
         not_counted=not_counted(network.model, network.example(1)),
@@ -225,7 +225,7 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
     )
 
 
-def _left_whole(result: RunResult) -> list[dict[str, str]]:
+def _not_pruned(result: RunResult) -> list[dict[str, str]]:
     if not result.budgets:
         return [
             {"group": g.name, "reason": g.reason or ""}

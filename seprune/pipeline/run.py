@@ -26,7 +26,7 @@ from seprune.pipeline.run_stages import Workspace
 from seprune.pipeline.runner import Runner
 from seprune.pipeline.settings import CutSettings
 from seprune.pipeline.stage_cache import StageCache
-from seprune.pruning.budget import Budget
+from seprune.pruning.limits import Budget
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report

@@ -18,7 +18,7 @@ from seprune.pipeline.inputs import LoadedNetwork, data_digests
 from seprune.pipeline.run_folder import keep_state_of
 from seprune.pipeline.runner import Output, Runner, Stage
 from seprune.pipeline.settings import CutSettings, finetune_settings
-from seprune.pruning.budget import Budget
+from seprune.pruning.limits import Budget
 from seprune.recipe import sections
 from seprune.recovery.finetune import METRICS, Teacher, finetune
 from seprune.runtime.distributed import first

@@ -29,8 +29,8 @@ from seprune.pipeline.collection import collect, scored_structure
 from seprune.pipeline.context import Context
 from seprune.pipeline.network_timer import fast_multiple, latency_of
 from seprune.pipeline.settings import CutSettings
-from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
+from seprune.pruning.limits import Budget, limits
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.search import plan_within

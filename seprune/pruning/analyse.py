@@ -32,11 +32,11 @@ from seprune.runtime.inference import evaluating
 def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
     """Gates, dependency groups and exact costs of `model`; what cannot be cut is named.
 
-    One forward pass is recorded. Groups that a trial cut proves impossible are left whole with the
+    One forward pass is recorded. Groups that a trial cut proves impossible are not pruned with the
     reason: about half of every group is cut on a copy without data (meta device, where the model
-    runs); the groups at a layer that fails, or those of them that fail alone, are left whole and
+    runs); the groups at a layer that fails, or those of them that fail alone, are not pruned and
     the rest is tried again. Then copies that are cut by random plans are compared with their
-    masked parents in numbers: groups at an operator that differs are left whole, or have a caveat
+    masked parents in numbers: groups at an operator that differs are not pruned, or have a caveat
     where the operator looks across channels by nature (a norm, a softmax).
 
     Args:

@@ -223,7 +223,7 @@ class Compare(TorchDispatchMode):
     def _note(self, node: Node, why: str, by_nature: bool) -> None:
         groups = self.channels.groups_at(node)
         operator = f"{node.op.split('.')[1].rstrip('_')} in {node.module or 'the model'}"
-        if not groups:  # nothing that can be left whole meets here: a later operator shows it
+        if not groups:  # nothing that can be excluded meets here: a later operator shows it
             self.unnamed = True
             return
         self.findings.append(Finding(groups, operator, why, by_nature))

@@ -1,4 +1,4 @@
-"""Where channels may be removed: what stays whole and why, and which groups are ranked together."""
+"""Where channels may be removed: which groups are not pruned and why, and which rank together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Allocation:
             2 where allocation is cost-aware, else 8: a ranking by scores alone is not to be
             trusted with the last ones.
         round_to: widths are multiples of this where a group has that many channels.
-        protect: globs of layers and groups that stay whole.
+        protect: globs of layers and groups that are not pruned.
         bottleneck: SE hidden widths: `keep`, `scale` with the channels they gate, or `rank`.
     """
 
@@ -53,7 +53,7 @@ class Allocation:
 
 
 def why_uncut(group: ChannelGroup, importance: Importance, allocation: Allocation) -> str | None:
-    """Why a group stays whole, or None."""
+    """Why a group is not pruned, or None."""
     if not group.prunable:
         return group.reason
     names = {group.name, *group.layers}

@@ -68,7 +68,7 @@ class PruningPlan(Tabular):
             (g.name, g.channels, g.kept_channels, g.reason or "")
             for g in sorted(self.groups, key=lambda g: g.kept_channels >= g.channels)
         ]
-        return ShortTable.of(title, ("group", "before", "after", "left whole because"), rows)
+        return ShortTable.of(title, ("group", "before", "after", "not pruned because"), rows)
 
     def widths(self) -> dict[str, list[int]]:
         """For every group its width before and after."""
@@ -95,7 +95,7 @@ class PruningPlan(Tabular):
     def annotated(
         self, reasons: Mapping[str, str | None], history: Iterable[Mapping[str, Any]]
     ) -> PruningPlan:
-        """The same cuts, with why groups stay whole and how the budget was searched."""
+        """The same cuts, with why groups are not pruned and how the budget was searched."""
         groups = tuple(replace(g, reason=reasons.get(g.name)) for g in self.groups)
         return replace(self, groups=groups, history=tuple(history))
 
@@ -154,7 +154,7 @@ class PruningPlan(Tabular):
 def plan_of(
     groups: Iterable[ChannelGroup], keep: Mapping[str, Iterable[int]], facts: Mapping[str, Any]
 ) -> PruningPlan:
-    """A plan that keeps the given units; groups that are not named stay whole."""
+    """A plan that keeps the given units; groups that are not named are not pruned."""
     planned = []
     for group in groups:
         units = tuple(sorted(keep.get(group.name, range(group.units))))

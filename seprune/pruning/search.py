@@ -18,10 +18,10 @@ from seprune.errors import InputError, UsageError
 from seprune.graph.groups import ChannelGroup, NetworkStructure
 from seprune.importance import Importance
 from seprune.measure.latency_table import LatencyModel
-from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why_uncut
 from seprune.pruning.greedy import GreedyDescent
 from seprune.pruning.latency_budget import LatencySearch, Measure
+from seprune.pruning.limits import Budget, limits
 from seprune.pruning.plan import PruningPlan, plan_of
 
 Kept = dict[str, int]
@@ -289,7 +289,7 @@ class Search:
 
     def in_the_way(self) -> str:
         uncut = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
-        what = f"{len(uncut)} groups stay whole: {'; '.join(uncut[:4])}" if uncut else ""
+        what = f"{len(uncut)} groups are not pruned: {'; '.join(uncut[:4])}" if uncut else ""
         step = self.allocation.round_to
         rounded = f", in multiples of {step}" if step > 1 else ""
         return (

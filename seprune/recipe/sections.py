@@ -196,7 +196,7 @@ class ImportanceSection(Section):
         default="joint", description="gates of one dependency group"
     )
     ungated: Literal["unit", "propagate", "none"] = Field(
-        default="unit", description="channels without a gate; none: left whole"
+        default="unit", description="channels without a gate; none: they are not pruned"
     )
     normalize: Literal["auto", "none", "mean", "max", "sum", "standard", "rank"] = Field(
         default="auto", description="scores within a group; auto: what suits the criterion"
@@ -232,7 +232,7 @@ class PlanSection(Section):
         description="widths are multiples of this; null: 8 on a GPU; for a latency budget on the "
         "CPU 16 with onnx, else 8; for other budgets there 1",
     )
-    protect: tuple[str, ...] = Field(default=(), description="globs of layers that stay whole")
+    protect: tuple[str, ...] = Field(default=(), description="globs of layers that are not pruned")
     bottleneck: Literal["keep", "scale", "rank"] = Field(
         default="keep", description="SE's own width"
     )

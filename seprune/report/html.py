@@ -30,7 +30,7 @@ SECTIONS = (
     ("sensitivity", "Sensitivity"),
     ("gates", "Gates"),
     ("classes", "Classes"),
-    ("whole", "Left whole"),
+    ("not-pruned", "Not pruned"),
     ("missing", "Not counted"),
     ("repeat", "Repeat"),
 )
@@ -44,7 +44,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
     """
     filled = {"accuracy": report.measurements, "groups": report.budgets, "gates": report.gates}
     ends = gate_figures.stage_ends(report.gates)
-    filled |= {"classes": ends, "whole": report.left_whole or report.budgets}
+    filled |= {"classes": ends, "not-pruned": report.not_pruned or report.budgets}
     filled["sensitivity"] = report.sensitivity
     content = {
         "title": f"{report.name} – seprune",
@@ -66,8 +66,8 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "gate_rows": [_gate_row(gate) for gate in report.gates],
         "stage_ends": [gate.name for gate in ends],
         "shown_channels": gate_figures.SHOWN_CHANNELS,
-        "left_whole": [
-            (why, len(names), ", ".join(names)) for why, names in words.left_whole(report)
+        "not_pruned": [
+            (why, len(names), ", ".join(names)) for why, names in words.not_pruned(report)
         ],
         "missing": words.missing(report),
         "choices": [(b.label, t) for b in report.budgets for t in words.choice(b.choice)],
@@ -248,7 +248,7 @@ def _group_rows(budgets: Sequence[BudgetReport]) -> list[list[Any]]:
     rows = []
     for name, first in every.items():
         left = [str(found[name].after) if name in found else words.DASH for found in by_budget]
-        layers = _few(first.layers) if first.prunable else f"left whole: {first.reason}"
+        layers = _few(first.layers) if first.prunable else f"not pruned: {first.reason}"
         rows.append([name, first.before, *left, layers])
     return rows
 

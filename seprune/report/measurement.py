@@ -64,7 +64,7 @@ class GroupCut:
     before: int
     after: int
     prunable: bool = True
-    reason: str | None = None  # why it was left whole
+    reason: str | None = None  # why it was not pruned
     layers: list[str] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)  # one a unit, higher = keep
     keep: list[int] = field(default_factory=list)
@@ -169,7 +169,7 @@ class Report:
     gates: list[GateSummary] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py
-    left_whole: list[dict[str, str]] = field(default_factory=list)  # group, reason
+    not_pruned: list[dict[str, str]] = field(default_factory=list)  # group, reason
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     not_counted: list[str] = field(default_factory=list)  # operators without a MAC formula
     format: int = FORMAT

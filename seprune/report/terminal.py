@@ -52,7 +52,7 @@ def overview(report: Report) -> RenderableType:
             [f"{b.label}: {t}" for b in report.budgets for t in words.tuning(b.tuning)],
         ),
         ("Warnings", report.warnings),
-        ("Left whole", [f"{why}: {', '.join(names)}" for why, names in words.left_whole(report)]),
+        ("Not pruned", [f"{why}: {', '.join(names)}" for why, names in words.not_pruned(report)]),
         ("Not in the numbers", words.missing(report)),
     ):
         if lines:

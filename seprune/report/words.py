@@ -175,10 +175,10 @@ def _all_well(gates: Sequence[GateSummary]) -> list[str]:
     ]
 
 
-def left_whole(report: Report) -> list[tuple[str, list[str]]]:
+def not_pruned(report: Report) -> list[tuple[str, list[str]]]:
     """Each reason with the groups that it keeps whole."""
     found: dict[str, list[str]] = {}
-    for row in report.left_whole:
+    for row in report.not_pruned:
         found.setdefault(row.get("reason", ""), []).append(row.get("group", ""))
     return list(found.items())
 

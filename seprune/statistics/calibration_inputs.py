@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from seprune.data import Loader
+from seprune.data.image_buffer import Column, WaitingImages, unchanged, wait_for
 from seprune.data.joint import TargetLoader
 from seprune.data.placement import resolve_task
-from seprune.data.waiting import Column, WaitingImages, unchanged, wait_for
 from seprune.errors import InputError
 from seprune.runtime.inference import device_of
 from seprune.statistics.batches import count_images, open_batches

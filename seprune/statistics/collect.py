@@ -32,7 +32,7 @@ from seprune.statistics.gate_gradients import (
     inspect_units,
     resolve_couplings,
 )
-from seprune.statistics.observe import Observer, Scene
+from seprune.statistics.observe import Observer, ObserverSettings
 from seprune.statistics.result import GateStatistics, described, fingerprint
 from seprune.statistics.rows import open_rows
 from seprune.statistics.states import require_autograd, require_eager
@@ -125,12 +125,12 @@ def collect_statistics(
         _require_arguments(model, two)
         example = positional(model, two.args, two.kwargs)
         found = tuple(structure.gates if structure else find_gates(model, example))
-        scene = _scene(
+        settings = _observer_settings(
             model, found, options, _Derivatives(gradients, taps), _Example(task, first, example)
         )
-        unfinished = _unfinished(scene, options, meta, rank, world)
-        with open_rows(options.per_sample, scene.layout.width) as rows:
-            observer = Observer(scene, rows)
+        unfinished = _unfinished(settings, options, meta, rank, world)
+        with open_rows(options.per_sample, settings.layout.width) as rows:
+            observer = Observer(settings, rows)
             unfinished.restore(observer)
             work = _work(observer, batches, unfinished)
             with observer.attached():
@@ -162,7 +162,7 @@ def _finish(
     if dist.is_initialized():
         observer.gates, observer.u = all_reduce(observer.gates), all_reduce(observer.u)
         observer.w = all_reduce(observer.w)
-        count = torch.tensor(samples, device=observer.scene.layout.device)
+        count = torch.tensor(samples, device=observer.settings.layout.device)
         dist.all_reduce(count)
         samples = int(count)
     kinds = observer.tables()
@@ -171,8 +171,8 @@ def _finish(
         gates=tuple(map(described, found)),
         values=kinds["values"],
         samples=samples,
-        classes=observer.scene.layout.classes,
-        gradients=observer.scene.gradients,
+        classes=observer.settings.layout.classes,
+        gradients=observer.settings.gradients,
         units=kinds["units"],
         groups=kinds["groups"],
         weights=kinds["weights"],
@@ -183,7 +183,7 @@ def _finish(
 
 def _work(observer: Observer, batches: Iterator[Any], unfinished: Unfinished) -> Iterator[None]:
     """Observe every batch that is left; yields once per image, for whoever shows progress."""
-    skip, task = observer.samples, observer.scene.task
+    skip, task = observer.samples, observer.settings.task
     for batch in batches:
         size = task.size(batch)
         if skip >= size:
@@ -214,13 +214,13 @@ class _Example:
     inputs: Any
 
 
-def _scene(
+def _observer_settings(
     model: nn.Module,
     found: tuple[Gate, ...],
     options: CollectOptions,
     derivatives: _Derivatives,
     example: _Example,
-) -> Scene:
+) -> ObserverSettings:
     task, labels = example.task, class_labels(example.task, example.batch)
     device = next(leaves(example.batch)).device
     gradients, taps = derivatives.gradients, derivatives.units
@@ -236,7 +236,7 @@ def _scene(
     sizes, copied = inspect_units(model, options.units, example.inputs, taps=taps)
     sizes_of_all = sizes | {gate.name: gate.channels for gate in running}
     gpu = device.type == "cuda"
-    return Scene(
+    return ObserverSettings(
         model=model,
         gates=running,
         layout=ColumnLayout(
@@ -259,7 +259,7 @@ def _scene(
 
 
 def _unfinished(
-    scene: Scene, options: CollectOptions, meta: Mapping[str, str], rank: int, world: int
+    how: ObserverSettings, options: CollectOptions, meta: Mapping[str, str], rank: int, world: int
 ) -> Unfinished:
     if options.folder is None:
         return Unfinished(None, options.every, {})
@@ -270,12 +270,12 @@ def _unfinished(
             fix="leave out one of them",
         )
     facts = dict(meta) | {
-        "gates": ", ".join(scene.layout.names),
-        "gradients": scene.gradients,
-        "units and couplings": ", ".join(name for kind, name in scene.widths if kind != "values"),
-        "precision": scene.precision,
-        "classes": str(scene.layout.classes),
-        "seed": str(scene.seed),
+        "gates": ", ".join(how.layout.names),
+        "gradients": how.gradients,
+        "units and couplings": ", ".join(name for kind, name in how.widths if kind != "values"),
+        "precision": how.precision,
+        "classes": str(how.layout.classes),
+        "seed": str(how.seed),
     }
     name = f"collecting-{rank}of{world}.safetensors"
     return Unfinished(options.folder / name, options.every, facts)

@@ -52,7 +52,7 @@ _ROWS = 256  # samples that wait to be added at once: an update costs much the s
 
 
 @dataclass(frozen=True)
-class Scene:
+class ObserverSettings:
     """What is observed, and how the model is run."""
 
     model: nn.Module
@@ -69,14 +69,14 @@ class Scene:
     task: Task = field(default_factory=Classification)
 
     @property
-    def senses(self) -> bool:
+    def with_effects(self) -> bool:
         """Whether u is collected."""
         return self.gradients not in ("none", "weights")
 
     @property
     def widths(self) -> dict[tuple[str, str], int]:
         """(kind, name) -> channels of everything that has a u, in the order of the u columns."""
-        if not self.senses:
+        if not self.with_effects:
             return {}
         gates = {("values", g.name): g.channels for g in self.gates}
         units = {("units", name): size for name, size in (self.units or {}).items()}
@@ -85,22 +85,24 @@ class Scene:
 
 
 class Observer:
-    """Runs a scene on batches; `gates` and `u` are its states."""
+    """Runs the model on batches with hooks in place; `gates` and `u` are its states."""
 
-    def __init__(self, scene: Scene, rows: RowFile | None = None) -> None:
-        self.scene, self._rows = scene, rows
-        device = scene.layout.device
-        self._gates: State = new_state(scene.layout)
+    def __init__(self, settings: ObserverSettings, rows: RowFile | None = None) -> None:
+        self.settings, self._rows = settings, rows
+        device = settings.layout.device
+        self._gates: State = new_state(settings.layout)
         self._waiting: list[Observed] = []  # small batches are added together
-        self.u: State = new_effect(sum(scene.widths.values()), device)
-        self.w: State = new_moments(scene.model, device) if scene.gradients == "weights" else {}
+        self.u: State = new_effect(sum(settings.widths.values()), device)
+        self.w: State = (
+            new_moments(settings.model, device) if settings.gradients == "weights" else {}
+        )
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
         # the proposals of a detector belong to their image, and images differ in how many
-        self._most = 1 if scene.task.name == "detection" else NEVER
-        self._numbers = {gate.name: i for i, gate in enumerate(scene.gates)}
+        self._most = 1 if settings.task.name == "detection" else NEVER
+        self._numbers = {gate.name: i for i, gate in enumerate(settings.gates)}
         self._seen: list[list[tuple[Tensor, Tensor]]] = []
-        self._sensor = Sensor(scene.copied)
+        self._sensor = Sensor(settings.copied)
 
     @property
     def gates(self) -> State:
@@ -116,17 +118,17 @@ class Observer:
         while self._waiting:
             same = [p for p in self._waiting if p.gates == self._waiting[0].gates]
             self._waiting = [p for p in self._waiting if p.gates != same[0].gates]
-            update(self._gates, self.scene.layout, together(same))
+            update(self._gates, self.settings.layout, together(same))
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks are in place while the context is open."""
         with ExitStack() as stack:
-            model, taps = self.scene.model, self.scene.taps or {}
-            senses = self.scene.senses
-            stack.enter_context(watch(model, self.scene.gates, self._see, derivatives=senses))
+            model, taps = self.settings.model, self.settings.taps or {}
+            senses = self.settings.with_effects
+            stack.enter_context(watch(model, self.settings.gates, self._see, derivatives=senses))
             if senses:
-                names = tuple(name for name in self.scene.units or () if name not in taps)
+                names = tuple(name for name in self.settings.units or () if name not in taps)
                 stack.enter_context(units_of(model, names, self._sensor.unit))
                 catch = self._sensor.tapped
                 at_taps = [(u.tap, partial(catch, name, u)) for name, u in taps.items()]
@@ -139,8 +141,8 @@ class Observer:
         Raises:
             EnvironmentFault: a single image does not fit.
         """
-        task = self.scene.task
-        if self.scene.channels_last:
+        task, device = self.settings.task, self.settings.layout.device
+        if self.settings.channels_last:
             batch = map_tensors(batch, channels_last)
         parts = [batch]
         while parts:
@@ -150,7 +152,7 @@ class Observer:
                 if size == 1:
                     raise EnvironmentFault(
                         "out of memory with a single image",
-                        why=f"gradients {self.scene.gradients!r} on {self.scene.layout.device}",
+                        why=f"gradients {self.settings.gradients!r} on {device}",
                         fix="use a larger device, smaller images, or gradients none",
                     )
                 if size <= self._most:
@@ -170,15 +172,15 @@ class Observer:
 
     def _fits(self, batch: Any, size: int) -> bool:
         """Add some images at once, or return False and change nothing if memory is short."""
-        labels = class_labels(self.scene.task, batch)
+        labels = class_labels(self.settings.task, batch)
         try:
-            self._seen = [[] for _ in self.scene.gates]
+            self._seen = [[] for _ in self.settings.gates]
             w = self._moments(batch, size)
-            self._seen = [[] for _ in self.scene.gates]  # of the one pass that counts
+            self._seen = [[] for _ in self.settings.gates]  # of the one pass that counts
             u_BC = self._forward(batch, size, labels)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error):
-                raise (refused(error) if self.scene.senses else error) from None
+                raise (refused(error) if self.settings.with_effects else error) from None
             return False
         self._record(labels)
         if u_BC is not None:
@@ -189,18 +191,18 @@ class Observer:
         return True
 
     def _forward(self, batch: Any, size: int, labels: Tensor | None) -> Tensor | None:
-        scene, task, device = self.scene, self.scene.task, self.scene.layout.device
+        settings, task, device = self.settings, self.settings.task, self.settings.layout.device
         self._sensor.images = size
         self._sensor.forget()
-        if not scene.senses:
-            with torch.no_grad(), autocast(device, scene.precision):
-                task.forward(scene.model, batch)
+        if not settings.with_effects:
+            with torch.no_grad(), autocast(device, settings.precision):
+                task.forward(settings.model, batch)
             return None
         batch = map_tensors(batch, start_graph)
         sample = task.split(batch)
         inputs = list(leaves((sample.args, sample.kwargs)))
         with torch.enable_grad():
-            with autocast(device, scene.precision):
+            with autocast(device, settings.precision):
                 z = self._objective(batch, size, labels, inputs)
             found = self._sensor.backward(z, [t for t in inputs if t.requires_grad])
         return self._u_columns(found, size)
@@ -209,30 +211,30 @@ class Observer:
         self, batch: Any, size: int, labels: Tensor | None, inputs: list[Tensor]
     ) -> Tensor:
         """z of a batch: by the logits, the labels, or the loss of a task that has none."""
-        scene, task = self.scene, self.scene.task
-        if scene.gradients == "logits":
-            flat = task.flat_outputs(scene.model, batch)
-        elif labels is not None or scene.gradients == "sampled":
-            flat = logits_of(task.forward(scene.model, batch))
+        settings, task = self.settings, self.settings.task
+        if settings.gradients == "logits":
+            flat = task.flat_outputs(settings.model, batch)
+        elif labels is not None or settings.gradients == "sampled":
+            flat = logits_of(task.forward(settings.model, batch))
         else:
-            outputs = task.forward(scene.model, batch, training=True)
+            outputs = task.forward(settings.model, batch, training=True)
             return task.loss(outputs, task.split(batch).target) * size
         if labels is not None:
             labels = labels.clamp(0, flat.shape[1] - 1)  # strange ones are counted elsewhere
-        keys = sample_keys(inputs, size, scene.seed)
+        keys = sample_keys(inputs, size, settings.seed)
         with torch.autocast(flat.device.type, enabled=False):
-            return objective(scene.gradients, flat, labels, keys)
+            return objective(settings.gradients, flat, labels, keys)
 
     def _moments(self, batch: Any, size: int) -> State:
         """Moments of the derivatives by weights, where they are collected."""
-        scene, task = self.scene, self.scene.task
+        settings, task = self.settings, self.settings.task
         if not self.w:
             return {}
 
         def loss(number: int) -> Tensor:
             one = task.part(batch, slice(number, number + 1))
-            with autocast(scene.layout.device, scene.precision):
-                outputs = task.forward(scene.model, one, training=True)
+            with autocast(settings.layout.device, settings.precision):
+                outputs = task.forward(settings.model, one, training=True)
             labels = class_labels(task, one)
             if labels is None:
                 return task.loss(outputs, task.split(one).target)
@@ -240,7 +242,7 @@ class Observer:
             labels = labels.clamp(0, logits.shape[1] - 1)  # strange ones are counted elsewhere
             return F.cross_entropy(logits, labels)
 
-        return add_moments(scene.model, loss, size, device=scene.layout.device)
+        return add_moments(settings.model, loss, size, device=settings.layout.device)
 
     def _u_columns(self, found: dict[str, list[Tensor]], size: int) -> Tensor:
         """u (B, all columns): gates, units, groups, the sum over each group.
@@ -250,15 +252,15 @@ class Observer:
         total: dict[str, Tensor] = {}
         groups: dict[str, Tensor] = {}
         table = []
-        for (kind, name), width in self.scene.widths.items():
+        for (kind, name), width in self.settings.widths.items():
             if kind == "groups":
-                groups[name] = (self.scene.couplings or {})[name].combine(total)
+                groups[name] = (self.settings.couplings or {})[name].combine(total)
                 table.append(groups[name])
                 continue
             if kind == SUM:
                 table.append(groups[name].sum(1, keepdim=True))
                 continue
-            zero = torch.zeros(size, width, dtype=torch.float64, device=self.scene.layout.device)
+            zero = torch.zeros(size, width, dtype=torch.float64, device=self.settings.layout.device)
             total[name] = sum((u.double() for u in found.get(name, [])), start=zero)
             table.append(total[name])
         return torch.cat(table, 1)
@@ -274,7 +276,7 @@ class Observer:
         frames = len(value) // count  # of each image, where they are folded into the batch
         for frame in range(frames):
             uses.append((value[frame::frames], size[frame::frames]))
-        if self.scene.senses:
+        if self.settings.with_effects:
             self._sensor.gate(gate.name, gate_BC)
 
     def _record(self, labels: Tensor | None) -> None:
@@ -285,7 +287,7 @@ class Observer:
             energy = torch.cat([size for _, size in calls.values()], 1).double().square_()
             seen = Observed(tuple(calls), values, energy, labels, self.batches)
             self._waiting.append(seen)
-            if self._rows is not None and len(calls) == len(self.scene.gates):
+            if self._rows is not None and len(calls) == len(self.settings.gates):
                 self._rows.append(values)
         if sum(len(p.values_BC) for p in self._waiting) >= _ROWS:
             self._add_waiting()
@@ -298,7 +300,7 @@ class Observer:
         """
         bad, strange = self.gates["first_bad"].tolist(), int(self.gates["strange"])
         if bad and min(bad) < NEVER:
-            gate, batch = self.scene.gates[bad.index(min(bad))], min(bad)
+            gate, batch = self.settings.gates[bad.index(min(bad))], min(bad)
             raise InputError(
                 f"gate {gate.name!r}: NaN or infinity in batch {batch}",
                 why="a weight before it or an image of that batch is not finite",
@@ -306,31 +308,31 @@ class Observer:
             )
         if strange:
             raise InputError(
-                f"{strange} labels are outside 0..{self.scene.layout.classes - 1}",
-                why=f"the model has {self.scene.layout.classes} outputs",
+                f"{strange} labels are outside 0..{self.settings.layout.classes - 1}",
+                why=f"the model has {self.settings.layout.classes} outputs",
                 fix="use the data that the model was trained for",
             )
         if not bool(torch.isfinite(self.u["square"]).all()):
             raise InputError(
-                f"the derivative of the {self.scene.gradients} objective is not finite",
+                f"the derivative of the {self.settings.gradients} objective is not finite",
                 why="a logit or a unit's output is NaN or infinite",
                 fix="check the checkpoint and the images, or use precision no",
             )
 
     def tables(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """The statistics by kind (`values`, `units`, `groups`, `weights`) and name."""
-        summaries = summarise(self.gates, self.scene.layout)
+        summaries = summarise(self.gates, self.settings.layout)
         kinds: dict[str, dict[str, dict[str, Tensor]]] = {"values": {}, "units": {}, "groups": {}}
-        kinds["values"] = {g.name: own for g, own in zip(self.scene.gates, summaries)}
+        kinds["values"] = {g.name: own for g, own in zip(self.settings.gates, summaries)}
         moments, start = summarise_effect(self.u), 0
-        for (kind, name), width in self.scene.widths.items():
+        for (kind, name), width in self.settings.widths.items():
             own = {key: value[start : start + width].clone() for key, value in moments.items()}
             start += width
             if kind == SUM:
                 kinds["groups"][name]["effect_sum_square"] = own["effect_square"]
             else:
                 kinds[kind].setdefault(name, {}).update(own)
-        kinds["weights"] = summarise_moments(self.scene.model, self.w) if self.w else {}
+        kinds["weights"] = summarise_moments(self.settings.model, self.w) if self.w else {}
         return kinds
 
 

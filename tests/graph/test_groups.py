@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seprune.errors import InputError
 from seprune.graph.channel_ids import joined
 from seprune.graph.groups import ChannelGroup, find_structure
-from seprune.graph.op_rules.evens import partners
+from seprune.graph.op_rules.conv_groups import partners
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 
@@ -214,13 +214,13 @@ def test_groups_worked_out_by_hand(kind):
         ("shuffled conv groups", "middle.one#2", "its channels go together or not at all"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_cut_is_left_whole_with_its_reason(kind, group, reason):
+def test_what_cannot_be_cut_is_not_pruned_with_its_reason(kind, group, reason):
     found = groups_of(kind)[group]
     assert (found.prunable, found.reason) == (False, reason)
 
 
 @pytest.mark.parametrize("kind", DEPENDENT)
-def test_outputs_of_the_model_are_left_whole(kind):
+def test_outputs_of_the_model_are_not_pruned(kind):
     last = find_structure(dependent(kind), images()).groups[-1]
     assert (last.prunable, last.reason) == (False, "it is an output of the model")
 

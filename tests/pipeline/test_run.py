@@ -25,7 +25,7 @@ from seprune.pipeline.inputs import open_both
 from seprune.pipeline.run import run
 from seprune.pipeline.run_folder import verify
 from seprune.pipeline.settings import CutSettings
-from seprune.pruning.budget import Budget
+from seprune.pruning.limits import Budget
 from seprune.pruning.prune import prune
 from seprune.recipe import load_recipe
 from seprune.report.measurement import read

@@ -1,4 +1,4 @@
-"""A cut network is its masked parent, smaller; what cannot be cut is left whole and named."""
+"""A cut network is its masked parent, smaller; what cannot be cut is not pruned and named."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Particular(nn.Module):
         return x.relu()
 
 
-def test_a_trial_cut_leaves_whole_what_fails_and_only_that():
+def test_a_trial_cut_excludes_what_fails_and_only_that():
     structure = analyse(Chain(Particular()), images())
     found = {g.name: (g.prunable, g.reason) for g in structure.groups}
     assert found["b"] == (True, None)
@@ -178,7 +178,7 @@ def test_a_trial_cut_leaves_whole_what_fails_and_only_that():
     assert found["a"][1] == ("a trial cut fails in layer middle: 8 channels, please, not 5")
 
 
-def test_a_layer_of_an_unknown_kind_is_left_whole():
+def test_a_layer_of_an_unknown_kind_is_not_pruned():
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -195,7 +195,7 @@ def test_a_layer_of_an_unknown_kind_is_left_whole():
 
 
 @pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
-def test_a_parametrized_layer_is_left_whole(norm):
+def test_a_parametrized_layer_is_not_pruned(norm):
     model = Chain(nn.ReLU())
     getattr(nn.utils.parametrizations, norm)(model.a)
     structure = analyse(model.eval(), images())
@@ -252,7 +252,7 @@ def test_a_forward_that_does_not_end_is_stopped_in_time():
 
 
 def test_a_search_for_what_can_be_cut_ends_in_time(monkeypatch):
-    """After the limit everything that is left stays whole, with the reason."""
+    """After the limit the rest is not pruned, with the reason."""
     clock = iter([0.0, *[100.0] * 99])
     found = find_sized_structure(model := Chain(Particular()), images())
     monkeypatch.setattr("seprune.pruning.analyse.find_sized_structure", lambda *_, **__: found)

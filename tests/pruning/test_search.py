@@ -26,8 +26,8 @@ from seprune.measure.latency_table import (
     grid,
 )
 from seprune.measure.work_items import Operator, work_items
-from seprune.pruning.budget import Budget, limits
 from seprune.pruning.constraints import Allocation
+from seprune.pruning.limits import Budget, limits
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
@@ -272,7 +272,7 @@ def test_uniform_takes_the_same_share_of_every_group():
     assert max(shares) - min(shares) <= 1 / 32
 
 
-# -- what stays whole ------------------------------------------------------------------------------
+# -- what is not pruned ----------------------------------------------------------------------------
 
 
 def test_protected_layers_stay_whole_and_say_so():

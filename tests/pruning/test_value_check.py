@@ -163,7 +163,7 @@ def difference(model: nn.Module, structure: seprune.NetworkStructure, seed: int)
 
 
 @pytest.mark.parametrize("net", [Rolled, LastOnes, Temperature, Fixed, Strided])
-def test_what_gives_other_values_is_left_whole_and_named(net):
+def test_what_gives_other_values_is_not_pruned_and_named(net):
     torch.manual_seed(0)
     (group,) = (g for g in seprune.analyse(net(), images()).groups if g.name == "conv")
     if group.prunable:  # a rule that follows it right is as good

@@ -47,7 +47,7 @@ threading.Thread(target=stop, daemon=True).start()
 
 
 @dataclass(frozen=True)
-class Scene:
+class Surroundings:
     """What a row may use."""
 
     terminal: Terminal
@@ -71,11 +71,11 @@ class Scene:
         return self("inspect", f"{NETS}:{name}", *given, *more, **limits)
 
 
-def _spoiled(fault: str) -> Callable[[Scene], Ended]:
+def _spoiled(fault: str) -> Callable[[Surroundings], Ended]:
     """A data folder with one thing wrong."""
 
-    def meet(scene: Scene) -> Ended:
-        root = scene.folder / "spoiled"
+    def meet(at: Surroundings) -> Ended:
+        root = at.folder / "spoiled"
         for name in ("images", "masks"):
             (root / name).mkdir(parents=True)
         for number in range(3):
@@ -88,133 +88,133 @@ def _spoiled(fault: str) -> Callable[[Scene], Ended]:
         if fault == "annotation":
             shutil.rmtree(root / "masks")
             (root / "ages.csv").write_text("file,age\n0.png,old\n")
-        return scene("evaluate", NET, "--data", root)
+        return at("evaluate", NET, "--data", root)
 
     return meet
 
 
-def _plan(scene: Scene) -> Ended:
-    folder = corpus.edited(scene.pruned, scene.folder / "m")
+def _plan(at: Surroundings) -> Ended:
+    folder = corpus.edited(at.pruned, at.folder / "m")
     (folder / "plan.json").write_text('{"format": 1, "groups": [{"name": "stem"}]}')
     write_sums(folder)
-    return scene("inspect", folder)
+    return at("inspect", folder)
 
 
-def _uncuttable(scene: Scene) -> Ended:
+def _uncuttable(at: Surroundings) -> Ended:
     """Somebody adds a layer to a plan that no rule knows how to cut."""
-    folder = _saved(scene, "unknown")
+    folder = _saved(at, "unknown")
     text = (folder / "plan.json").read_text()
     known, other = '"layer": "two", "side": "in"', '"layer": "after", "side": "out"'
     assert known in text
     (folder / "plan.json").write_text(text.replace(known, other))
     write_sums(folder)
-    return scene("inspect", folder, "--allow-code")
+    return at("inspect", folder, "--allow-code")
 
 
-def _linked(scene: Scene) -> Ended:
+def _linked(at: Surroundings) -> Ended:
     """A run folder in which a link leads to somebody's networks."""
-    (scene.folder / "run").mkdir()
-    (scene.folder / "run" / "pruned").symlink_to(scene.pruned)
-    return scene("run", "quickstart", "--out", scene.folder / "run")
+    (at.folder / "run").mkdir()
+    (at.folder / "run" / "pruned").symlink_to(at.pruned)
+    return at("run", "quickstart", "--out", at.folder / "run")
 
 
-def _piped(scene: Scene) -> Ended:
-    os.mkfifo(scene.folder / "report.json")
-    return scene("report", scene.folder / "report.json")
+def _piped(at: Surroundings) -> Ended:
+    os.mkfifo(at.folder / "report.json")
+    return at("report", at.folder / "report.json")
 
 
-def _unreadable(scene: Scene) -> Ended:
-    os.mkfifo(scene.folder / "w.pth")
-    return scene.checkpoint(scene.folder / "w.pth")
+def _unreadable(at: Surroundings) -> Ended:
+    os.mkfifo(at.folder / "w.pth")
+    return at.checkpoint(at.folder / "w.pth")
 
 
-def _no_weights(scene: Scene) -> Ended:
-    torch.save({"epoch": 3}, scene.folder / "w.pth")
-    return scene.checkpoint(scene.folder / "w.pth")
+def _no_weights(at: Surroundings) -> Ended:
+    torch.save({"epoch": 3}, at.folder / "w.pth")
+    return at.checkpoint(at.folder / "w.pth")
 
 
-def _convert(scene: Scene) -> Ended:
+def _convert(at: Surroundings) -> Ended:
     """A model whose class is somebody's, pickled where its file is."""
-    (scene.folder / "theirs.py").write_text("import torch\nclass Net(torch.nn.Linear): pass\n")
-    sys.path.insert(0, str(scene.folder))
-    torch.save(importlib.import_module("theirs").Net(2, 2), scene.folder / "w.pth")
-    sys.path.remove(str(scene.folder))
+    (at.folder / "theirs.py").write_text("import torch\nclass Net(torch.nn.Linear): pass\n")
+    sys.path.insert(0, str(at.folder))
+    torch.save(importlib.import_module("theirs").Net(2, 2), at.folder / "w.pth")
+    sys.path.remove(str(at.folder))
     del sys.modules["theirs"]
-    (scene.folder / "theirs.py").unlink()
-    return scene("convert", "--allow-pickle", "w.pth", memory=4096, seconds=60)
+    (at.folder / "theirs.py").unlink()
+    return at("convert", "--allow-pickle", "w.pth", memory=4096, seconds=60)
 
 
-def _cells(scene: Scene) -> Ended:
+def _cells(at: Surroundings) -> Ended:
     words = ("sweep", "quickstart", "model.checkpoint=absent.pth", "seed=0,1", "--out", "s")
-    return scene(*words, memory=4096, seconds=60)
+    return at(*words, memory=4096, seconds=60)
 
 
-def _damaged(scene: Scene) -> Ended:
-    shutil.copytree(scene.pruned, scene.folder / "m")
-    evil.flip_bit(scene.folder / "m" / "model.safetensors", 2000)
-    return scene("verify", scene.folder / "m")
+def _damaged(at: Surroundings) -> Ended:
+    shutil.copytree(at.pruned, at.folder / "m")
+    evil.flip_bit(at.folder / "m" / "model.safetensors", 2000)
+    return at("verify", at.folder / "m")
 
 
-def _saved(scene: Scene, name: str) -> Path:
+def _saved(at: Surroundings, name: str) -> Path:
     """A pruned folder of a strange network."""
     given = (f"{NETS}:{name}", "--allow-code", *CUT, "--macs", "0.8", "--out", "m")
-    ended = scene("prune", *given)
+    ended = at("prune", *given)
     assert ended.status == 0, ended.err
-    return scene.folder / "m"
+    return at.folder / "m"
 
 
-def _exported(scene: Scene, name: str) -> Ended:
-    given = (_saved(scene, name), "--allow-code", "--pt2", "m.pt2")
-    return scene("export", *given, memory=4096, seconds=60)
+def _exported(at: Surroundings, name: str) -> Ended:
+    given = (_saved(at, name), "--allow-code", "--pt2", "m.pt2")
+    return at("export", *given, memory=4096, seconds=60)
 
 
-def _nonfinite(scene: Scene) -> Ended:
+def _nonfinite(at: Surroundings) -> Ended:
     """Weights that are finite, and whose squares are not."""
     state = corpus.weights()
     for layer in ("conv1", "bn1", "conv2"):
         state[f"layer3.0.{layer}.weight"] *= 1e38
-    torch.save(state, scene.folder / "w.pth")
-    return scene("prune", NET, "--checkpoint", "w.pth", *CUT, "--out", "m")
+    torch.save(state, at.folder / "w.pth")
+    return at("prune", NET, "--checkpoint", "w.pth", *CUT, "--out", "m")
 
 
-def _statistics(scene: Scene) -> Ended:
+def _statistics(at: Surroundings) -> Ended:
     words = (NET, "--data", "digits", "--images", "16", "--gradients", "none", "--out", "s")
-    assert scene("collect", *words).status == 0
+    assert at("collect", *words).status == 0
     given = ("--classes", "10", "--input", "1x8x8", "--importance", "gate_logit")
-    return scene("rank", NET, *given, "--statistics", "s")
+    return at("rank", NET, *given, "--statistics", "s")
 
 
-def _unfinished(scene: Scene) -> Ended:
-    shutil.copytree(scene.finished, scene.folder / "run")
-    (scene.folder / "run" / "report.json").unlink()
-    return scene("report", "run")
+def _unfinished(at: Surroundings) -> Ended:
+    shutil.copytree(at.finished, at.folder / "run")
+    (at.folder / "run" / "report.json").unlink()
+    return at("report", "run")
 
 
-def _locked(scene: Scene) -> Ended:
+def _locked(at: Surroundings) -> Ended:
     from seprune.pipeline.run_folder import open_run
     from seprune.recipe import dump_recipe, load_recipe
 
-    with open_run(scene.folder / "run", dump_recipe(load_recipe("quickstart", QUICK))):
-        return scene("run", "quickstart", *QUICK, "--out", "run")
+    with open_run(at.folder / "run", dump_recipe(load_recipe("quickstart", QUICK))):
+        return at("run", "quickstart", *QUICK, "--out", "run")
 
 
-def _stopped(scene: Scene, name: str) -> Ended:
+def _stopped(at: Surroundings, name: str) -> Ended:
     words = ("quickstart", "train.epochs=500", "report.latency=false", "--out", "run")
-    return scene("run", *words, before=STOP.format(name))
+    return at("run", *words, before=STOP.format(name))
 
 
-def _alone(scene: Scene) -> Ended:
+def _alone(at: Surroundings) -> Ended:
     """The first of two processes, and the second never comes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     who = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "SEPRUNE_TIMEOUT": "0.5"}
-    return scene("evaluate", NET, "--data", "digits", env=where | who)
+    return at("evaluate", NET, "--data", "digits", env=where | who)
 
 
-def _bug(scene: Scene) -> Ended:
-    ended = scene("models", before="import seprune.models as m; m.names = lambda p: 1 / 0")
+def _bug(at: Surroundings) -> Ended:
+    ended = at("models", before="import seprune.models as m; m.names = lambda p: 1 / 0")
     assert ended.err.startswith("Traceback")  # the one error that shows one
     return Ended(ended.status, ended.out, ended.err[ended.err.index("error: ") :])
 
@@ -223,7 +223,7 @@ def _bug(scene: Scene) -> Ended:
 class Row:
     """One code of the catalogue: how it is met, and a part of the message."""
 
-    meet: Callable[[Scene], Ended]
+    meet: Callable[[Surroundings], Ended]
     says: str
     status: int = 3
 
@@ -344,8 +344,8 @@ def finished(terminal, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def scene(terminal, tmp_path, pruned, finished) -> Scene:
-    return Scene(terminal, tmp_path, pruned, finished)
+def at(terminal, tmp_path, pruned, finished) -> Surroundings:
+    return Surroundings(terminal, tmp_path, pruned, finished)
 
 
 def marked(code: str) -> object:
@@ -353,13 +353,13 @@ def marked(code: str) -> object:
 
 
 @pytest.mark.parametrize("code", map(marked, CATALOGUE))
-def test_the_code_is_met_with_its_text_and_status(scene, code):
+def test_the_code_is_met_with_its_text_and_status(at, code):
     row = CATALOGUE[code]
-    row.meet(scene).refused(row.status, code, says=row.says)
+    row.meet(at).refused(row.status, code, says=row.says)
 
 
-def test_sigint_has_a_status_of_its_own(scene):
-    _stopped(scene, "SIGINT").refused(130, "stopped", says="stopped by SIGINT")
+def test_sigint_has_a_status_of_its_own(at):
+    _stopped(at, "SIGINT").refused(130, "stopped", says="stopped by SIGINT")
 
 
 def test_every_code_of_the_catalogue_is_met_here_with_its_status():
@@ -371,11 +371,11 @@ def test_every_code_of_the_catalogue_is_met_here_with_its_status():
 
 
 @pytest.mark.parametrize("columns", ["80", "40"])
-def test_an_error_is_whole_at_any_width_and_has_no_colour_when_told(scene, columns):
+def test_an_error_is_whole_at_any_width_and_has_no_colour_when_told(at, columns):
     words = ("inspect", NET, "--checkpoint", "nowhere/" + "very-" * 30 + "long.pth")
-    plain = scene(*words, env={"COLUMNS": columns})
+    plain = at(*words, env={"COLUMNS": columns})
     assert "very-" * 30 + "long.pth: no such file" in plain.err
     assert "\x1b" not in plain.err
-    forced = scene(*words, before="import os; del os.environ['NO_COLOR']", env={"FORCE_COLOR": "1"})
+    forced = at(*words, before="import os; del os.environ['NO_COLOR']", env={"FORCE_COLOR": "1"})
     assert "\x1b" in forced.err
     assert json.loads(forced.out)["error"]["code"] == "checkpoint-missing"

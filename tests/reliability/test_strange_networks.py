@@ -137,7 +137,7 @@ def test_a_network_in_which_nothing_can_be_cut(terminal, tmp_path):
     ("name", "group", "reason"),
     [("fixed", "two", "after"), ("unknown", "two", "after")],
 )
-def test_a_group_that_cannot_be_cut_is_left_whole_with_its_reason(
+def test_a_group_that_cannot_be_cut_is_not_pruned_with_its_reason(
     terminal, tmp_path, name, group, reason
 ):
     groups = {g["name"]: g for g in inspected(terminal, name)["groups"]}
@@ -146,7 +146,7 @@ def test_a_group_that_cannot_be_cut_is_left_whole_with_its_reason(
     assert groups["one"]["prunable"]
     ended = pruned(terminal, name, tmp_path / "p", "--importance", "l2", "--macs", "0.8")
     assert ended.status == 0, ended.err
-    assert json.loads(ended.out)["left_whole"][group] == groups[group]["reason"]
+    assert json.loads(ended.out)["not_pruned"][group] == groups[group]["reason"]
     assert json.loads(ended.out)["groups"][group] == [16, 16]
 
 

@@ -446,7 +446,7 @@ def test_the_page_is_small_complete_and_offline(tmp_path) -> None:
     assert len(page.encode()) < 6_000_000
     assert "default-src 'none'" in page
     plain = entities.unescape(page)
-    for needed in ("What was cut", "What the gates say", "Left whole", report.command, "87.35 %"):
+    for needed in ("What was cut", "What the gates say", "Not pruned", report.command, "87.35 %"):
         assert needed in plain
     assert "src=" not in page.split("<main>")[1].split('id="plotly"')[0]
 

@@ -10,7 +10,7 @@ from torch import nn
 from seprune.errors import first_line
 from seprune.graph.channel_ids import NEUTRAL, ChannelIds, UnknownUse, Walker
 from seprune.graph.op_rules import elementwise, layers, norms, reductions, views
-from seprune.graph.op_rules.evens import even_out
+from seprune.graph.op_rules.conv_groups import even_out
 from seprune.graph.trace import Node, Trace
 
 Rule = Callable[[Walker, Node], None]
