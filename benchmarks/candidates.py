@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from cifar_arrays import Arrays, load_arrays, open_arrays
-from finetune_small import read, write
+from csv_rows import read, write
 
 from seprune.importance import Scoring, score
 from seprune.importance.alternatives import alternatives

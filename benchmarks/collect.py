@@ -32,13 +32,15 @@ from seprune.runtime.inference import autocast
 from seprune.statistics.columns import ColumnLayout
 from seprune.statistics.for_structure import units_and_couplings
 from seprune.statistics.gate_gradients import inspect_units, resolve_couplings
-from seprune.statistics.observe import Observer, Scene
+from seprune.statistics.observe import Observer, ObserverSettings
 
 MODELS = ("timm/seresnet50", "torchvision/mobilenet_v3_large", "timm/legacy_senet154")
 RESULTS = Path(__file__).parent / "results"
 
 
-def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Namespace) -> Scene:
+def settings_of(
+    model: nn.Module, images: Tensor, mode: str, arguments: argparse.Namespace
+) -> ObserverSettings:
     """Statistics alone, with u of the gates, or all that the default criterion needs."""
     structure = find_structure(model, images[:2])
     gates = tuple(g for g in structure.gates if g.runs)
@@ -52,7 +54,7 @@ def scene_of(model: nn.Module, images: Tensor, mode: str, arguments: argparse.Na
         1000,
         images.device,
     )
-    return Scene(
+    return ObserverSettings(
         model=model,
         gates=gates,
         layout=layout,
@@ -95,7 +97,7 @@ def measure(name: str, mode: str, arguments: argparse.Namespace) -> dict[str, ob
     if device.type == "cuda":
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (arguments.batch,), device=device)
-    observer = Observer(scene_of(model, images, mode, arguments))
+    observer = Observer(settings_of(model, images, mode, arguments))
 
     def plain() -> None:
         for _ in range(arguments.group):
@@ -113,9 +115,9 @@ def measure(name: str, mode: str, arguments: argparse.Namespace) -> dict[str, ob
     return {
         "model": name,
         "mode": mode,
-        "gates": len(observer.scene.gates),
-        "channels": observer.scene.layout.width,
-        "units": sum((observer.scene.units or {}).values()),
+        "gates": len(observer.settings.gates),
+        "channels": observer.settings.layout.width,
+        "units": sum((observer.settings.units or {}).values()),
         "bare_seconds": round(alone, 6),
         "observed_seconds": round(together, 6),
         "overhead": round(together / alone - 1, 4),

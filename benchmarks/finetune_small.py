@@ -12,8 +12,6 @@ epochs. Every cell is one row of a CSV file; rows that are there are not run aga
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 from cifar_arrays import Arrays, load_arrays, open_arrays
+from csv_rows import read, write
 from torch import nn
 
 from seprune.export import pruned_model
@@ -34,7 +33,6 @@ from seprune.recipe.sections import ModelSection
 from seprune.recovery.finetune import FineTuneSettings, finetune
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.runtime.distributed import resolve_device
-from seprune.runtime.files import write_text
 from seprune.statistics import CollectOptions, collect_statistics
 
 KEYS = ("macs", "images", "epochs", "seed")
@@ -58,7 +56,7 @@ def main() -> None:
     for cell in left:
         rows.append(tune(cell, arguments, arrays, (parent, start, known)))
         print(rows[-1], flush=True)
-        write(arguments.out, rows)
+        write(arguments.out, rows, COLUMNS)
 
 
 def parsed() -> argparse.Namespace:
@@ -137,23 +135,6 @@ def tune(
         "seconds": f"{time.perf_counter() - begun:.0f}",
     }
     return found | {k: str(numbers[k]) for k in ("chosen", "optimizer", "norms", "trials")}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file, none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...] = COLUMNS) -> None:
-    """All rows anew."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from cifar_arrays import Arrays, load_arrays, open_arrays
 from collect import hardware
-from finetune_small import read, write
+from csv_rows import read, write
 
 from seprune.importance import score
 from seprune.measure.metrics import evaluate

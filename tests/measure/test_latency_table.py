@@ -10,8 +10,8 @@ import torch
 
 import seprune
 from seprune.errors import EnvironmentFault, InputError, UsageError
-from seprune.measure import timers
 from seprune.measure.latency_model import timer_of
+from seprune.measure.latency_runtimes import EagerTimer, OnnxTimer, difference, shortest
 from seprune.measure.latency_table import (
     LatencyModel,
     LatencyTable,
@@ -137,15 +137,15 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content):
 def test_a_runtime_that_is_missing_names_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(EnvironmentFault, match="the runtime 'onnx' is not installed") as caught:
-        timers.OnnxTimer(1, 1)
+        OnnxTimer(1, 1)
     assert "pip install 'seprune[onnx]'" in (caught.value.fix or "")
 
 
 def test_the_shortest_calls_count():
     ticks = iter([0.0, 0.009, 1.0, 1.012, 2.0, 2.005, 3.0, 3.011, 4.0, 4.006, 5.0, 5.020])
-    assert timers.difference(lambda: None, lambda: None, lambda: next(ticks)) == pytest.approx(6.0)
+    assert difference(lambda: None, lambda: None, lambda: next(ticks)) == pytest.approx(6.0)
     ticks = iter([0.0, 0.009, 2.0, 2.005, 4.0, 4.006])
-    assert timers.shortest(lambda: None, lambda: next(ticks)) == pytest.approx(5.0)
+    assert shortest(lambda: None, lambda: next(ticks)) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,6 @@ def test_every_copy_is_in_the_measured_model(operator: Operator):
     session = runtime.InferenceSession(three.SerializeToString())
     feed = {i.name: torch.ones([int(n) for n in i.shape]).numpy() for i in session.get_inputs()}
     assert all(o.shape[0] == 2 for o in session.run(None, feed))
-    timed = timers.EagerTimer(2).prepared(operator)()
+    timed = EagerTimer(2).prepared(operator)()
     assert timed.shape[0] == 2
     assert timed.isfinite().all()
