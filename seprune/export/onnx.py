@@ -203,13 +203,14 @@ def _opener(format: str) -> Callable[[Path], Run]:
     return open_onnx if format == "onnx" else _open_pt2
 
 
-def open_onnx(path: Path) -> Run:
-    """The file in ONNX Runtime, with as many threads as torch has."""
+def open_onnx(file: Path | bytes) -> Run:
+    """A file, or its content, in ONNX Runtime, with as many threads as torch has."""
     runtime = _extra()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = file if isinstance(file, bytes) else str(file)
+    session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: [torch.from_numpy(a) for a in session.run(None, {name: images.numpy()})]
 
@@ -232,9 +233,13 @@ def _compare(model: nn.Module, run: Run, images: Tensor) -> Iterator[tuple[int, 
     """(batch size, largest relative difference); an output that is not there counts as infinite."""
     with torch.no_grad():
         for batch in sorted({1, min(2, len(images)), len(images)}):
-            answers, expected = run(images[:batch]), tree_leaves(model(images[:batch]))
-            same = [a.shape for a in answers] == [b.shape for b in expected]
-            yield batch, max(map(_difference, answers, expected)) if same else float("inf")
+            yield batch, difference(run(images[:batch]), tree_leaves(model(images[:batch])))
+
+
+def difference(answers: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest one, of the largest output expected; infinite where shapes differ."""
+    same = [a.shape for a in answers] == [b.shape for b in expected]
+    return max(map(_difference, answers, expected)) if same else float("inf")
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from seprune.errors import EnvironmentFault
+from seprune.measure.latency import undisturbed_clock
 from seprune.measure.operator_model import operator_model
 from seprune.measure.work_items import Operator
 
@@ -30,7 +31,9 @@ class EagerTimer:
         """The shortest of the repeated calls (CPU), or their mean (CUDA)."""
         with torch.no_grad():
             call = self.prepared(operator)
-            return _on_cuda(call) if self.device.type == "cuda" else shortest(call)
+            if self.device.type == "cuda":
+                return _on_cuda(call)
+            return shortest(call, undisturbed_clock("cpu"))
 
     def prepared(self, operator: Operator) -> Call:
         """The operator with random operands."""
@@ -82,7 +85,7 @@ class OnnxTimer:
         if operator.kind in self.FUSED:
             return 0.0
         one, several = (self.call(operator, copies) for copies in (1, COPIES))
-        return max(0.0, difference(one, several)) / (COPIES - 1)
+        return max(0.0, difference(one, several, undisturbed_clock("cpu"))) / (COPIES - 1)
 
     def call(self, operator: Operator, copies: int) -> Call:
         """A session of so many copies on random operands."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from seprune.errors import EnvironmentFault, InputError
-from seprune.measure.latency import noise, take_turns
+from seprune.export.onnx_cut import ExportedParent
+from seprune.measure.latency import noise, take_turns, undisturbed_clock
 from seprune.measure.latency_model import latency_model
 from seprune.measure.latency_table import LatencyModel, TableKey
 from seprune.pipeline import timing
@@ -36,12 +38,18 @@ class NetworkTimer:
     The shortest times count: other processes only add to them.
     """
 
-    def __init__(self, context: Context, section: PlanSection) -> None:
+    def __init__(self, context: Context, section: PlanSection, stack: ExitStack) -> None:
+        """
+        Args:
+            stack: to be closed when all is measured; networks stay ready until then.
+        """
         self.model, self.runtime = context.network.model, section.runtime
         self.setup = timing.TimingSetup.of(context, (section.batch,))
         self.images = noise((section.batch, *self.setup.shape), self.setup.device)
+        self.stack = stack
         self.dense_ms: float | None = None
 
+    @torch.no_grad()
     def __call__(self, plan: PruningPlan) -> float:
         """Milliseconds of one forward pass of the batch through the network that `plan` makes.
 
@@ -49,17 +57,34 @@ class NetworkTimer:
             InputError: the runtime cannot run the network; names what it cannot.
             EnvironmentFault: the machine is too noisy for the measurement to mean anything.
         """
-        small = prune(self.model, plan)
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            dense = self.ready(self.model, stack)
-            calls = {"dense": dense, "small": self.ready(small, stack) if plan.layers() else dense}
-            ratio, dense_ms = self.ratio(calls)
+        small = self.cut(plan) if plan.layers() else self.dense
+        ratio, dense_ms = self.ratio({"dense": self.dense, "small": small})
         self.dense_ms = dense_ms if self.dense_ms is None else self.dense_ms
         return self.dense_ms * (ratio if plan.layers() else 1.0)
 
-    def ready(self, model: nn.Module, stack: contextlib.ExitStack) -> Callable[..., Any]:
-        """The network as the runtime calls it."""
-        made = timing.ready(model, self.runtime, self.setup, stack)
+    @cached_property
+    def dense(self) -> Callable[..., Any]:
+        """The network given as the runtime calls it."""
+        return self.parent.dense() if self.parent is not None else self.ready(self.model)
+
+    @cached_property
+    def parent(self) -> ExportedParent | None:
+        """Its ONNX file, where that is the runtime and can hold it."""
+        if self.runtime != "onnx":
+            return None
+        with suppress(Exception):  # of any kind; `ready` meets it again, and names it
+            return ExportedParent.of(self.model, self.setup.shape)
+        return None
+
+    def cut(self, plan: PruningPlan) -> Callable[..., Any]:
+        """The plan's network as the runtime calls it."""
+        small = prune(self.model, plan)
+        quick = self.parent.cut(plan, small, self.images) if self.parent is not None else None
+        return quick or self.ready(small)
+
+    def ready(self, model: nn.Module) -> Callable[..., Any]:
+        """A network as the runtime calls it."""
+        made = timing.ready(model, self.runtime, self.setup, self.stack)
         if not isinstance(made, str):
             return made
         raise InputError(
@@ -74,9 +99,10 @@ class NetworkTimer:
         dense: list[float] = []
         small: list[float] = []
         spread = 0.0
+        clock = undisturbed_clock(self.setup.device)
         began = time.monotonic()
         for tries in itertools.count(1):
-            times = take_turns(calls, self.images, ROUNDS)
+            times = take_turns(calls, self.images, ROUNDS, clock)
             dense, small = dense + times["dense"], small + times["small"]
             # by pairs: in even and odd rounds the networks go in different orders, and a network
             # that runs twice in succession finds its weights in the processor's cache
@@ -100,10 +126,12 @@ class NetworkTimer:
         )
 
 
-def latency_of(context: Context, section: PlanSection) -> tuple[NetworkTimer, LatencyModel]:
+def latency_of(
+    context: Context, section: PlanSection, stack: ExitStack
+) -> tuple[NetworkTimer, LatencyModel]:
     """What a latency budget needs: measurements of networks, and a model of their times."""
     network, runtime = context.network, context.runtime
-    timer = NetworkTimer(context, section)
+    timer = NetworkTimer(context, section, stack)
     key = TableKey.here(section.runtime, batch=section.batch, device=str(runtime.device))
     model = latency_model(
         network.model, context.structure, network.example(), key=key, track=runtime.track

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,11 +119,12 @@ def plan(
         budget = left(context, budget)
         if budget == Budget():  # an earlier cut had to go further than its share
             return plan_of(context.structure.groups, {}, uncut(context))
-    timed = budget.latency is not None
-    measure, times = latency_of(context, section) if timed else (None, None)
-    return plan_within(
-        context.structure, importance, budget, allocation=allocation, measure=measure, times=times
-    )
+    within = partial(plan_within, context.structure, importance, budget, allocation=allocation)
+    if budget.latency is None:
+        return within()
+    with ExitStack() as stack:
+        measure, times = latency_of(context, section, stack)
+        return within(measure=measure, times=times)
 
 
 def planned(

@@ -10,7 +10,14 @@ from torch import nn
 from seprune.errors import EnvironmentFault, InputError
 from seprune.measure import latency as latency_module
 from seprune.measure.flops import Cost, count, not_counted
-from seprune.measure.latency import Latency, LayerTime, latency, layer_times, speed_warning
+from seprune.measure.latency import (
+    Latency,
+    LayerTime,
+    latency,
+    layer_times,
+    speed_warning,
+    undisturbed_clock,
+)
 
 
 def small_net() -> nn.Sequential:
@@ -117,6 +124,19 @@ def test_latency_has_a_row_for_every_model_and_batch_size() -> None:
         assert row.threads == torch.get_num_threads()
         assert row.device
         assert row.runtime == "eager"
+
+
+def test_one_thread_is_timed_without_what_others_take_of_its_core(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    clock = undisturbed_clock("cpu")
+    began = clock()
+    time.sleep(0.05)  # as when another process has the core
+    assert clock() - began < 0.02
+    while clock() - began < 0.03:  # work counts
+        pass
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert undisturbed_clock("cpu") is time.perf_counter
+    assert undisturbed_clock("cuda") is time.perf_counter
 
 
 def test_models_take_turns() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -44,7 +46,7 @@ def half(context: Context):
 def test_a_machine_that_slows_down_does_not_move_the_result(context, settings, monkeypatch):
     speed = iter([1.0, 3.0])
 
-    def take_turns(calls, images, rounds):
+    def take_turns(calls, images, rounds, clock):
         assert images.shape == (1, *context.network.shape)
         now = next(speed)
         small = 4.0 if calls["small"] is not calls["dense"] else 10.0
@@ -54,7 +56,7 @@ def test_a_machine_that_slows_down_does_not_move_the_result(context, settings, m
 
     monkeypatch.setattr(network_timer, "take_turns", take_turns)
     monkeypatch.setattr(network_timer, "LEAST_SECONDS", 0.0)
-    timer = NetworkTimer(context, settings.plan)
+    timer = NetworkTimer(context, settings.plan, ExitStack())
     assert timer(plan_of(context.structure.groups, {}, {})) == 10.0
     assert timer(half(context)) == pytest.approx(4.0)
 
@@ -62,14 +64,14 @@ def test_a_machine_that_slows_down_does_not_move_the_result(context, settings, m
 def test_a_noisy_machine_is_refused_with_its_spread(context, settings, monkeypatch):
     asked = []
 
-    def take_turns(calls, images, rounds):
+    def take_turns(calls, images, rounds, clock):
         asked.append(rounds)
         return {"dense": [10.0] * rounds, "small": [2.0, 2.0, 3.5, 3.5] * (rounds // 4)}
 
     monkeypatch.setattr(network_timer, "take_turns", take_turns)
     monkeypatch.setattr(network_timer, "MOST_SECONDS", 0.0)
     with pytest.raises(EnvironmentFault, match="too busy for a latency budget") as caught:
-        NetworkTimer(context, settings.plan)(half(context))
+        NetworkTimer(context, settings.plan, ExitStack())(half(context))
     assert asked == [40] * 8
     assert "both halves of 320 rounds differ by 75%" in (caught.value.why or "")
     assert "--macs 0.5" in (caught.value.fix or "")
@@ -78,7 +80,7 @@ def test_a_noisy_machine_is_refused_with_its_spread(context, settings, monkeypat
 def test_a_network_that_the_runtime_cannot_run_offers_eager(context, settings, monkeypatch):
     monkeypatch.setattr(timing, "ready", lambda *_: "no operator aten::strange in ONNX")
     with pytest.raises(InputError, match="the runtime 'eager' cannot run this network") as caught:
-        NetworkTimer(context, settings.plan)(half(context))
+        NetworkTimer(context, settings.plan, ExitStack())(half(context))
     assert caught.value.why == "no operator aten::strange in ONNX"
     assert caught.value.fix == "--runtime eager, or plan.runtime: eager"
 
@@ -93,7 +95,7 @@ def test_a_recipe_in_time_is_met_with_a_table_of_the_cache(
         "seprune.measure.latency_model.timer_of",
         lambda key: lambda op: op.inputs * op.outputs * op.size[0] / op.groups / 1e6,
     )
-    timer, model = network_timer.latency_of(context, settings.plan)
+    timer, model = network_timer.latency_of(context, settings.plan, ExitStack())
     assert isinstance(timer, NetworkTimer)
     scale = 10 / model.at(context.structure.full_widths())
 
@@ -116,5 +118,5 @@ def test_the_random_state_does_not_move(context, settings, monkeypatch, tmp_path
         "seprune.measure.latency_model.timer_of", lambda key: lambda op: float(torch.rand(1))
     )
     before = torch.get_rng_state()
-    network_timer.latency_of(context, settings.plan)
+    network_timer.latency_of(context, settings.plan, ExitStack())
     assert torch.equal(torch.get_rng_state(), before)

@@ -218,7 +218,7 @@ def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
     context, settings = opened(made)
     whole = context.structure.costs()["macs"]
 
-    def latency_of(context, section):
+    def latency_of(context, section, stack):
         network = context.network
 
         def measure(plan):
