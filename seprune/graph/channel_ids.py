@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seprune.graph.function_calls import FunctionCall
 from seprune.graph.trace import Node, Trace
 
 FIXED = -1  # a position whose number cannot change
@@ -30,7 +31,7 @@ class Slot:
     """One side of one layer: position i carries the channel `ids[i]`."""
 
     layer: str  # module path, or parameter path for bare parameters
-    side: str  # "out" | "in" | "dim0" ... of a bare parameter | ".name" of a Python attribute
+    side: str  # "out" | "in" | "dim0" ... of a bare parameter | ".attribute" | "call#1[entry]"
     ids: Tensor
     node: int
     produces: bool = False
@@ -124,6 +125,8 @@ class Walker:
         self.modules = dict(model.named_modules())
         self.result = ChannelIds()
         self.readers = trace.consumers()
+        self.function_of = {n: f for f in trace.functions for n in range(f.first_node, f.end_node)}
+        self.stretchable: set[int] = set()  # constants of one value: as wide as what they meet
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
         self.first = {  # of the modules that hold the same weight
@@ -168,6 +171,10 @@ class Walker:
         ids = self.fresh(shape[wide[0]])
         self.slot(Slot(name, f"dim{wide[0]}", ids, -1))
         return ids.reshape(shape)
+
+    def number(self, call: FunctionCall, entry: int, ids: Tensor, node: Node) -> None:
+        """A number that a call is given counts the channels `ids`."""
+        self.slot(Slot(call.module, f"{call.function}#{call.index}[{entry}]", ids, node.id))
 
     # -- ties -------------------------------------------------------------------------------
 

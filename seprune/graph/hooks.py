@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from seprune.graph.function_calls import function_name
 from seprune.graph.gates import Gate
 from seprune.graph.tap_points import Tap
-from seprune.graph.trace import function_name
 
 GateCallback = Callable[[Gate, Tensor, Tensor | None], None]
 TensorCallback = Callable[[Tensor], Tensor | None]
@@ -154,8 +154,8 @@ class _FunctionHooks(TorchFunctionMode):
         if here:
             args, kwargs = _changed(here, (args, kwargs)) or (args, kwargs)
         result = func(*args, **kwargs)
+        self.counts[name] += 1
         if isinstance(result, Tensor):
-            self.counts[name] += 1
             for _, give in self.results.get((name, self.counts[name]), ()):
                 with torch._C.DisableTorchFunction():
                     new = give(result)

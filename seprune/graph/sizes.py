@@ -1,14 +1,15 @@
 """Sizes written into a forward, such as `x.view(-1, 64)`: found, and set to other widths.
 
-A side `view#2[1]` of a module means entry 1 of the sizes that the second call of `view` is given in
-one call of the module. Setting it changes that argument in every forward from then on.
+A side `view#2[1]` of a module means entry 1 of the numbers that the second call of `view` is given
+in one call of the module (`written`). Setting it changes that argument in every forward from then
+on.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from seprune.errors import InputError
 from seprune.graph.channel_ids import along, compact
-from seprune.graph.trace import Trace, function_name
+from seprune.graph.function_calls import function_name
+from seprune.graph.trace import Trace
+from seprune.graph.written import SIZED, changed, is_index, is_known
 
-_SIZED = {"view": 1, "reshape": 1, "expand": 1, "broadcast_to": 1, "unflatten": 2}
-"""Functions that take sizes, and the first argument that is one."""
-_KEYS = ("size", "shape", "sizes")
 _SIDE = re.compile(r"(\w+)#(\d+)\[(\d+)\]")
 _SIZES = "_seprune_sizes"
 
@@ -57,7 +57,7 @@ def written_sizes(trace: Trace, values: Mapping[int, Tensor], classes: Tensor) -
     found: dict[tuple[str, str], WrittenSize] = {}
     clashing: set[tuple[str, str]] = set()
     for call in trace.functions:
-        if call.function not in _SIZED or call.output not in values:
+        if call.function not in SIZED or call.output not in values:
             continue
         ids = compact(values[call.output])
         of_class = classes[ids.clamp_min(0)].expand(trace.shape(call.output))
@@ -96,7 +96,7 @@ def set_size(module: nn.Module, side: str, count: int) -> None:
         InputError: not a side of that kind, or a module whose forward is not Python.
     """
     match = _SIDE.fullmatch(side)
-    if match is None or match[1] not in _SIZED:
+    if match is None or not is_known(match[1]):
         raise InputError(
             f"'{side}' names no size that a forward is given",
             why="the plan was edited or is of another kind",
@@ -169,10 +169,10 @@ class _Sizes(TorchFunctionMode):
         name, kwargs = function_name(func), kwargs or {}
         wanted = self.wanted.get((name, self.counts[name] + 1))
         if wanted:
-            args, kwargs = _changed(name, args, kwargs, partial(_with_entries, wanted))
+            change = _with_ends if is_index(name) else _with_entries
+            args, kwargs = changed(name, args, kwargs, partial(change, wanted))
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            self.counts[name] += 1
+        self.counts[name] += 1
         return result
 
 
@@ -180,16 +180,10 @@ def _with_entries(wanted: Mapping[int, int], sizes: list[Any]) -> list[Any]:
     return [size if size == -1 else wanted.get(i, size) for i, size in enumerate(sizes)]
 
 
-def _changed(
-    name: str, args: Any, kwargs: Any, change: Callable[[list[Any]], list[Any]]
-) -> tuple[Any, Any]:
-    """The arguments of a call with other sizes: in a list, one by one, or by name."""
-    at, key = _SIZED[name], next((k for k in _KEYS if k in kwargs), None)
-    if key is not None:
-        return args, {**kwargs, key: change(list(kwargs[key]))}
-    if len(args) > at and isinstance(args[at], (list, tuple)):
-        return (*args[:at], change(list(args[at])), *args[at + 1 :]), kwargs
-    return (*args[:at], *change(list(args[at:]))), kwargs
+def _with_ends(wanted: Mapping[int, int], ends: list[Any]) -> list[Any]:
+    """Starts and stops, of which negative ones count from the end."""
+    return [e if i not in wanted else -wanted[i] if e < 0 else wanted[i]
+            for i, e in enumerate(ends)]  # fmt: skip
 
 
 # -- finding out which are written down ------------------------------------------------------------
@@ -234,14 +228,13 @@ class SizeTrial(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = function_name(func), kwargs or {}
-        if name in _SIZED and self.stack:
+        if name in SIZED and self.stack:
             path, counts = self.stack[-1]
             right = partial(self._right, path, f"{name}#{counts[name] + 1}")
-            args, kwargs = _changed(name, args, kwargs, right)
+            args, kwargs = changed(name, args, kwargs, right)
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            for _, counts in self.stack:
-                counts[name] += 1
+        for _, counts in self.stack:
+            counts[name] += 1
         return result
 
     def _right(self, path: str, call: str, sizes: list[Any]) -> list[Any]:

@@ -68,7 +68,8 @@ class Taps:
         for made in trace.functions:
             table = self.functions if made.fresh else self.written
             tap = Tap(made.module, made.call, "function", made.index, made.function)
-            table.setdefault(made.output, []).append(_Seen(tap, made.end_node, last))
+            if made.output >= 0:
+                table.setdefault(made.output, []).append(_Seen(tap, made.end_node, last))
             for argument, value in enumerate(made.inputs):
                 tap = Tap(made.module, made.call, "argument", made.index, made.function,
                           argument=argument)  # fmt: skip

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from seprune.errors import InputError, first_line
+from seprune.graph.function_calls import FunctionCall, FunctionRecorder
 from seprune.runtime.inference import evaluating
 from seprune.runtime.timeout import at_most
 
@@ -77,25 +77,6 @@ class Call:
     outputs: tuple[int, ...]
     first_node: int
     end_node: int
-
-
-@dataclass(frozen=True)
-class FunctionCall:
-    """The `index`-th call of the torch function `function` inside one call of a module.
-
-    `fresh` tells a result that is a new tensor from one that was handed in (in-place functions).
-    The operators of the call are the nodes [first_node, end_node); `inputs` are its tensors.
-    """
-
-    module: str
-    call: int
-    function: str
-    index: int
-    output: int
-    fresh: bool
-    inputs: tuple[int, ...] = ()
-    first_node: int = 0
-    end_node: int = 0
 
 
 @dataclass
@@ -165,43 +146,6 @@ class _Frame:
     functions: Counter[str] = field(default_factory=Counter)
 
 
-def function_name(func: Any) -> str:
-    """What a torch function mode calls `func`."""
-    return str(getattr(func, "__name__", func))
-
-
-class _FunctionRecorder(TorchFunctionMode):
-    """Numbers the torch functions that Python code calls, as `watch` will see them again."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        first, inputs = len(self.recorder.trace.nodes), self.recorder.ids((args, kwargs))
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and self.recorder.stack:
-            name = function_name(func)
-            for frame in self.recorder.stack:
-                frame.functions[name] += 1
-            last = self.recorder.stack[-1]
-            given = tree_leaves((args, kwargs))
-            self.recorder.trace.functions.append(
-                FunctionCall(
-                    last.module,
-                    last.call,
-                    name,
-                    last.functions[name],
-                    self.recorder.id(result),
-                    fresh=not any(result is a for a in given),
-                    inputs=inputs,
-                    first_node=first,
-                    end_node=len(self.recorder.trace.nodes),
-                )
-            )
-        return result
-
-
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, limit_seconds: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -211,7 +155,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = {id(t): (n, "parameter") for n, t in model.named_parameters()}
         self.names |= {id(t): (n, "buffer") for n, t in model.named_buffers()}
         self.stack: list[_Frame] = []
-        self.functions = _FunctionRecorder(self)
+        self.functions = FunctionRecorder(self)
         self.counts: dict[str, int] = {}
         self.limit_seconds = limit_seconds
         self.deadline = time.monotonic() + limit_seconds
@@ -232,14 +176,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def ids(self, tree: Any) -> tuple[int, ...]:
         return tuple(self.id(t) for t in tree_leaves(tree) if isinstance(t, Tensor))
 
+    def ref(self, argument: Any) -> Any:
+        return Ref(self.id(argument)) if isinstance(argument, Tensor) else argument
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.check_time()
         with torch._C.DisableTorchFunction():
             return self.note(func, args, kwargs or {})
 
     def note(self, func: Any, args: Any, kwargs: Any) -> Any:
-        as_ref = lambda a: Ref(self.id(a)) if isinstance(a, Tensor) else a  # noqa: E731
-        refs, result = tree_map(as_ref, (args, kwargs)), func(*args, **kwargs)
+        refs, result = tree_map(self.ref, (args, kwargs)), func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         outputs = self.node(str(func), refs, made, _macs(func, args, kwargs, result))
         self.write_through(args, outputs)

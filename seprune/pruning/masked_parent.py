@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.graph.groups import Member
+from seprune.graph.sizes import is_size
 from seprune.pruning.plan import PruningPlan
 
 _NORMS = (
@@ -69,8 +70,9 @@ def _unread(plan: PruningPlan) -> Iterator[tuple[Member, Any]]:
     """Where groups are made that no layer reads: products of two maps read queries and keys."""
     for group in plan.groups:
         gone = sorted(set(range(group.units)) - set(group.keep))
-        if gone and all(m.side == "out" for m in group.members):
-            for member in group.members:
+        members = [m for m in group.members if not is_size(m.side)]
+        if gone and all(m.side == "out" for m in members):
+            for member in members:
                 yield member, np.setdiff1d(np.arange(member.total), member.index[gone])
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seprune.graph.channel_ids import FIXED, NEUTRAL, UnknownUse, Walker, along, compact, varying
+from seprune.graph.channel_ids import NEUTRAL, UnknownUse, Walker, compact, varying
+from seprune.graph.op_rules.factories import stretch_operands
 from seprune.graph.trace import Node
 
 
 def elementwise(walker: Walker, node: Node) -> None:
+    stretch_operands(walker, node)
     operands = walker.tensors(node)
     live = [v for v in node.inputs() if v in walker.result.depends]
     out = tie_all(walker, node, operands)
@@ -22,24 +24,6 @@ def elementwise(walker: Walker, node: Node) -> None:
 def unary(walker: Walker, node: Node) -> None:
     for index in range(len(node.outputs)):
         walker.set(node, walker.ids(node.args[0].value), index)
-
-
-def fill(walker: Walker, node: Node) -> None:
-    """New tensors: nothing in them follows a channel."""
-    for index, value in enumerate(node.outputs):
-        shape = walker.trace.shape(value)
-        number = FIXED if torch.Size(shape).numel() > 1 else NEUTRAL
-        walker.set(node, walker.uniform(number, shape), index)
-
-
-def fill_like(walker: Walker, node: Node) -> None:
-    """A new tensor as wide as another one, into which that is written: circular padding."""
-    fill(walker, node)
-    read, shape = walker.ids(node.args[0].value), walker.trace.shape(node.outputs[0])
-    vector = along(read, 1) if read.dim() == len(shape) > 1 else None
-    if vector is not None and len(vector) == shape[1] and varying(read) == [1]:
-        wide = vector.reshape([-1 if d == 1 else 1 for d in range(len(shape))])
-        walker.set(node, wide.expand(shape))
 
 
 def tie_all(walker: Walker, node: Node, operands: list[Tensor]) -> Tensor:

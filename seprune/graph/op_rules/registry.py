@@ -9,7 +9,7 @@ from torch import nn
 
 from seprune.errors import first_line
 from seprune.graph.channel_ids import NEUTRAL, ChannelIds, UnknownUse, Walker
-from seprune.graph.op_rules import elementwise, layers, norms, reductions, views
+from seprune.graph.op_rules import elementwise, factories, layers, norms, reductions, views
 from seprune.graph.op_rules.conv_groups import even_out
 from seprune.graph.trace import Node, Trace
 
@@ -67,7 +67,7 @@ _UNARY = (
     "log_sigmoid_forward hardshrink softshrink cumsum round floor ceil trunc isnan isfinite "
     "nan_to_num fill rand_like randn_like zeros_like ones_like empty_like full_like"
 )
-_VIEWS = "permute transpose t unsqueeze squeeze expand cat stack repeat expand_as numpy_T"
+_VIEWS = "permute transpose t unsqueeze squeeze expand repeat expand_as numpy_T"
 _SPATIAL = (
     "max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool1d avg_pool3d "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
@@ -96,6 +96,8 @@ RULES: dict[str, Rule] = {
     "cudnn_batch_norm": norms.batch_norm,
     "native_group_norm": norms.group_norm,
     "native_layer_norm": norms.layer_norm,
+    "cat": views.join,
+    "stack": views.join,
     "view": views.reshape,
     "_unsafe_view": views.reshape,
     "reshape": views.reshape,
@@ -112,14 +114,15 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": views.pixel_unshuffle,
     "channel_shuffle": views.channel_shuffle,
     "native_channel_shuffle": views.channel_shuffle,
-    "empty": elementwise.fill,
-    "zeros": elementwise.fill,
-    "ones": elementwise.fill,
-    "full": elementwise.fill,
-    "arange": elementwise.fill,
+    "empty": factories.constant,
+    "zeros": factories.constant,
+    "ones": factories.constant,
+    "full": factories.constant,
+    "arange": factories.fill,
     "write_into_view": elementwise.unary,
-    "scalar_tensor": elementwise.fill,
-    "new_zeros": elementwise.fill_like,
-    "new_empty": elementwise.fill_like,
-    "new_ones": elementwise.fill_like,
+    "scalar_tensor": factories.fill,
+    "new_zeros": factories.constant_like,
+    "new_empty": factories.constant_like,
+    "new_ones": factories.constant_like,
+    "new_full": factories.constant_like,
 }

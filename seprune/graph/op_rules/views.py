@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along, varying
+from seprune.graph.op_rules.factories import stretch, stretch_operands
 from seprune.graph.trace import Node, Ref
+from seprune.graph.written import SPLITS, slice_entries, slice_range
 
 
 def replay(walker: Walker, node: Node) -> None:
@@ -20,6 +22,12 @@ def replay(walker: Walker, node: Node) -> None:
     made = overload(*arguments, **keywords)
     for index, part in enumerate(made if isinstance(made, (tuple, list)) else [made]):
         walker.set(node, part, index)
+
+
+def join(walker: Walker, node: Node) -> None:
+    """Tensors side by side; constants among them are as wide as the call says."""
+    stretch_operands(walker, node)
+    replay(walker, node)
 
 
 def reshape(walker: Walker, node: Node) -> None:
@@ -170,35 +178,59 @@ def split(walker: Walker, node: Node) -> None:
     sizes = [p.shape[dim] for p in parts]
     vectors = [v for p in parts if (v := along(p, dim)) is not None]
     channels = along(read, dim)
+    even = len(set(sizes)) == 1
     named = attribute(walker, node, sizes, vectors)
-    if not named and channels is not None and len(set(sizes)) == 1:  # a part of an attribute
+    if not named and channels is not None and even:  # a part of an attribute
         attribute(walker, node, [read.shape[dim]], [channels])
-    if len(set(sizes)) == 1:
-        for part in parts[1:]:
-            walker.tie(parts[0], part, walker.place(node))
-    elif not named:
-        walker.freeze(read, f"it is split at fixed positions by {walker.place(node)}")
+    if named or not _written_sizes(walker, node, vectors):
+        if even:
+            for part in parts[1:]:
+                walker.tie(parts[0], part, walker.place(node))
+        elif not named:
+            walker.freeze(read, f"it is split at fixed positions by {walker.place(node)}")
+
+
+def _written_sizes(walker: Walker, node: Node, parts: list[Tensor]) -> bool:
+    """Whether each part has a size of its own in the call; a size of all of them is noted."""
+    call = walker.function_of.get(node.id)
+    if call is None or call.function not in SPLITS or len(parts) != len(node.outputs):
+        return False
+    listed = isinstance(node.args[1], (list, tuple))
+    for entry, part in enumerate(parts if listed else parts[:1]):
+        walker.number(call, entry, part, node)
+    return listed
 
 
 def slice_(walker: Walker, node: Node) -> None:
+    dim = walker.arg(node, 1, "dim", 0) % len(walker.trace.shape(node.args[0].value))
+    if walker.trace.shape(node.outputs[0])[dim] != walker.trace.shape(node.args[0].value)[dim]:
+        stretch(walker, node.args[0].value, dim)
     read = walker.ids(node.args[0].value)
-    dim = walker.arg(node, 1, "dim", 0) % read.dim()
     replay(walker, node)
     made = walker.result.values[node.outputs[0]]
     if made.shape[dim] == read.shape[dim] or dim not in varying(read):
         return
     vector = along(read, dim)
-    start, end = walker.arg(node, 2, "start") or 0, walker.arg(node, 3, "end")
-    end = read.shape[dim] if end is None else end
-    step = walker.arg(node, 4, "step", 1)
-    cuts = [c for c in (start, end) if 0 < c < read.shape[dim]]
+    cuts = [c for c in slice_range(node, read.shape[dim]) if 0 < c < read.shape[dim]]
     named = (
         vector is not None
-        and step == 1
-        and all(attribute(walker, node, [c], [vector[:c]]) for c in cuts)
+        and walker.arg(node, 4, "step", 1) == 1
+        and (
+            all(attribute(walker, node, [c], [vector[:c]]) for c in cuts)
+            or _written_ends(walker, node, vector)
+        )
     )
     if not named:
         walker.freeze(read, f"it is sliced at fixed positions by {walker.place(node)}")
+
+
+def _written_ends(walker: Walker, node: Node, channels: Tensor) -> bool:
+    """Whether the call has the numbers that say where it slices."""
+    call = walker.function_of.get(node.id)
+    entries = None if call is None else slice_entries(call, node, len(channels))
+    for entry, first, end in entries or ():
+        walker.number(call, entry, channels[first:end], node)  # type: ignore[arg-type]
+    return entries is not None
 
 
 def select(walker: Walker, node: Node) -> None:
