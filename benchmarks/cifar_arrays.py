@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from seprune.data import Augment, Data, DataInfo, DataSettings, in_turn
-from seprune.data.loaders import Cached, Frame
-from seprune.data.sources import open_source, stratified
+from seprune.data.loaders import Cached
+from seprune.data.source import stratified
+from seprune.data.sources import open_source
+from seprune.models.preprocessing import Preprocessing
 from seprune.runtime.files import write_with
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -25,8 +27,8 @@ Arrays = dict[str, Tensor]  # images (N, 3, H, W) uint8 and labels (N,), of `tra
 class Pixels(Cached):
     """Images that are decoded already, uint8 (N, C, H, W)."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, frame: Frame) -> None:
-        self.labels, self._frame, self._on_device = labels, frame, True
+    def __init__(self, pixels: Tensor, labels: Tensor, preprocessing: Preprocessing) -> None:
+        self.labels, self._preprocessing, self._on_device = labels, preprocessing, True
         self._pixels = {torch.device("cpu"): pixels}
 
     def decode(self) -> Tensor:
@@ -69,15 +71,13 @@ def open_arrays(
     shown = in_turn(arrays["val_labels"], torch.arange(len(arrays["val_labels"])), seed=0)
     shown = shown[: reporting or None]
     shape = tuple(arrays["train_images"].shape[1:])
-    frame = Frame(shape, MEAN, STD)  # type: ignore[arg-type]
-    train = Pixels(arrays["train_images"], labels, frame)
-    val = Pixels(arrays["val_images"], arrays["val_labels"], frame)
+    preprocessing = Preprocessing(shape, MEAN, STD, resize=shape[1:])  # type: ignore[arg-type]
+    train = Pixels(arrays["train_images"], labels, preprocessing)
+    val = Pixels(arrays["val_images"], arrays["val_labels"], preprocessing)
     info = DataInfo(
         source="CIFAR-10 in memory",
         classes=tuple(map(str, range(10))),
-        input_shape=shape,  # type: ignore[arg-type]
-        mean=MEAN,
-        std=STD,
+        preprocessing=preprocessing,
         training=len(training),
         validation=len(split),
         reporting=len(shown),
@@ -86,7 +86,7 @@ def open_arrays(
         fingerprint=f"{images}-{seed}",
     )
     parts = {"training": (train, training), "validation": (train, split), "reporting": (val, shown)}
-    return Data(info, DataSettings(), parts=parts, frame=frame, augment=Augment(pad=4, flip=True))
+    return Data(info, DataSettings(), parts=parts, augment=Augment(pad=4, flip=True))
 
 
 def _save(folder: str, path: str) -> None:

@@ -32,6 +32,7 @@ from .measure.latency_model import latency_model
 from .measure.latency_table import LatencyModel, LatencyTable, TableKey
 from .measure.metrics import Evaluation, evaluate
 from .models.loader import ModelLoader, build
+from .models.preprocessing import Preprocessing, TrainedFor, trained_for
 from .pipeline.compress import Compressed, compress
 from .pipeline.context import Runtime
 from .pipeline.run import run
@@ -112,6 +113,7 @@ __all__ = [
     "NetworkStructure",
     "PeerError",
     "PlannedGroup",
+    "Preprocessing",
     "ProbeSettings",
     "PruningPlan",
     "Recipe",
@@ -136,6 +138,7 @@ __all__ = [
     "Term",
     "Threads",
     "Track",
+    "TrainedFor",
     "UsageError",
     "__version__",
     "analyse",
@@ -161,4 +164,5 @@ __all__ = [
     "run",
     "save",
     "score",
+    "trained_for",
 ]

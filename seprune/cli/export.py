@@ -69,7 +69,10 @@ def _write(
     network = open_network(recipe.model, loader=loader)
     images = None
     if recipe.data is not None:
-        found = open_section(recipe.data, network.shape, track=console.track)
+        known = network.trained_for
+        found = open_section(
+            recipe.data, network.shape, task=known.task, known=known, track=console.track
+        )
         images = next(iter(found.reporting(32)))[0]
     written: dict[str, Any] = {}
     for form, path in paths.items():

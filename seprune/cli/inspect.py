@@ -8,6 +8,7 @@ from seprune.cli import console, options
 
 if TYPE_CHECKING:
     from seprune.graph.groups import NetworkStructure
+    from seprune.pipeline.context import Context
     from seprune.statistics import GateStatistics
 
 
@@ -20,7 +21,8 @@ def inspect(
 ) -> None:
     """Gates, dependency groups, cost; what cannot be pruned, why.
 
-    With --data or --statistics also what the gates say, before anything is cut.
+    With --data or --statistics also what the gates say, before anything is cut; with a checkpoint
+    and --data also which preprocessing its weights fit.
 
     Examples:
       seprune inspect timm/seresnet18 --input 3x224x224
@@ -41,11 +43,53 @@ def inspect(
         measured = open_inputs.statistics(statistics, context.network)
     else:
         measured = collect(context, CutSettings.of(recipe))
+    trials = _preprocessing(context, recipe.seed)
     if work.json:
-        console.give(_facts(network.model, structure, measured))
+        console.give(_facts(network.model, structure, measured) | trials)
     else:
         size = "x".join(map(str, context.network.shape))
         _show(f"{network.model} at {size}", structure, measured)
+
+
+def _preprocessing(context: Context, seed: int) -> dict[str, Any]:
+    """Candidates compared by loss, where weights of a checkpoint meet images with their labels."""
+    from seprune.cli import tables
+    from seprune.data.joint import TargetLoader
+    from seprune.models.published import published_preprocessing
+    from seprune.pipeline.preprocessing_trial import fits, try_preprocessing
+
+    network, data = context.network, context.data
+    if data is None:
+        return {}
+    used = data.info.preprocessing
+    found: dict[str, Any] = {"used": used.plain()}
+    labelled = network.trained_for.labels == data.info.classes
+    if network.digest is None or not labelled or isinstance(data.calibration(1), TargetLoader):
+        return {"preprocessing": found}
+    trials = try_preprocessing(
+        network.model,
+        data,
+        device=context.runtime.device,
+        published=published_preprocessing(network.architecture.name),
+        seed=seed,
+    )
+    console.stderr().print(tables.preprocessing(trials))
+    best = trials[0].preprocessing
+    if fits(trials, used):
+        console.tell(f"the preprocessing in use fits: {used}")
+    else:
+        given = [f"data.mean={list(best.mean)}", f"data.std={list(best.std)}"]
+        given += [f"data.channel_order={best.channel_order}"]
+        console.tell(
+            f"warning: {trials[0].name} fits better than the preprocessing in use; to use it: "
+            + " ".join(f"--set '{key.replace(' ', '')}'" for key in given)
+        )
+    found["fits"] = trials[0].name
+    found["candidates"] = [
+        {"name": t.name, "loss": t.loss, t.metric: t.value, **t.preprocessing.plain()}
+        for t in trials
+    ]
+    return {"preprocessing": found}
 
 
 def _show(title: str, structure: NetworkStructure, statistics: GateStatistics | None) -> None:

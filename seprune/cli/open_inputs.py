@@ -37,6 +37,7 @@ def network_and_data(
     _tell_notes(opened)
     for note in data.info.notes:
         console.tell(f"note: {note}")
+    console.tell(f"preprocessing: {data.info.preprocessing}")
     return opened, data
 
 

@@ -28,6 +28,7 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
     from seprune.cli import open_inputs
+    from seprune.models.preprocessing import Preprocessing
     from seprune.pipeline.run import run as carry_out
     from seprune.report import measurement, terminal
 
@@ -47,6 +48,8 @@ def run(
         *report.warnings,
     ):
         console.tell(f"note: {note}")
+    if known := report.data.get("preprocessing"):
+        console.tell(f"preprocessing: {Preprocessing.of(known)}")
     console.tell(f"report: {out / ('report.html' if loaded.report.html else 'report.json')}")
     if json:
         console.give(measurement.to_json(report))

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
+from seprune.measure.metric_names import metric_title
 from seprune.report import sensitivity as sensitivities
 from seprune.report import words
 
 if TYPE_CHECKING:
     from seprune.graph.groups import NetworkStructure
     from seprune.importance import Importance
+    from seprune.pipeline.preprocessing_trial import PreprocessingTrial
     from seprune.pruning.plan import PruningPlan
 
 
@@ -92,6 +94,18 @@ def ranking(importance: Importance) -> Table:
     for name, scores in importance.scores.items():
         ends = [f"{float(v):.3g}" for v in (scores.min(), scores.median(), scores.max())]
         table.add_row(name, str(len(scores)), *ends)
+    return table
+
+
+def preprocessing(trials: list[PreprocessingTrial]) -> Table:
+    """Loss and metric of every candidate, the best first."""
+    table = _table("Preprocessing by the loss on calibration images")
+    table.add_column("candidate", overflow="fold", ratio=1)
+    for name in ("mean", "std", "loss", metric_title(trials[0].metric)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for trial in trials:
+        levels = ["/".join(f"{v:.3g}" for v in values) for values in trial.preprocessing.levels]
+        table.add_row(trial.name, *levels, f"{trial.loss:.4g}", f"{trial.value:.4f}")
     return table
 
 

@@ -12,17 +12,16 @@ from seprune.data.augment import Augment, generator
 from seprune.data.decode import sniff
 from seprune.data.folders import Files
 from seprune.data.joint import FEW, TargetLoader, TargetStore
-from seprune.data.loaders import Batching, Cached, Decoded, Frame, Images, Loader, Store, in_threads
+from seprune.data.loaders import Batching, Cached, Decoded, Images, Loader, Store, in_threads
+from seprune.data.preprocessing import SMALL, choose_preprocessing
 from seprune.data.source import Source, Targets, stratified
-from seprune.data.sources import CIFAR, DIGITS, GREY, IMAGENET, open_source
+from seprune.data.sources import open_source
 from seprune.errors import InputError, UsageError
+from seprune.models.preprocessing import ChannelOrder, Interpolation, Preprocessing
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.threads import usable_cores
 from seprune.tasks import task_by_name
 
-SMALL = 96  # below this side, images train with a padded crop and are cached
-LARGE = 640  # below this side, images with masks or boxes keep their size
-SIZES = {"segmentation": (256, 256), "detection": (320, 320)}
 CACHE_LIMIT = 2 << 30
 SKIP_LIMIT = 0.001
 
@@ -31,11 +30,12 @@ SKIP_LIMIT = 0.001
 class DataSettings:
     """How images become batches.
 
-    `input`: (C, H, W), else the images' own size, or 224 where they differ or are large. `mean`,
-    `std`: of pixels in [0, 1], else the usual ones of the source. `validation`: the fraction of
-    the training images, per class, that chooses epochs; `split_seed` chooses them. `cache`:
-    decoded images are kept nowhere, in memory, or on the device. `crop`: the part of the image's
-    shorter side that evaluation looks at, from side 96 on. `workers`: None is one per core.
+    `preprocessing`: that the weights ask for; None: what is usual for such images. `input`
+    (C, H, W), `mean` and `std` of pixels in [0, 1], `crop` (the part of the scaled image that
+    evaluation looks at), `interpolation` and `channel_order` go before it. `validation`: the
+    fraction of the training images, per class, that chooses epochs; `split_seed` chooses them.
+    `cache`: decoded images are kept nowhere, in memory, or on the device. `workers`: None is one
+    per core.
     `task`: of the targets, as `--task` takes it; None: as the source says.
     """
 
@@ -48,7 +48,10 @@ class DataSettings:
     cache: Literal["auto", "none", "memory", "device"] = "auto"
     augment: Literal["auto", "none", "shift", "crop", "resized_crop"] = "auto"
     cutout: int = 0
-    crop: float = 0.875
+    crop: float | None = None
+    interpolation: Interpolation | None = None
+    channel_order: ChannelOrder | None = None
+    preprocessing: Preprocessing | None = None
     workers: int | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     task: str | None = None
@@ -60,9 +63,7 @@ class DataInfo:
 
     source: str
     classes: tuple[str, ...]
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     training: int
     validation: int
     reporting: int
@@ -82,11 +83,10 @@ class Data:
         settings: DataSettings,
         *,
         parts: dict[str, tuple[Store | TargetStore, Tensor]],
-        frame: Frame,
         augment: Augment,
     ):
         self.info, self.settings, self.task = info, settings, task_by_name(info.task)
-        self._parts, self._frame, self._augment = parts, frame, augment
+        self._parts, self._augment = parts, augment
 
     def training(
         self, batch_size: int | None = None, *, seed: int = 0, randaugment: bool = False
@@ -137,10 +137,11 @@ class Data:
 
     def _loader(self, part: str, batching: Batching, augment: Augment | None = None) -> Loader:
         store, rows = self._parts[part]
-        changed: dict[str, Any] = {"batching": batching, "augment": augment, "task": self.task}
+        known: dict[str, Any] = {"preprocessing": self.info.preprocessing, "task": self.task}
+        known |= {"batching": batching, "augment": augment}
         if isinstance(store, TargetStore):
-            return TargetLoader(store, rows, frame=self._frame, **changed)
-        return Loader(store, rows, frame=self._frame, **changed)
+            return TargetLoader(store, rows, **known)
+        return Loader(store, rows, **known)
 
 
 def open_data(source: str, settings: DataSettings | None = None, *, track: Track = silent) -> Data:
@@ -165,8 +166,8 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
         )
     found = open_source(source, mode=modes[channels], task=settings.task)
     train, skipped = _usable(found.train, settings, track)
-    frame = _frame(found, settings)
-    cache = _cache(settings, frame, len(train.labels) + len(found.val.labels))
+    preprocessing, notes = choose_preprocessing(found, settings)
+    cache = _cache(settings, preprocessing, len(train.labels) + len(found.val.labels))
     everything = torch.arange(len(train.labels))
     training, validation = everything, everything[:0]
     if settings.validation:
@@ -176,27 +177,25 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
     info = DataInfo(
         source=found.name,
         classes=found.classes,
-        input_shape=frame.shape,
-        mean=frame.mean,
-        std=frame.std,
+        preprocessing=preprocessing,
         training=len(training),
         validation=len(validation),
         reporting=len(found.val.labels),
         cache=cache,
         skipped=skipped,
         fingerprint=found.fingerprint,
-        notes=found.notes,
+        notes=(*found.notes, *notes),
         task=settings.task or found.task,
     )
     _glance((train, found.val), track)
-    trained, reported = (_store(i, frame, cache, settings, track) for i in (train, found.val))
+    trained, reported = (_store(i, info, settings, track) for i in (train, found.val))
     parts: dict[str, tuple[Store | TargetStore, Tensor]] = {
         "training": (trained, training),
         "validation": (trained, validation),
         "reporting": (reported, torch.arange(len(found.val.labels))),
     }
-    augment = _augment(found, settings, frame)
-    return Data(info, settings, parts=parts, frame=frame, augment=augment)
+    augment = _augment(found, settings, preprocessing)
+    return Data(info, settings, parts=parts, augment=augment)
 
 
 def in_turn(labels: Tensor, rows: Tensor, *, seed: int) -> Tensor:
@@ -208,30 +207,8 @@ def in_turn(labels: Tensor, rows: Tensor, *, seed: int) -> Tensor:
     return rows[torch.argsort(rank * (int(labels.max()) + 1) + labels[rows])]
 
 
-def _frame(found: Source, settings: DataSettings) -> Frame:
-    joint = isinstance(found.train, Targets)
-    small = found.native and max(found.native) < (LARGE if joint else SMALL)
-    native = found.native if found.native and small else SIZES.get(found.task, (224, 224))
-    shape = settings.input or (1 if found.mode == "L" else 3, *native)
-    usual: tuple[tuple[float, ...], tuple[float, ...]] = (
-        IMAGENET if max(shape[1:]) >= SMALL else CIFAR
-    )
-    if shape[0] == 1:
-        usual = DIGITS if found.name == "digits" else GREY
-    if found.task == "detection":  # detectors normalise by themselves
-        usual = ((0.0,) * shape[0], (1.0,) * shape[0])
-    mean, std = settings.mean or usual[0], settings.std or usual[1]
-    if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
-        raise UsageError(
-            f"mean {mean} and std {std} do not fit {shape[0]} channels",
-            why="each channel needs one mean and one positive std",
-            fix=f"give {shape[0]} numbers each for data.mean and data.std",
-        )
-    return Frame(shape, mean, std, crop=settings.crop if max(shape[1:]) >= SMALL else 1.0)
-
-
-def _augment(found: Source, settings: DataSettings, frame: Frame) -> Augment:
-    side = max(frame.shape[1:])
+def _augment(found: Source, settings: DataSettings, preprocessing: Preprocessing) -> Augment:
+    side = max(preprocessing.shape[1:])
     kind = settings.augment
     if kind == "auto":
         kind = "resized_crop" if side >= SMALL else "crop" if found.mirror else "shift"
@@ -246,9 +223,9 @@ def _augment(found: Source, settings: DataSettings, frame: Frame) -> Augment:
     )
 
 
-def _cache(settings: DataSettings, frame: Frame, count: int) -> str:
+def _cache(settings: DataSettings, preprocessing: Preprocessing, count: int) -> str:
     if settings.cache == "auto":
-        channels, height, width = frame.shape
+        channels, height, width = preprocessing.shape
         small = max(height, width) < SMALL and count * channels * height * width < CACHE_LIMIT
         return "memory" if small else "none"
     if settings.cache != "none" and settings.augment == "resized_crop":
@@ -261,7 +238,7 @@ def _cache(settings: DataSettings, frame: Frame, count: int) -> str:
 
 
 def _store(
-    images: Images, frame: Frame, cache: str, settings: DataSettings, track: Track
+    images: Images, info: DataInfo, settings: DataSettings, track: Track
 ) -> Store | TargetStore:
     cores = usable_cores()
     if isinstance(images, Targets):
@@ -269,11 +246,10 @@ def _store(
         if workers is None:
             workers = 0 if len(images.labels) < FEW else cores
         return TargetStore(images, workers)
-    if cache == "none":
-        return Decoded(
-            images, frame, workers=cores if settings.workers is None else settings.workers
-        )
-    return Cached(images, frame, on_device=cache == "device", track=track)
+    if info.cache == "none":
+        workers = cores if settings.workers is None else settings.workers
+        return Decoded(images, info.preprocessing, workers=workers)
+    return Cached(images, info.preprocessing, on_device=info.cache == "device", track=track)
 
 
 def _usable(images: Images, settings: DataSettings, track: Track) -> tuple[Images, tuple[str, ...]]:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from seprune.errors import InputError
 from seprune.runtime.reading import open_regular
@@ -191,27 +189,6 @@ def range_of_files(paths: Sequence[Path]) -> Range | None:
         except Exception:
             continue
     return full_range(found) if found else None
-
-
-def fit(image: Image.Image, height: int, width: int, *, crop: float) -> Image.Image:
-    """The evaluation transform: scale the image, then take its centre of `height` x `width`.
-
-    An image that already has that size is returned as it is. `crop` is the part of the scaled
-    image's shorter side that the centre covers.
-    """
-    if (image.height, image.width) == (height, width):
-        return image
-    scale = max(height / image.height, width / image.width) / crop
-    scaled = (max(round(image.width * scale), width), max(round(image.height * scale), height))
-    image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """`image` as a uint8 tensor (C, H, W)."""
-    array = np.array(image)
-    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
 
 
 def sniff(path: Path) -> InputError | None:

@@ -14,9 +14,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from seprune.data.augment import Augment, seed_of
-from seprune.data.decode import to_pixels
-from seprune.data.loaders import Batching, Frame, Loader, quietly
+from seprune.data.loaders import Batching, Loader, quietly
+from seprune.data.preprocessing import normalise, to_pixels
 from seprune.data.source import Targets
+from seprune.models.preprocessing import Preprocessing
 from seprune.tasks import Task
 from seprune.tasks.batches import to_device
 
@@ -45,18 +46,25 @@ class TargetLoader(Loader):
         store: TargetStore,
         rows: Tensor,
         *,
-        frame: Frame,
+        preprocessing: Preprocessing,
         batching: Batching,
         augment: Augment | None = None,
         task: Task,
     ) -> None:
-        super().__init__(store, rows, frame=frame, batching=batching, augment=augment, task=task)  # type: ignore[arg-type]
+        super().__init__(
+            store,  # type: ignore[arg-type]
+            rows,
+            preprocessing=preprocessing,
+            batching=batching,
+            augment=augment,
+            task=task,
+        )
         self.targets = store
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         key = (self.batching.seed, self._epoch)
         loader = DataLoader(
-            _Joint(self.targets.samples, self.frame, self.augment, key),
+            _Joint(self.targets.samples, self.preprocessing.shape[1:], self.augment, key),
             batch_sampler=[rows.tolist() for rows in self.own_rows()],
             num_workers=self.targets.workers,
             collate_fn=_collate,
@@ -64,15 +72,18 @@ class TargetLoader(Loader):
             generator=torch.Generator(),  # else it draws from the caller's
         )
         for pixels, target in quietly(loader):
-            images = self.frame.normalise(pixels.to(self.device, non_blocking=True))
+            moved = pixels.to(self.device, non_blocking=True)
+            images = normalise(moved, self.preprocessing)
             target = to_device(target, self.device)
             yield (list(images), target) if isinstance(target, list) else (images, target)
 
 
 class _Joint(Dataset[Any]):
-    def __init__(self, samples: Targets, frame: Frame, augment: Augment, key: tuple[int, int]):
+    def __init__(
+        self, samples: Targets, size: tuple[int, int], augment: Augment, key: tuple[int, int]
+    ):
         self.samples, self.key = samples, key
-        self.change = transform(augment, frame.shape[1:])
+        self.change = transform(augment, size)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Any]:
         image = tv_tensors.Image(to_pixels(self.samples(row)))

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -19,37 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from seprune.data.augment import Augment, crop_and_flip, cutout, draw, generator, seed_of
-from seprune.data.decode import fit, to_pixels
+from seprune.data.preprocessing import fit, normalise, to_pixels
 from seprune.errors import EnvironmentFault, first_line
+from seprune.models.preprocessing import Preprocessing
 from seprune.runtime.interrupts import unbroken
 from seprune.runtime.progress import Track, silent
 from seprune.tasks import Task
 
 PART = 1024  # images between two chances to stop
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Image size, normalisation, and the part of the scaled image that evaluation looks at."""
-
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop: float = 1.0
-
-    def normalise(self, pixels_BCHW: Tensor) -> Tensor:
-        """uint8 pixels -> float32, (x / 255 - mean) / std."""
-        mean, std = _levels(self.mean, self.std, pixels_BCHW.device)
-        return pixels_BCHW.contiguous().float().sub_(mean).div_(std)
-
-
-@cache
-def _levels(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Mean and std in grey levels, kept on the device: a copy per batch would stall it."""
-    first, second = (torch.tensor(v, device=device).view(1, -1, 1, 1) * 255 for v in (mean, std))
-    return first, second
 
 
 def _moved(batches: list[Tensor], device: torch.device) -> Sequence[Tensor]:
@@ -107,9 +83,16 @@ def targets_of(images: Images) -> Tensor:
 class Cached:
     """Every image decoded once, at its evaluation size, into one uint8 tensor (N, C, H, W)."""
 
-    def __init__(self, images: Images, frame: Frame, *, on_device: bool, track: Track = silent):
+    def __init__(
+        self,
+        images: Images,
+        preprocessing: Preprocessing,
+        *,
+        on_device: bool,
+        track: Track = silent,
+    ):
         self.labels, self.targets = images.labels, targets_of(images)
-        self._images, self._frame, self._track = images, frame, track
+        self._images, self._preprocessing, self._track = images, preprocessing, track
         self._on_device = on_device
         self._pixels: dict[torch.device, Tensor] = {}
 
@@ -120,7 +103,7 @@ class Cached:
         pixels = self._at(home)
         draws = None
         if augment.pad or augment.flip:
-            size = self._frame.shape[1:]
+            size = self._preprocessing.shape[1:]
             draws = draw(augment, len(self.labels), size, key=(*key, 1)).to(home)
         for rows in _moved(batches, home):
             batch = pixels[rows]
@@ -134,7 +117,7 @@ class Cached:
         """The pixels on the CPU, decoded the first time."""
         cpu = torch.device("cpu")
         if cpu not in self._pixels:
-            self._pixels[cpu] = decode_all(self._images, self._frame, track=self._track)
+            self._pixels[cpu] = decode_all(self._images, self._preprocessing, track=self._track)
         return self._pixels[cpu]
 
     def _at(self, device: torch.device) -> Tensor:
@@ -144,13 +127,13 @@ class Cached:
         return self._pixels[device]
 
 
-def decode_all(images: Images, frame: Frame, *, track: Track = silent) -> Tensor:
+def decode_all(images: Images, preprocessing: Preprocessing, *, track: Track = silent) -> Tensor:
     """All images at evaluation size, uint8 (N, C, H, W), by threads: Pillow frees the GIL."""
     count = len(images.labels)
-    pixels = torch.empty((count, *frame.shape), dtype=torch.uint8)
+    pixels = torch.empty((count, *preprocessing.shape), dtype=torch.uint8)
 
     def decode(row: int) -> None:
-        pixels[row] = to_pixels(fit(images(row), *frame.shape[1:], crop=frame.crop))
+        pixels[row] = to_pixels(fit(images(row), preprocessing))
 
     in_threads(decode, count, label="decoding images", track=track)
     return pixels
@@ -174,15 +157,15 @@ def _parts(work: Callable[[int], None], count: int) -> Iterator[int]:
 class Decoded:
     """Images decoded whenever they are needed, by worker processes."""
 
-    def __init__(self, images: Images, frame: Frame, *, workers: int):
+    def __init__(self, images: Images, preprocessing: Preprocessing, *, workers: int):
         self.labels, self.targets = images.labels, targets_of(images)
-        self._images, self._frame, self._workers = images, frame, workers
+        self._images, self._preprocessing, self._workers = images, preprocessing, workers
 
     def stream(
         self, batches: list[Tensor], augment: Augment, key: tuple[int, int], device: torch.device
     ) -> Iterator[Tensor]:
         loader = DataLoader(
-            _Augmented(self._images, self._frame, augment, key),
+            _Augmented(self._images, self._preprocessing, augment, key),
             batch_sampler=[rows.tolist() for rows in batches],
             num_workers=self._workers,
             pin_memory=device.type == "cuda",
@@ -217,31 +200,40 @@ def quietly(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 class _Augmented(Dataset[Tensor]):
-    def __init__(self, images: Images, frame: Frame, augment: Augment, key: tuple[int, int]):
-        self._images, self._frame, self._key = images, frame, key
-        self._random = _transform(augment, frame.shape[1:])
+    def __init__(
+        self, images: Images, preprocessing: Preprocessing, augment: Augment, key: tuple[int, int]
+    ):
+        self._images, self._preprocessing, self._key = images, preprocessing, key
+        self._random = _transform(augment, preprocessing)
 
     def __getitem__(self, row: int) -> Tensor:
-        height, width = self._frame.shape[1:]
         image = self._images(row)
-        if self._random is not None:
+        if self._random is None:
+            image = fit(image, self._preprocessing)
+        else:
             # v2 draws from the global generator: seeded by row, it gives every image the same draws
             # whichever worker, process or resumed run decodes it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(*self._key, 1, row))
                 image = self._random(image)
-        return to_pixels(fit(image, height, width, crop=self._frame.crop))
+        return to_pixels(image)
 
 
 def _transform(
-    augment: Augment, size: tuple[int, int]
+    augment: Augment, preprocessing: Preprocessing
 ) -> Callable[[Image.Image], Image.Image] | None:
+    """Random changes to a training image, to the size of the input; None where there are none."""
+    size = preprocessing.shape[1:]
     steps: list[object] = []
     if augment.resized_crop:
-        steps.append(v2.RandomResizedCrop(size, antialias=True))
+        way = v2.InterpolationMode(preprocessing.interpolation)
+        steps.append(v2.RandomResizedCrop(size, interpolation=way, antialias=True))
     elif augment.pad:
-        steps += [v2.Lambda(lambda image: fit(image, *size, crop=1.0))]
+        filling = replace(preprocessing, resize=size)
+        steps += [v2.Lambda(lambda image: fit(image, filling))]
         steps += [v2.RandomCrop(size, padding=augment.pad)]
+    elif augment.flip or augment.randaugment:
+        steps += [v2.Lambda(lambda image: fit(image, preprocessing))]
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.randaugment:
@@ -273,13 +265,14 @@ class Loader:
         store: Store,
         rows: Tensor,
         *,
-        frame: Frame,
+        preprocessing: Preprocessing,
         batching: Batching,
         augment: Augment | None = None,
         task: Task | None = None,
     ):
         self.task = task
-        self.store, self.rows, self.frame, self.batching = store, rows, frame, batching
+        self.store, self.rows, self.batching = store, rows, batching
+        self.preprocessing = preprocessing
         self.augment = augment or Augment()
         self.device = torch.device("cpu")
         self.rank, self.world = 0, 1
@@ -315,7 +308,7 @@ class Loader:
         return len(self.batching.batches(self.rows, 0))
 
     def pixels(self) -> Iterator[Tensor]:
-        """The batches as uint8 pixels, before `frame.normalise` and without cutout."""
+        """The batches as uint8 pixels, before `normalise` and without cutout."""
         key = (self.batching.seed, self._epoch)
         yield from self.store.stream(self.own_rows(), self.augment, key, self.device)
 
@@ -331,11 +324,11 @@ class Loader:
         labels = getattr(self.store, "targets", self.store.labels).to(self.device)
         side, where = self.augment.cutout, torch.empty(0)
         if side:
-            size = self.frame.shape[1:]
+            size = self.preprocessing.shape[1:]
             where = draw(self.augment, len(labels), size, key=(*key, 1)).centres.to(self.device)
         pixels = self.store.stream(mine, self.augment, key, self.device)
         for rows, batch in zip(_moved(mine, self.device), pixels, strict=True):
-            images = self.frame.normalise(batch)
+            images = normalise(batch, self.preprocessing)
             if side:
                 images = cutout(images, where[rows], side=side)
             yield images, labels[rows]

@@ -44,10 +44,6 @@ TORCHVISION: dict[str, tuple[str, Any, Any]] = {
     "FGVCAircraft": ("split", "trainval", "test"),
     "Imagenette": ("split", "train", "val"),
 }
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-GREY = ((0.1307,), (0.3081,))  # MNIST's
-DIGITS = ((0.3053,), (0.3761,))
 MIRROR_CHANGES_CLASS = {"MNIST", "KMNIST", "USPS", "SVHN", "GTSRB"}
 
 

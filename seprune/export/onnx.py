@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import io
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.measure.latency import Latency, latency
+from seprune.models import origin_of
+from seprune.models.preprocessing import trained_for
 from seprune.runtime.files import write_with
 
 FORMATS = ("onnx", "pt2")
@@ -77,7 +80,11 @@ def export_model(
     model = copy.deepcopy(model).cpu().eval()
     images = _noise(shape) if images is None else images.cpu()
     program = _program(model, shape)
-    content, named = _onnx(program, opset) if format == "onnx" else (_pt2(program), None)
+    about = metadata_of(model)
+    if format == "onnx":
+        content, named = _onnx(program, opset, about)
+    else:
+        content, named = _pt2(program, about), None
     found: list[tuple[int, float]] = []
 
     def fill(temporary: Path) -> None:
@@ -125,13 +132,28 @@ def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedPro
     return program
 
 
-def _pt2(program: torch.export.ExportedProgram) -> bytes:
+def metadata_of(model: nn.Module) -> dict[str, str]:
+    """What a file says of the network in it: as JSON, how images are prepared, task and labels."""
+    known, origin = trained_for(model), origin_of(model)
+    found: dict[str, Any] = {
+        "preprocessing": known.preprocessing and known.preprocessing.plain(),
+        "task": known.task,
+        "labels": list(known.labels) or None,
+        "architecture": origin and origin.name,
+    }
+    found = {key: value for key, value in found.items() if value is not None}
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
+
+
+def _pt2(program: torch.export.ExportedProgram, about: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files={f"{k}.txt": v for k, v in about.items()})
     return buffer.getvalue()
 
 
-def _onnx(program: torch.export.ExportedProgram, opset: int | None) -> tuple[bytes, int]:
+def _onnx(
+    program: torch.export.ExportedProgram, opset: int | None, about: Mapping[str, str]
+) -> tuple[bytes, int]:
     """One file's content, weights included, and its opset."""
     onnx = importlib.import_module("onnx")
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
@@ -149,6 +171,7 @@ def _onnx(program: torch.export.ExportedProgram, opset: int | None) -> tuple[byt
             )
         assert made is not None  # None is for a file name only
         proto = made.model_proto
+        onnx.helper.set_model_props(proto, dict(about))
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the exporter and the checker have no common error
         raise _impossible(program, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from seprune.checkpoint import check_values, read_safetensors
 from seprune.errors import InputError
 from seprune.export.architecture import Architecture, readable, rebuilt
 from seprune.models import NO_CODE, ModelLoader
+from seprune.models.preprocessing import (
+    Preprocessing,
+    TrainedFor,
+    remember_training,
+    trained_for,
+)
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import tied
 from seprune.runtime.files import (
@@ -45,7 +52,8 @@ def save(
     Args:
         architecture: how the network is built again. A network that `build` or `load` made, or a
             pruned or fine-tuned copy of one, knows that itself.
-        about: what else `config.json` should say (classes, preprocessing, scores); JSON types.
+        about: what else `config.json` should say; JSON types. What the network was trained for
+            (preprocessing, task, labels) it knows itself.
         beside: other files that belong to it.
 
     Raises:
@@ -56,7 +64,7 @@ def save(
     tensors = _tensors(model)
     architecture = readable(model, architecture, tensors)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    config = json_text(_config(architecture, about or {}))
+    config = json_text(_config(architecture, _trained_for(model) | dict(about or {})))
     plans = {_plan_name(n): bytes_of(p.dumps().encode()) for n, p in enumerate(architecture.plans)}
     parts = {WEIGHTS: tensors_of(tensors, {"format": "pt"}), **plans, **(beside or {})}
     write_folder(folder, {**parts, CONFIG: bytes_of(config.encode())}, need=size + 100_000)
@@ -89,6 +97,7 @@ def load(folder: Path | str, *, device: str = "cpu", loader: ModelLoader = NO_CO
     if _unfilled(model):  # tensors that only a real build computes (anchors, index tables)
         model = rebuilt(architecture, loader=loader, device="cpu").to(device)
         _fill(model, tensors, folder)
+    remember_training(model, read_trained_for(folder))
     return model.eval()
 
 
@@ -135,12 +144,16 @@ def _check_entries(path: Path, entries: Mapping[str, Any]) -> None:
     }
     wrong = [key for key in right if not right[key]]
     if wrong:
-        raise InputError(
-            f"{path}: seprune.{wrong[0]} is nothing that seprune wrote",
-            why=f"it is {str(entries.get(wrong[0]))[:60]!r}",
-            fix="copy the folder again, or run the stage that wrote it again",
-            code="damaged",
-        )
+        raise _not_ours(path, f"seprune.{wrong[0]}", entries.get(wrong[0]))
+
+
+def _not_ours(path: Path, entry: str, found: Any) -> InputError:
+    return InputError(
+        f"{path}: {entry} is nothing that seprune wrote",
+        why=f"it is {str(found)[:60]!r}",
+        fix="copy the folder again, or run the stage that wrote it again",
+        code="damaged",
+    )
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -180,6 +193,37 @@ def _config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, A
         },
         **about,
     }
+
+
+def _trained_for(model: nn.Module) -> dict[str, Any]:
+    known = trained_for(model)
+    made = known.preprocessing.plain() if known.preprocessing else None
+    entries = {"preprocessing": made, "task": known.task, "labels": list(known.labels) or None,
+               "metrics": dict(known.metrics) if known.metrics else None}  # fmt: skip
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+def read_trained_for(folder: Path) -> TrainedFor:
+    """What `config.json` of a folder says that its weights were trained for.
+
+    Raises:
+        InputError: it says nothing that seprune wrote.
+    """
+    config, path = read_config(folder), folder / CONFIG
+    task, labels = config.get("task"), config.get("labels", [])
+    metrics = config.get("metrics") or {}
+    right = {
+        "task": task is None or isinstance(task, str),
+        "labels": isinstance(labels, list) and all(isinstance(x, str) for x in labels),
+        "metrics": isinstance(metrics, dict)
+        and all(isinstance(x, (int, float)) for x in metrics.values()),
+    }
+    if wrong := [key for key in right if not right[key]]:
+        raise _not_ours(path, wrong[0], config.get(wrong[0]))
+    given = config.get("preprocessing")
+    made = None if given is None else Preprocessing.of(given, where=f"{path}: preprocessing")
+    made = made and replace(made, source=str(folder))
+    return TrainedFor(made, task, tuple(labels), metrics or None)
 
 
 def _plan_name(number: int) -> str:

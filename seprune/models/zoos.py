@@ -114,6 +114,18 @@ def timm_size(model: Any) -> tuple[int, int]:
     return height, width
 
 
+def timm_config(name: str) -> dict[str, Any]:
+    """The `pretrained_cfg` of a network of timm; with a tag that of these weights."""
+    found = _import("timm.models").get_pretrained_cfg(name)
+    return dict(found.to_dict()) if found is not None else {}
+
+
+def torchvision_weights(name: str, entry: str = "DEFAULT") -> Any:
+    """An entry of the weights enum of a network of torchvision; None if it has no such weights."""
+    enum = _import("torchvision.models").get_model_weights(name)
+    return getattr(enum, entry, None)
+
+
 def _torchvision_names() -> list[str]:
     models = _import("torchvision.models")
     modules = (models, models.detection, models.segmentation)

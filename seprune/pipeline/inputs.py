@@ -13,13 +13,20 @@ from torch import Tensor, nn
 
 from seprune import models
 from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
-from seprune.data import Data, DataSettings, open_data
+from seprune.data import Data, DataInfo, DataSettings, open_data
 from seprune.errors import InputError, UsageError
 from seprune.export import pruned_model
 from seprune.export.architecture import Architecture
 from seprune.graph.trace import record
 from seprune.measure.metrics import logits_of
 from seprune.models import NO_CODE, ModelLoader
+from seprune.models.preprocessing import (
+    Preprocessing,
+    TrainedFor,
+    preprocessing_in,
+    remember_training,
+    trained_for,
+)
 from seprune.recipe.sections import DataSection, ModelSection, Recipe
 from seprune.runtime.files import sha256
 from seprune.runtime.inference import evaluating
@@ -41,6 +48,11 @@ class LoadedNetwork:
     digest: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def trained_for(self) -> TrainedFor:
+        """What its weights were trained for, as far as it is known."""
+        return trained_for(self.model)
+
     def example(self, batch: int = 2) -> Tensor:
         """Two images of noise, for tracing; the same ones every time."""
         generator = torch.Generator().manual_seed(0)
@@ -56,8 +68,9 @@ def open_both(
 ) -> tuple[LoadedNetwork, Data]:
     """Network and data of a recipe, each at the other's size; the network has seen one image.
 
-    A saved folder and `model.input` say how large images are, else the data do. A network that is
-    built without a classifier (`model.args.num_classes` 0) has the task `embedding`.
+    What trained weights say of images goes before what is usual for such data, and what the recipe
+    says before both. The network knows from then on what it was used with. A network that is built
+    without a classifier (`model.args.num_classes` 0) has the task `embedding`.
 
     Args:
         labelled: whether labels are used, so that the network has to have an output for each.
@@ -67,37 +80,67 @@ def open_both(
     """
     section = recipe.model
     task = recipe.task or ("embedding" if outputs_of(section) == 0 else None)
-    is_folder = _folder(section) is not None
-    if is_folder:
+    if _folder(section) is not None:
         network = open_network(section, loader=loader)
-        args = network.architecture.args or {}
-        task = task or ("embedding" if args.get("num_classes") == 0 else None)
-        data = open_section(recipe.data, network.shape, task=task, track=track)
+        known = network.trained_for
+        bare = (network.architecture.args or {}).get("num_classes") == 0
+        used = task or ("embedding" if bare else known.task)
+        data = open_section(recipe.data, network.shape, task=used, known=known, track=track)
     else:
-        data = open_section(recipe.data, section.input, task=task, track=track)
-        info = data.info
+        known = TrainedFor(_beside(section))
+        data = open_section(recipe.data, section.input, task=task, known=known, track=track)
+        classes = None if data.info.task == "embedding" else len(data.info.classes)
+        shape = data.info.preprocessing.shape
         network = open_network(
-            section,
-            shape=info.input_shape,
-            classes=None if info.task == "embedding" else len(info.classes),
-            seed=recipe.seed,
-            loader=loader,
+            section, shape=shape, classes=classes, seed=recipe.seed, loader=loader
         )
-    outputs = _width(data.info.task, run_once(network.model, network.example(1)))
-    if outputs not in (None, len(data.info.classes)):
-        if not labelled:
-            note = (
-                f"the network has {outputs} outputs and the data have {len(data.info.classes)} "
-                "classes, so the labels are not used"
-            )
-            return replace(network, notes=(*network.notes, note)), data
+    return _matched(network, data, labelled=labelled), data
+
+
+def _matched(network: LoadedNetwork, data: Data, *, labelled: bool) -> LoadedNetwork:
+    """The network, which knows what it is used with; refuses data with other classes."""
+    info, known = data.info, network.trained_for
+    outputs = _width(info.task, run_once(network.model, network.example(1)))
+    used = TrainedFor(info.preprocessing, info.task, info.classes, known.metrics)
+    if outputs in (None, len(info.classes)):
+        _require_order(network, info)
+    elif labelled:
         raise InputError(
-            f"the network has {outputs} outputs, the data have {len(data.info.classes)} classes",
-            why=f"{network.architecture.name} against {data.info.source}",
-            fix=f"use the data it was trained for, or --classes {len(data.info.classes)}",
+            f"the network has {outputs} outputs, the data have {len(info.classes)} classes",
+            why=f"{network.architecture.name} against {info.source}",
+            fix=f"use the data it was trained for, or --classes {len(info.classes)}",
             code="classes",
         )
-    return network, data
+    else:
+        note = (
+            f"the network has {outputs} outputs and the data have {len(info.classes)} "
+            "classes, so the labels are not used"
+        )
+        network = replace(network, notes=(*network.notes, note))
+        used = replace(used, labels=known.labels)
+    remember_training(network.model, used)
+    return network
+
+
+def _beside(section: ModelSection) -> Preprocessing | None:
+    """What the folder of a checkpoint says of images."""
+    path = Path(section.checkpoint or "")
+    return preprocessing_in(path) if section.checkpoint and path.is_dir() else None
+
+
+def _require_order(network: LoadedNetwork, info: DataInfo) -> None:
+    """Refuse data whose classes have the network's names in another order."""
+    known = network.trained_for.labels
+    if not known or known == info.classes or set(known) != set(info.classes):
+        return
+    place = next(n for n, pair in enumerate(zip(known, info.classes)) if pair[0] != pair[1])
+    raise InputError(
+        f"{info.source}: its classes are in another order than the network's",
+        why=f"output {place} is {known[place]!r} in {network.architecture.name}, and "
+        f"{info.classes[place]!r} in the data",
+        fix="name the class folders so that they sort in the network's order",
+        code="class-order",
+    )
 
 
 def open_section(
@@ -105,11 +148,19 @@ def open_section(
     shape: tuple[int, int, int] | None,
     *,
     task: str | None = None,
+    known: TrainedFor | None = None,
     track: Track = silent,
 ) -> Data:
-    """The data of a recipe's data section, at one input size."""
+    """The data of a recipe's data section.
+
+    Args:
+        shape: of the input; None: as the weights or the images say.
+        known: what the weights were trained for.
+    """
     given = section.model_dump(exclude={"source"})
-    return open_data(section.source, DataSettings(input=shape, task=task, **given), track=track)
+    asked = known.preprocessing if known else None
+    settings = DataSettings(input=shape, task=task, preprocessing=asked, **given)
+    return open_data(section.source, settings, track=track)
 
 
 def outputs_of(section: ModelSection) -> int | None:
@@ -165,7 +216,7 @@ def open_network(
     folder = _folder(section)
     if folder is not None:
         _check_folder(folder, section)
-        return _from_folder(folder, shape, loader=loader)
+        return _from_folder(folder, section.input, shape, loader=loader)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = loader.build(section.name, classes=classes, input=shape, **section.args)
@@ -234,11 +285,16 @@ def _spelled(name: str, args: Mapping[str, object]) -> str:
 
 
 def _from_folder(
-    folder: Path, shape: tuple[int, int, int] | None, *, loader: ModelLoader
+    folder: Path,
+    given: tuple[int, int, int] | None,
+    shape: tuple[int, int, int] | None,
+    *,
+    loader: ModelLoader,
 ) -> LoadedNetwork:
+    """A saved network, at the size that was asked for or its own; `shape` where it has none."""
     architecture = pruned_model.read_architecture(folder)
     model = pruned_model.load(folder, loader=loader)
-    shape = architecture.input or shape or models.input_size(architecture.name, model)
+    shape = given or architecture.input or shape or models.input_size(architecture.name, model)
     digest = sha256(folder / pruned_model.WEIGHTS)
     return LoadedNetwork(model, architecture, shape, str(folder), digest)
 
@@ -246,7 +302,7 @@ def _from_folder(
 def data_digests(data: Data) -> dict[str, str]:
     """Hashes that keep statistics of different data or preprocessing apart."""
     info = data.info
-    how = f"{info.input_shape} {info.mean} {info.std} {data.settings.crop}"
+    how = repr(replace(info.preprocessing, source=""))
     return {
         "data": info.fingerprint,
         "preprocessing": hashlib.sha256(how.encode()).hexdigest(),

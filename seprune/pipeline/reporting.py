@@ -121,6 +121,8 @@ def compose(result: RunResult) -> Report:
                 "reporting": info.reporting,
             },
             "classes": [info.classes[row] for row in rows],
+            "preprocessing": info.preprocessing.plain(),
+            "task": info.task,
             "skipped": list(info.skipped),
             "notes": [*info.notes, *result.notes],
         },

@@ -26,6 +26,7 @@ from seprune.importance.ablation import (
 from seprune.importance.alternatives import alternatives
 from seprune.measure.flops import count
 from seprune.measure.metrics import evaluate
+from seprune.models.preprocessing import remember_training
 from seprune.pipeline.collection import collect, scored_structure
 from seprune.pipeline.context import Context
 from seprune.pipeline.network_timer import fast_multiple, latency_of
@@ -192,7 +193,8 @@ def recover(
     if how == "scratch":
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            return rebuilt(network.architecture.cut(made), device="cpu")
+            drawn = rebuilt(network.architecture.cut(made), device="cpu")
+        return remember_training(drawn, network.trained_for)
     images = settings.collect.images
     loader = context.images(settings.needs_images_for).calibration(images, seed=seed)
     if how == "bn":

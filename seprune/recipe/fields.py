@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
@@ -112,3 +112,11 @@ Rate = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
+
+Tasks = Literal[
+    "classification", "multi_label", "regression", "segmentation", "detection", "embedding"
+]
+
+Interpolations = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+Gradients = Literal["auto", "none", "labels", "sampled", "smoothed", "logits", "weights"]

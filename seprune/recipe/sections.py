@@ -12,10 +12,13 @@ from seprune.recipe.fields import (
     Budgets,
     Count,
     Fraction,
+    Gradients,
+    Interpolations,
     Location,
     Rate,
     Runtimes,
     Scalar,
+    Tasks,
     Times,
 )
 
@@ -25,10 +28,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-
-Tasks = Literal[
-    "classification", "multi_label", "regression", "segmentation", "detection", "embedding"
-]
 
 _OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights"}
 _OTHER_KEYS = {"name", "classes", "input", "allow_code"}
@@ -78,14 +77,25 @@ class DataSection(Section):
         default="auto", description="decoded images"
     )
     mean: tuple[float, ...] | None = Field(
-        default=None, description="a channel each, of RGB in [0, 1]"
+        default=None, description="a channel each, of [0, 1]; null: as the weights say, or guessed"
     )
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, description="likewise"
     )
     augment: Literal["auto", "none", "shift", "crop", "resized_crop"] = "auto"
     cutout: int = Field(default=0, ge=0, description="side in pixels; 0: off")
-    crop: float = Field(default=0.875, gt=0, le=1, description="of the shorter side, if large")
+    crop: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="of the scaled image; null: as the weights say, else 0.875 if large",
+    )
+    interpolation: Interpolations | None = Field(
+        default=None, description="null: as the weights say, else bilinear"
+    )
+    channel_order: Literal["rgb", "bgr"] | None = Field(
+        default=None, description="null: as the weights say, else rgb"
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="skip: at most 0.1 %"
     )
@@ -164,9 +174,6 @@ class FinetuneSection(TrainSection):
     distill: DistillSection | None = Field(
         default=DistillSection(), description="null: labels only"
     )
-
-
-Gradients = Literal["auto", "none", "labels", "sampled", "smoothed", "logits", "weights"]
 
 
 class CollectSection(Section):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from seprune.data.preprocessing import as_code
 from seprune.measure.metric_names import metric_title, metric_value
+from seprune.models.preprocessing import Preprocessing
 from seprune.report import words
 from seprune.report.measurement import Measurement, Report
 from seprune.runtime.text import printable
@@ -23,6 +25,7 @@ def model_card(report: Report, measurement: Measurement) -> str:
         f"`{_line(report.model.get('name'))}`, {measurement.stage}: {kept} of the MACs{made}.",
         "## Use",
         '```python\nimport seprune\n\nmodel = seprune.load("path/to/this/folder")\n```',
+        *_preparing(report),
         "No pickle is read: `config.json` names the architecture and the cuts, "
         "`model.safetensors` holds the weights, `SHA256SUMS` their hashes.",
         "## Results",
@@ -35,6 +38,18 @@ def model_card(report: Report, measurement: Measurement) -> str:
     if remarks := words.missing(report):
         sections += ["## Not in the numbers", "\n".join(f"- {_line(x)}" for x in remarks)]
     return "\n\n".join(sections) + "\n"
+
+
+def _preparing(report: Report) -> list[str]:
+    """How an image becomes an input, in words and as code that needs no seprune."""
+    given = report.data.get("preprocessing")
+    if given is None:
+        return []
+    known = Preprocessing.of(given)
+    return [
+        f"## Images\n\n{_line(known)}. Without seprune:",
+        f"```python\n{as_code(known)}```",
+    ]
 
 
 def _front_matter(report: Report, m: Measurement) -> str:

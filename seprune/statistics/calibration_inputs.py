@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from seprune.data import Loader
 from seprune.data.image_buffer import Column, WaitingImages, unchanged, wait_for
 from seprune.data.joint import TargetLoader
 from seprune.data.placement import resolve_task
+from seprune.data.preprocessing import normalise
 from seprune.errors import InputError
 from seprune.runtime.inference import device_of
 from seprune.statistics.batches import count_images, open_batches
@@ -110,7 +112,8 @@ def take_inputs(
     plain = isinstance(loader, Loader) and not isinstance(loader, TargetLoader)
     if isinstance(loader, Loader) and plain and not loader.augment.cutout:
         pixels = loader.on(torch.device("cpu")).pixels()
-        kept = wait_for(pixels, count, memory=memory, finish=loader.frame.normalise)
+        finish = partial(normalise, preprocessing=loader.preprocessing)
+        kept = wait_for(pixels, count, memory=memory, finish=finish)
         return CalibrationInputs(resolve_task(task, loader, None, labelled=False), kept)
     task, _, batches = open_batches(loader, torch.device("cpu"), 0, 1, task=task)
     return CalibrationInputs(task, _keep(task, batches, count, memory))

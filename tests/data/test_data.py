@@ -13,10 +13,12 @@ from PIL import Image
 
 from seprune.data import DataSettings, open_data
 from seprune.data.augment import Draws, crop_and_flip, cutout
-from seprune.data.decode import fit, read_image, to_pixels
+from seprune.data.decode import read_image
 from seprune.data.folders import find_images
 from seprune.data.loaders import Batching, Cached, Decoded
+from seprune.data.preprocessing import fit, to_pixels
 from seprune.errors import EnvironmentFault, InputError, UsageError
+from seprune.models.preprocessing import Preprocessing, covering
 
 
 def write_folder(root: Path, *, size=(8, 8), train=20, val=5, classes=("cat", "dog")) -> Path:
@@ -43,13 +45,13 @@ def test_digits_are_the_uci_images():
     data = open_data("digits")
     info = data.info
     assert info.training + info.validation + info.reporting == 1797
-    assert info.input_shape == (1, 8, 8)
+    assert info.preprocessing.shape == (1, 8, 8)
     assert info.classes == tuple("0123456789")
     assert info.fingerprint == "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"
     images, labels = everything(data.reporting())
     assert images.shape == (info.reporting, 1, 8, 8)
     assert labels.bincount().min() >= 34
-    levels = (images * info.std[0] + info.mean[0]) * 16
+    levels = (images * info.preprocessing.std[0] + info.preprocessing.mean[0]) * 16
     assert torch.allclose(levels, levels.round(), atol=0.04)
     assert levels.round().unique().tolist() == list(range(17))
 
@@ -133,7 +135,7 @@ def test_evaluation_shows_every_image_once_in_order(tmp_path):
     images, labels = everything(data.reporting(batch_size=4))
     assert labels.tolist() == [0] * 7 + [1] * 7
     first = np.asarray(Image.open(tmp_path / "val/cat/0000.png")).astype(np.float32) / 255
-    mean, std = np.float32(data.info.mean), np.float32(data.info.std)
+    mean, std = np.float32(data.info.preprocessing.mean), np.float32(data.info.preprocessing.std)
     assert np.allclose(images[0].permute(1, 2, 0).numpy(), (first - mean) / std, atol=1e-5)
 
 
@@ -220,18 +222,22 @@ def test_cutout_reaches_the_loader():
 def test_fit_scales_the_shorter_side_and_takes_the_centre():
     image = Image.new("L", (40, 20))
     image.paste(255, (10, 0, 30, 20))
-    assert to_pixels(fit(image, 10, 10, crop=1.0))[..., 1:-1].min() == 255
-    assert fit(image, 20, 40, crop=0.875) is image
-    assert fit(image, 16, 16, crop=0.8).size == (16, 16)
+
+    def how(*shape: int, crop: float = 1.0) -> Preprocessing:
+        return Preprocessing((1, *shape), (0.0,), (1.0,), covering((1, *shape), crop))
+
+    assert to_pixels(fit(image, how(10, 10)))[..., 1:-1].min() == 255
+    assert fit(image, how(20, 40)) is image
+    assert fit(image, how(16, 16, crop=0.8)).size == (16, 16)
 
 
 def test_large_images_are_224_and_small_ones_keep_their_size(tmp_path):
     small = open_data(str(write_folder(tmp_path / "a", size=(32, 32), train=2, val=1)))
     large = open_data(str(write_folder(tmp_path / "b", size=(100, 120), train=2, val=1)))
-    assert small.info.input_shape == (3, 32, 32)
+    assert small.info.preprocessing.shape == (3, 32, 32)
     assert (small.info.cache, large.info.cache) == ("memory", "none")
-    assert large.info.input_shape == (3, 224, 224)
-    assert large.info.mean == (0.485, 0.456, 0.406)
+    assert large.info.preprocessing.shape == (3, 224, 224)
+    assert large.info.preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 # what images people have
@@ -521,7 +527,7 @@ def test_torchvision_sources(tmp_path):
         head = struct.pack(">II", 2049, count)
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
     data = open_data(f"torchvision/FashionMNIST:{tmp_path}")
-    assert data.info.input_shape == (1, 28, 28)
+    assert data.info.preprocessing.shape == (1, 28, 28)
     assert (data.info.training, data.info.validation, data.info.reporting) == (30, 10, 10)
     assert data.info.classes == tuple(torchvision.datasets.FashionMNIST.classes)
     images, labels = everything(data.reporting())

@@ -52,7 +52,7 @@ def test_images_beside_masks_are_split_by_a_seed_and_never_read_as_classes(tmp_p
     assert data.info.task == "segmentation"
     assert isinstance(data.task, Segmentation)
     assert data.info.classes == ("0", "1", "2")
-    assert data.info.input_shape == (3, 12, 16)
+    assert data.info.preprocessing.shape == (3, 12, 16)
     assert (data.info.training, data.info.validation, data.info.reporting) == (7, 1, 2)
     again = open_data(str(tmp_path), PLAIN)
     seen = [y for loader in (data.reporting(), again.reporting()) for _, y in loader]
@@ -74,7 +74,10 @@ def test_parts_of_their_own_and_names_of_classes_are_kept(tmp_path):
     images, masks = next(iter(data.reporting()))
     assert torch.equal(masks[1], expected(1))
     pixels = np.asarray(picture(1)).transpose(2, 0, 1) / 255
-    mean, std = (np.array(v)[:, None, None] for v in (data.info.mean, data.info.std))
+    mean, std = (
+        np.array(v)[:, None, None]
+        for v in (data.info.preprocessing.mean, data.info.preprocessing.std)
+    )
     assert np.allclose(images[1].numpy(), (pixels - mean) / std, atol=1e-5)
 
 

@@ -118,6 +118,20 @@ def _linked(at: Surroundings) -> Ended:
     return at("run", "quickstart", "--out", at.folder / "run")
 
 
+def _relabelled(at: Surroundings) -> Ended:
+    folder = corpus.edited(at.pruned, at.folder / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["labels"] = list("1023456789")
+    (folder / "config.json").write_text(json.dumps(config))
+    write_sums(folder)
+    return at("evaluate", folder, "--data", "digits")
+
+
+def _preprocessing(at: Surroundings) -> Ended:
+    (at.folder / "preprocessor_config.json").write_text('{"size": "large"}')
+    return at("evaluate", NET, "--checkpoint", at.folder, "--data", "digits")
+
+
 def _piped(at: Surroundings) -> Ended:
     os.mkfifo(at.folder / "report.json")
     return at("report", at.folder / "report.json")
@@ -287,6 +301,8 @@ CATALOGUE: dict[str, Row] = {
     "classes": Row(
         lambda s: s("evaluate", NET, "--data", "digits", "--classes", "7"), "has 7 outputs"
     ),
+    "class-order": Row(_relabelled, "its classes are in another order than the network's"),
+    "preprocessing": Row(_preprocessing, "json: its preprocessing cannot be read"),
     "damaged": Row(_damaged, "model.safetensors"),
     "export": Row(lambda s: _exported(s, "deciding"), "decides by the values of tensors"),
     "export-mismatch": Row(lambda s: _exported(s, "counting"), "of the largest output"),

@@ -115,7 +115,7 @@ def _identity(
 
 def _about(data: Data) -> str:
     info = data.info
-    return f"{info.fingerprint} {info.training} {info.input_shape} {info.mean} {info.std}"
+    return f"{info.fingerprint} {info.training} {replace(info.preprocessing, source='')!r}"
 
 
 @contextmanager
