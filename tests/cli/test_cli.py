@@ -207,7 +207,8 @@ def test_inspect_shows_what_the_gates_say_before_anything_is_cut(
     status, out, err = seprune(*words, *data)
     assert (status, out) == (0, "")
     assert "Statistics over 64 images" in err
-    assert max(len(x) for x in err.splitlines() if not x.startswith("note: ")) <= 80
+    prose = ("note: ", "preprocessing: ", "the preprocessing", "warning: ")
+    assert max(len(x) for x in err.splitlines() if not x.startswith(prose)) <= 80
     assert list(tmp_path.iterdir()) == []
 
     document = json.loads(seprune(*words, *data, "--json")[1])["gates"][0]
