@@ -43,6 +43,7 @@ class Value:
     kind: str  # "input" | "parameter" | "buffer" | "constant" | "result"
     name: str = ""
     node: int = -1
+    mask: bool = False  # of booleans: an index of several dimensions
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind == "constant" and id(tensor) in self.names:
             name, kind = self.names[id(tensor)]
         number = len(self.trace.values)
-        self.trace.values.append(Value(number, tuple(tensor.shape), kind, name, node))
+        mask = tensor.dtype in (torch.bool, torch.uint8)
+        self.trace.values.append(Value(number, tuple(tensor.shape), kind, name, node, mask))
         self.known[tensor] = number
         return number
 

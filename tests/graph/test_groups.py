@@ -207,7 +207,7 @@ def test_groups_worked_out_by_hand(kind):
     [
         ("slice fixed", "a", "it is sliced at fixed positions by slice in middle"),
         ("zero padded", "middle.conv", "it meets a tensor of fixed size in add in middle"),
-        ("sorted", "a", "no rule for sort in middle"),
+        ("sorted", "a", "sort in middle: channels change their order"),
         ("unbound", "a", "channels are taken apart one by one by unbind in middle"),
         ("transposed conv groups", "a",
          "convolution in middle: conv groups of a transposed convolution"),

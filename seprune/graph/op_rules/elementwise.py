@@ -11,6 +11,7 @@ from seprune.graph.trace import Node
 
 
 def elementwise(walker: Walker, node: Node) -> None:
+    """Channels that meet at one position are one channel."""
     stretch_operands(walker, node)
     operands = walker.tensors(node)
     live = [v for v in node.inputs() if v in walker.result.depends]
@@ -22,6 +23,7 @@ def elementwise(walker: Walker, node: Node) -> None:
 
 
 def unary(walker: Walker, node: Node) -> None:
+    """Every value for itself: channels stay."""
     for index in range(len(node.outputs)):
         walker.set(node, walker.ids(node.args[0].value), index)
 

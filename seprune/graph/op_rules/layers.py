@@ -11,6 +11,7 @@ from seprune.graph.trace import Node
 
 
 def convolution(walker: Walker, node: Node) -> None:
+    """It reads channels and makes new ones; conv groups keep as many channels each, or go whole."""
     x, weight = node.args[0].value, node.args[1].value
     transposed, groups = bool(walker.arg(node, 6)), int(walker.arg(node, 8))
     shape, kernel = walker.trace.shape(x), walker.trace.shape(weight)
@@ -77,6 +78,7 @@ def _positional(walker: Walker, node: Node, outs: int) -> None:
 
 
 def addmm(walker: Walker, node: Node) -> None:
+    """A linear layer with bias, or a product of activations."""
     bias, x, weight = (a.value for a in node.args[:3])
     if not _matmul_parameter(walker, node, x, weight):
         bmm(walker, node, (x, weight))
@@ -89,12 +91,14 @@ def addmm(walker: Walker, node: Node) -> None:
 
 
 def mm(walker: Walker, node: Node) -> None:
+    """A linear layer, or a product of activations."""
     x, weight = node.args[0].value, node.args[1].value
     if not _matmul_parameter(walker, node, x, weight):
         bmm(walker, node, (x, weight))
 
 
 def linear(walker: Walker, node: Node) -> None:
+    """A linear layer."""
     x, weight = node.args[0].value, node.args[1].value
     name, _ = walker.parameter_name(weight)
     channels = along(walker.ids(x), -1)
@@ -174,6 +178,27 @@ def bmm(walker: Walker, node: Node, pair: tuple[int, int] | None = None) -> None
     factors = [along(a, -2) if rows else None, along(a, -1) if inner_a else None]
     factors.append(along(b, -1) if columns else None)
     walker.cost(node, tuple(f for f in factors if f is not None))
+    walker.set(node, made)
+
+
+def mv(walker: Walker, node: Node) -> None:
+    """`x @ w` with a vector: one weighted sum of channels."""
+    read, weights = (walker.ids(a.value) for a in node.args)
+    channels = along(read, 1)
+    if channels is None or 0 in varying(read):
+        raise UnknownUse("a matrix product of channels with channels")
+    walker.tie(channels, weights, walker.place(node))
+    walker.cost(node, (channels,))
+    walker.set(node, walker.uniform(NEUTRAL, walker.trace.shape(node.outputs[0])))
+
+
+def embedding(walker: Walker, node: Node) -> None:
+    """Rows of a table: every column is a channel."""
+    name, _ = walker.parameter_name(node.args[0].value)
+    if not name:
+        raise UnknownUse("the table is computed")
+    made = walker.fresh(walker.trace.shape(node.outputs[0])[-1])
+    walker.slot(Slot(name, "dim1", made, node.id, produces=True))
     walker.set(node, made)
 
 

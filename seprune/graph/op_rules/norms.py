@@ -9,10 +9,12 @@ from seprune.graph.trace import Node, Ref
 
 
 def batch_norm(walker: Walker, node: Node) -> None:
+    """Channels stay, and the layer has parameters and statistics for each."""
     _norm(walker, node, dim=1, parameters=range(1, 5))
 
 
 def group_norm(walker: Walker, node: Node) -> None:
+    """Channels stay; those at one place of every norm group go together."""
     groups = int(node.args[6])
     channels = along(walker.ids(node.args[0].value), 1)
     if channels is not None and groups > 1:
@@ -22,6 +24,7 @@ def group_norm(walker: Walker, node: Node) -> None:
 
 
 def layer_norm(walker: Walker, node: Node) -> None:
+    """Channels stay, and the layer has parameters for each."""
     if len(node.args[1]) != 1:
         raise UnknownUse("normalised over several dimensions")
     _norm(walker, node, dim=-1, parameters=range(2, 4))

@@ -31,6 +31,7 @@ def join(walker: Walker, node: Node) -> None:
 
 
 def reshape(walker: Walker, node: Node) -> None:
+    """Channels follow where a dimension stays, is flattened, or is taken apart."""
     read = walker.ids(node.args[0].value)
     made = read.reshape(walker.trace.shape(node.outputs[0]))
     for old, new in _regrouped(tuple(read.shape), tuple(made.shape)):
@@ -116,6 +117,32 @@ def _regrouped(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[in
     return pairs
 
 
+def halves(walker: Walker, node: Node) -> None:
+    """GLU: one half of the channels gates the other."""
+    read = walker.ids(node.args[0].value)
+    one, two = read.chunk(2, walker.arg(node, 1, "dim", -1))
+    walker.tie(one, two, walker.place(node))
+    walker.set(node, one)
+
+
+def complex_parts(walker: Walker, node: Node) -> None:
+    """Complex numbers as pairs of real ones, and back."""
+    read = walker.ids(node.args[0].value)
+    if "view_as_real" in node.op:
+        walker.set(node, read.unsqueeze(-1))
+        return
+    walker.tie(read[..., 0], read[..., 1], walker.place(node))
+    walker.set(node, read[..., 0])
+
+
+def triangle(walker: Walker, node: Node) -> None:
+    """A triangle of the last two dimensions, which are positions."""
+    read = walker.ids(node.args[0].value)
+    if {read.dim() - 2, read.dim() - 1} & set(varying(read)):
+        raise UnknownUse("rows or columns are channels")
+    walker.set(node, read)
+
+
 def still(walker: Walker, node: Node) -> None:
     """Order of positions changes (roll, flip): fine unless channels are what moves."""
     read = walker.ids(node.args[0].value)
@@ -169,6 +196,7 @@ def _overload(op: str) -> Any:
 
 
 def split(walker: Walker, node: Node) -> None:
+    """Parts of channels are groups of their own, where the code says their sizes."""
     read = walker.ids(node.args[0].value)
     dim = walker.arg(node, 2, "dim", 0) % read.dim()
     replay(walker, node)
@@ -202,6 +230,7 @@ def _written_sizes(walker: Walker, node: Node, parts: list[Tensor]) -> bool:
 
 
 def slice_(walker: Walker, node: Node) -> None:
+    """A range of channels is a group of its own, where the code says its ends."""
     dim = walker.arg(node, 1, "dim", 0) % len(walker.trace.shape(node.args[0].value))
     if walker.trace.shape(node.outputs[0])[dim] != walker.trace.shape(node.args[0].value)[dim]:
         stretch(walker, node.args[0].value, dim)
@@ -234,6 +263,7 @@ def _written_ends(walker: Walker, node: Node, channels: Tensor) -> bool:
 
 
 def select(walker: Walker, node: Node) -> None:
+    """Fine among positions; a channel that is picked stays, and its group with it."""
     read = walker.ids(node.args[0].value)
     dim = walker.arg(node, 1, "dim", 0) % read.dim()
     if varying(read) == [dim]:
