@@ -54,8 +54,8 @@ class NetworkOptions:
         str,
         typer.Argument(
             metavar="MODEL",
-            help="torchvision/NAME, timm/NAME, seprune/NAME, a folder that seprune wrote, or "
-            "FILE.py:FUNCTION with --allow-code.",
+            help="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME, a folder that seprune "
+            "wrote, or FILE.py:FUNCTION with --allow-code.",
         ),
     ]
     checkpoint: Annotated[

@@ -41,7 +41,8 @@ class ModelLoader:
         """The network called `name`, with random weights.
 
         Args:
-            name: torchvision/NAME, timm/NAME, seprune/NAME or FILE.py:FUNCTION.
+            name: ZOO/NAME, of torchvision, timm, smp (DECODER:ENCODER) or seprune, or
+                FILE.py:FUNCTION.
             classes: outputs of the classifier; None takes the network's own number.
             input: (C, H, W) of one image; C is the number of input channels, 3 by default.
             args: passed on; for seprune/ networks the fields of `blocks.SE`.
@@ -49,7 +50,7 @@ class ModelLoader:
         Raises:
             UsageError: no such network or argument, or a file that is not permitted.
             InputError: FILE.py fails or gives something else than a module.
-            EnvironmentFault: timm is not installed.
+            EnvironmentFault: timm or segmentation_models_pytorch is not installed.
         """
         origin = Origin(name, classes, input, dict(args))
         if not self.permits(name):

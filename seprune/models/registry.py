@@ -1,4 +1,4 @@
-"""Networks by name: torchvision/NAME, timm/NAME, seprune/NAME, FILE.py:FUNCTION.
+"""Networks by name: torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME, FILE.py:FUNCTION.
 
 A `seprune/` network is one row of a `NETWORKS` table in the file of its family.
 """
@@ -12,13 +12,15 @@ from typing import Any
 from torch import nn
 
 from seprune.errors import SepruneError, UsageError, first_line
-from seprune.models import inception, plain, residual, zoos
+from seprune.models import dense, inception, plain, residual, zoos
 from seprune.models.origin import Origin
 
 NETWORKS = residual.NETWORKS | inception.NETWORKS | plain.NETWORKS
+"""Classifiers."""
+_OWN = NETWORKS | dense.NETWORKS
 Size = tuple[int, int, int]
 _NOT_HERE = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path"}
-_NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir"}
+_NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir", "encoder_weights"}
 
 
 def build(origin: Origin) -> nn.Module:
@@ -30,11 +32,11 @@ def build(origin: Origin) -> nn.Module:
     _refuse_weights(name, args)
     try:
         if zoo == "seprune":
-            network = NETWORKS[rest]
+            network = _OWN[rest]
             channels = input[0] if input else network.input[0]
             return network.make(channels, classes or network.classes, network.settings(name, args))
-        make = zoos.torchvision_model if zoo == "torchvision" else zoos.timm_model
-        return make(rest, classes, input, args)
+        makes = {"torchvision": zoos.torchvision_model, "smp": zoos.smp_model}
+        return makes.get(zoo, zoos.timm_model)(rest, classes, input, args)
     except (SepruneError, NotImplementedError):  # the latter: not on the meta device
         raise
     except Exception as error:  # arguments that a network's own code stumbles over, anyhow
@@ -52,7 +54,7 @@ def names(pattern: str = "*") -> list[str]:
     """
     if not set("*?[") & set(pattern):
         pattern = f"*{pattern}*"
-    found = [f"seprune/{name}" for name in NETWORKS]
+    found = [f"seprune/{name}" for name in _OWN]
     found += sorted(zoos.names(), key=lambda name: not zoos.gated(name))
     return [name for name in found if fnmatchcase(name, pattern)]
 
@@ -67,8 +69,8 @@ def input_size(name: str, model: nn.Module) -> Size:
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     if channels > 4:  # a stem that first folds positions into channels (TResNet)
         channels = 3
-    if zoo == "seprune" and rest in NETWORKS:
-        return channels, *NETWORKS[rest].input[1:]
+    if zoo == "seprune" and rest in _OWN:
+        return channels, *_OWN[rest].input[1:]
     if zoo == "torchvision":
         return channels, *zoos.torchvision_size(rest, model)
     if zoo == "timm":
@@ -105,7 +107,7 @@ def _refuse_weights(name: str, args: dict[str, Any]) -> None:
 
 
 def _check_name(name: str, zoo: str, rest: str) -> None:
-    known = rest in NETWORKS if zoo == "seprune" else zoos.has(zoo, rest)
+    known = rest in _OWN if zoo == "seprune" else zoos.has(zoo, rest)
     if known:
         return
     tails: dict[str, list[str]] = {}

@@ -1,8 +1,13 @@
-"""torchvision and timm, imported here only, when one of their networks is asked for."""
+"""torchvision, timm and segmentation_models_pytorch, imported only when asked for.
+
+The networks of the last are called `smp/DECODER:ENCODER`; `tu-NAME` is an encoder of timm.
+"""
 
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -26,29 +31,34 @@ GATED = {
         *_nfnet* nfnet* coatnet* maxvit* haloregnetz* fastvit* efficientvi[tm]_m* repvit* shvit*
         test_byobnet test_coatnet test_maxvit""",
 }
+SMP = "segmentation_models_pytorch"
+EXTRAS = {"timm": "timm", SMP: "smp"}
 UNGATED = ("*efficientnet_e[lms]*", "*efficientnet_lite?", "*_minimal_*")
 
 
 def names() -> list[str]:
-    """Every image network of the two, as torchvision/NAME and timm/NAME; timm only if installed."""
+    """Every image network, as ZOO/NAME, of the zoos that are installed; `smp/DECODER` alone."""
     found = [f"torchvision/{name}" for name in _torchvision_names()]
-    try:
-        return found + [f"timm/{name}" for name in sorted(_import("timm").list_models())]
-    except EnvironmentFault:
-        return found
+    lists = {"timm": lambda: sorted(_import("timm").list_models()), "smp": _decoders}
+    for zoo, listed in lists.items():
+        with suppress(EnvironmentFault):
+            found += [f"{zoo}/{name}" for name in listed()]
+    return found
 
 
 def has(zoo: str, name: str) -> bool:
-    """Whether `zoo` is one of the two and has `name` (for timm: with or without a weights tag)."""
+    """Whether `zoo` is known here and has `name` (for timm: with or without a weights tag)."""
     if zoo == "timm":
         return bool(_import("timm").is_model(name))
+    if zoo == "smp":
+        return name.partition(":")[0] in _decoders()
     return zoo == "torchvision" and name in _torchvision_names()
 
 
 def gated(name: str) -> bool:
     """Whether ZOO/NAME is of a family with channel gates."""
     zoo, _, rest = name.partition("/")
-    return any(fnmatchcase(rest, pattern) for pattern in GATED[zoo].split()) and not any(
+    return any(fnmatchcase(rest, pattern) for pattern in GATED.get(zoo, "").split()) and not any(
         fnmatchcase(rest, pattern) for pattern in UNGATED
     )
 
@@ -87,7 +97,44 @@ def timm_model(
     return timm.create_model(name, **options)  # type: ignore[no-any-return]
 
 
-def _put(options: dict[str, Any], key: str, value: int) -> None:
+def smp_model(
+    name: str, classes: int | None, input: Size | None, args: dict[str, Any]
+) -> nn.Module:
+    """`smp/DECODER:ENCODER` with random weights.
+
+    Raises:
+        UsageError: there is no such encoder; names close ones.
+    """
+    decoder, _, encoder = name.partition(":")
+    options = dict(args, encoder_weights=None)
+    if encoder:
+        _require_encoder(name, encoder)
+        _put(options, "encoder_name", encoder)
+    if classes is not None:
+        _put(options, "classes", classes)
+    if input is not None:
+        _put(options, "in_channels", input[0])
+    return _import(SMP).create_model(decoder, **options)  # type: ignore[no-any-return]
+
+
+def _require_encoder(name: str, encoder: str) -> None:
+    own = encoder.startswith("tu-") and _import("timm").is_model(encoder.removeprefix("tu-"))
+    known = list(_import(SMP).encoders.get_encoder_names())
+    if own or encoder in known:
+        return
+    close = get_close_matches(encoder, known, 3, cutoff=0.5) or ["efficientnet-b0"]
+    raise UsageError(
+        f"smp/{name}: there is no encoder {encoder}",
+        why=f"close names: {', '.join(close)}; tu-NAME is a network of timm",
+        fix=f"smp/{name.partition(':')[0]}:{close[0]}",
+    )
+
+
+def _decoders() -> list[str]:
+    return list(_import(SMP).MODEL_ARCHITECTURES_MAPPING)
+
+
+def _put(options: dict[str, Any], key: str, value: int | str) -> None:
     """Set an argument, unless it was given and says something else."""
     if options.setdefault(key, value) != value:
         raise UsageError(
@@ -134,7 +181,7 @@ def _torchvision_names() -> list[str]:
 
 def _import(module: str) -> ModuleType:
     package = module.partition(".")[0]
-    extra = "'seprune[timm]'" if package == "timm" else package
+    extra = f"'seprune[{EXTRAS[package]}]'" if package in EXTRAS else package
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -22,7 +22,7 @@ from seprune.models import ModelLoader
 from seprune.pipeline import timing
 from seprune.pipeline.context import Context
 from seprune.pipeline.inputs import data_digests
-from seprune.pipeline.stages import Cut
+from seprune.pipeline.stages import Cut, distils
 from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
 from seprune.report import GateSummary, GroupCut, Measurement, Report
@@ -251,6 +251,9 @@ def _warnings(result: RunResult) -> list[str]:
         notes.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")
     if result.context.runtime.shared_machine and result.recipe.report.latency:
         notes.append("latencies were not measured: other runs worked on this machine")
+    tuning = result.recipe.finetune
+    if tuning.epochs and tuning.distill and not distils(result.context):
+        notes.append("a detector in training gives losses, so it was tuned without a teacher")
     return [*notes, *result.slow]
 
 

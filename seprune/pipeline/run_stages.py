@@ -234,12 +234,14 @@ def tuning(
         first(lambda: keep_state_of(into, stage.key))
         pruned = pruned_model.load(home / PRUNED, loader=work.loader)
         cut, dense = pruned_model.read_architecture(home / PRUNED), context.network
-        teacher = Teacher(dense.model, cut.plans[len(dense.architecture.plans) :])
+        teacher = None
+        if section.distill and stages.distils(context):
+            teacher = Teacher(dense.model, cut.plans[len(dense.architecture.plans) :])
         tuned = finetune(
             pruned,
             context.images(),
             finetune_settings(section, context.runtime, seed=work.settings.seed),
-            teacher=teacher if section.distill else None,
+            teacher=teacher,
             folder=into,
             track=context.runtime.track,
         )

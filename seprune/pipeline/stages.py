@@ -260,6 +260,11 @@ def uncut(context: Context) -> dict[str, Any]:
     return {name: [cost, cost] for name, cost in context.structure.costs().items()}
 
 
+def distils(context: Context) -> bool:
+    """Whether a network of this task can learn from its parent; a detector in training cannot."""
+    return context.images().info.task != "detection"
+
+
 def measured(context: Context, model: nn.Module) -> dict[str, Any]:
     """The numbers of a `Measurement` but its stage, budget, size and latency."""
     runtime, reporting = context.runtime, context.images().reporting()

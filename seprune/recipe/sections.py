@@ -29,14 +29,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-_OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights"}
+_OTHER_WEIGHTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "weights", "encoder_weights"}
 _OTHER_KEYS = {"name", "classes", "input", "allow_code"}
 
 
 class ModelSection(Section):
     """Which network, and the trained weights if there are any."""
 
-    name: Location = Field(description="torchvision/NAME, timm/NAME, seprune/NAME or a folder")
+    name: Location = Field(
+        description="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME or a folder"
+    )
     classes: Count | None = Field(
         default=None, description="classes; null: as the weights or data say"
     )

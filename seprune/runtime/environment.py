@@ -21,6 +21,8 @@ _EXTRAS = {
     "timm": ("timm",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorboard": ("tensorboard",),
+    "tasks": ("torchmetrics", "pycocotools"),
+    "smp": ("segmentation-models-pytorch",),
 }
 
 

@@ -78,7 +78,8 @@ def test_names_list_gated_networks_first() -> None:
     pytest.importorskip("timm")
     found = models.names()
     assert len(found) == len(set(found)) > 1000
-    assert found[: len(NETWORKS)] == [f"seprune/{name}" for name in NETWORKS]
+    own = [*NETWORKS, "se_resnet8_fpn", "se_resnet8_ssd"]
+    assert found[: len(own)] == [f"seprune/{name}" for name in own]
     rank = found.index
     assert rank("torchvision/regnet_y_400mf") < rank("torchvision/resnet50")
     assert rank("timm/legacy_senet154") < rank("torchvision/resnet50")
@@ -96,6 +97,36 @@ def test_without_timm_its_door_says_what_to_install(monkeypatch: pytest.MonkeyPa
     assert caught.value.fix == "pip install 'seprune[timm]'"
     assert caught.value.exit_status == 4
     assert not any(name.startswith("timm/") for name in models.names())
+
+
+def test_segmentation_models_are_named_by_decoder_and_encoder() -> None:
+    pytest.importorskip("segmentation_models_pytorch", reason="the extra smp is not installed")
+    name = "smp/unet:tu-mobilenetv3_small_050"
+    model = models.build(name, classes=5, input=(1, 64, 64)).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 64, 64)).shape == (1, 5, 64, 64)
+    with pytest.raises(UsageError, match="its input size is not known"):
+        models.input_size(name, model)
+    assert "smp/unet" in models.names("smp/*")
+    with pytest.raises(UsageError, match="there is no encoder se_resnet51") as caught:
+        models.build("smp/unet:se_resnet51")
+    assert caught.value.fix == "smp/unet:se_resnet50"
+    with pytest.raises(UsageError, match="smp/unett:se_resnet50: no such model"):
+        models.build("smp/unett:se_resnet50")
+    with pytest.raises(UsageError, match="encoder_weights is not an argument"):
+        models.build("smp/unet:se_resnet50", encoder_weights="imagenet")
+    with pytest.raises(UsageError, match="encoder_name is resnet18 in the arguments"):
+        models.build("smp/unet:se_resnet50", encoder_name="resnet18")
+
+
+def test_without_segmentation_models_the_message_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(EnvironmentFault) as caught:
+        models.build("smp/unet:se_resnet50")
+    assert caught.value.fix == "pip install 'seprune[smp]'"
+    assert not any(name.startswith("smp/") for name in models.names())
 
 
 def test_an_unknown_name_lists_close_ones() -> None:
