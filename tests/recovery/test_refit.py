@@ -348,6 +348,68 @@ def test_a_memory_budget_too_small_for_one_image_says_what_one_needs():
     refit(model, small, plan, [x], options=replace(CPU, memory=2 * need))
 
 
+def test_running_out_of_memory_halves_the_batch_and_is_said_once():
+    class Tight(Residual):
+        def forward(self, x):
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().forward(x)
+
+    model, x = seeded(Tight).eval(), images(11, 12)
+    plan, small = halved(model, x[:2])
+    result = refit(model, small, plan, [x], options=CPU)
+    assert result.warnings == (
+        "batches of more than 2 images did not fit into memory; the refit went on with smaller "
+        "ones",
+        "the loader gave 11 of 2,048 images",
+    )
+    roomy = seeded(Residual).eval()
+    same = refit(roomy, prune(roomy, plan), plan, [x], options=CPU).model
+    for a, b in zip(result.model.parameters(), same.parameters()):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_memory_for_little_gives_what_memory_for_all_gives():
+    """The parent's forwards wait where what is read of them does not fit."""
+    model, x = seeded(Residual).eval(), images(40, 12)
+    plan, small = halved(model, x)
+    states = [
+        refit(model, small, plan, [x], options=replace(CPU, memory=memory)).model.state_dict()
+        for memory in (4 << 20, 4 << 30)
+    ]
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], rtol=1e-3, atol=1e-3), name
+
+
+def test_a_module_that_remembers_is_not_mixed_up_between_batches():
+    """Batches wait in the middle of their forwards, each with what its modules hold."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.third, self.held = nn.Conv2d(8, 4, 1), [torch.zeros(1)]
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.third(self.second(y) * y)
+
+    class Remembers(Plain):
+        def forward(self, x):
+            self.held[0] = self.first(x)
+            return self.third(self.second(self.held[0]) * self.held[0])
+
+    x = images(300, 6)  # three batches
+    made = []
+    for kind in (Plain, Remembers):
+        model = seeded(kind).eval()
+        plan, small = halved(model, x[:2])
+        made.append(refit(model, small, plan, [x], options=CPU))
+    assert made[0].skipped == made[1].skipped == {}
+    for a, b in zip(made[0].model.parameters(), made[1].model.parameters()):
+        assert torch.equal(a, b)
+
+
 def test_a_loader_that_ends_early_is_a_warning_and_batches_may_differ():
     model, x = seeded(Residual).eval(), images(11, 12)
     plan, small = halved(model, x)
@@ -359,7 +421,7 @@ def test_a_loader_that_ends_early_is_a_warning_and_batches_may_differ():
 
 
 SHAPES = {1: (60, 10, 9), 2: (24, 10, 9, 8), 3: (16, 10, 5, 6, 4)}
-PADDED = [{"padding": 1, "padding_mode": mode} for mode in ("reflect", "replicate")]
+PADDED = [{"padding": 1, "padding_mode": mode} for mode in ("reflect", "replicate", "circular")]
 PLAIN = [
     {"padding": 1}, {"groups": 2, "padding": 1}, {"groups": 8}, {"dilation": 2, "padding": 2},
     {"padding": "same"}, {"padding": "valid"}, {"padding": 1, "bias": False},

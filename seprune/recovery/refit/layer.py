@@ -242,9 +242,11 @@ class LayerFit:
     ) -> Iterator[Sample]:
         """The sampled rows of one batch, in chunks of bounded size."""
         (start, stop), samples = numbers, len(call.input)
-        index = self.forwards.sampling.index(
-            call.positions, samples, first=start, images=stop - start
-        ).to(call.input.device)
+        index = (
+            self.forwards.sampling(self.target.layer)
+            .index(call.positions, samples, first=start, images=stop - start)
+            .to(call.input.device)
+        )
         some = index.shape[1]
         if seen["y"].shape[1] != samples * some:
             raise ArithmeticError("its output has another shape than that of the parent")

@@ -24,7 +24,7 @@ from seprune.pruning.plan import PruningPlan
 from seprune.recovery.refit.layer import LayerFit, Limits
 from seprune.recovery.refit.options import RefitOptions, Refitted
 from seprune.recovery.refit.paused_forwards import BLOCK, Forwards
-from seprune.recovery.refit.sampling import Sampling
+from seprune.recovery.refit.products import WeightLayout
 from seprune.recovery.refit.targets import Target, find_targets
 from seprune.runtime.distributed import out_of_memory, resolve_device, same_as_first, united
 from seprune.runtime.inference import device_of
@@ -87,9 +87,16 @@ def _work(
     """The forwards through both networks, within the memory that there is."""
     budget = memory_budget(device_of(model), options.memory)
     need = peak_bytes(record(model, images.example(model)))
-    sampling = Sampling(len(images), options.rows_of(len(images)))
+    rows = {t.layer: options.rows_of(_columns(model.get_submodule(t.layer))) for t in targets}
+    kept = sum(rows[t.layer] * _bytes_of_row(t, teacher) for t in targets)
     forwards = Forwards(
-        teacher, model, images, targets, sampling=sampling, batch=_batch(budget, need)
+        teacher,
+        model,
+        images,
+        targets,
+        rows=rows,
+        batch=_batch(budget, need),
+        at_once=kept <= budget // 8,
     )
     return _Work(forwards, options, Limits.of(budget))
 
@@ -191,6 +198,19 @@ def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> N
                 fix="refit what prune(parent, plan) returned",
                 code="plan",
             )
+
+
+def _bytes_of_row(target: Target, teacher: nn.Module) -> int:
+    """Bytes of what one row takes from the parent for one layer."""
+    outputs = _outputs(teacher.get_submodule(target.layer))
+    tensors = 1 + (target.branch is not None) + (target.other is not None)
+    return 8 * outputs * tensors
+
+
+def _columns(layer: nn.Module) -> int:
+    """Inputs of one output: kernel x channels."""
+    layout = WeightLayout.of(layer)
+    return layout.kernel * layout.inputs
 
 
 def _outputs(layer: nn.Module | None) -> int:

@@ -11,6 +11,9 @@ from torch import nn
 
 from seprune.tasks import Task
 
+_ROWS_PER_COLUMN = 32
+_FEWEST, _MOST = 1 << 12, 1 << 15
+
 
 @dataclass(frozen=True)
 class RefitOptions:
@@ -21,7 +24,7 @@ class RefitOptions:
         ridge: weight of the distance to the sliced weights, relative to the mean square of an
             input.
         rows: output positions per layer that enter its regression, spread over all images; None is
-            16 of every image, at least 2^14 and at most 2^15.
+            32 for every input of an output (kernel x channels), at least 2^12 and at most 2^15.
         memory: bytes that the refit may use beside the networks and the images; `auto` is a share
             of what the machine, the cgroup or the GPU has free. Too little costs time: layers
             whose forwards cannot all wait cost a pass each.
@@ -41,9 +44,11 @@ class RefitOptions:
     device: str | torch.device = "auto"
     task: Task | None = None
 
-    def rows_of(self, images: int) -> int:
-        """Rows per layer for so many images; docs/refit.md has the curve behind the default."""
-        return min(max(16 * images, 1 << 14), 1 << 15) if self.rows is None else self.rows
+    def rows_of(self, columns: int) -> int:
+        """Rows for a layer with so many inputs per output; docs/refit.md has the curve."""
+        if self.rows is not None:
+            return self.rows
+        return min(max(_ROWS_PER_COLUMN * columns, _FEWEST), _MOST)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from seprune.statistics.calibration_inputs import CalibrationInputs
 
 BLOCK = 128  # images per forward, and what processes share
 Take = Callable[[Tensor], Tensor]
+_TABLES = (dict, OrderedDict)
 
 
 class _Stopped(BaseException):
@@ -114,14 +116,69 @@ class Forward:
             raise _Stopped
 
 
+class WholeForward:
+    """One batch through one model, at once; for reads that are small enough to be kept."""
+
+    def __init__(
+        self,
+        run: Callable[[nn.Module, Any], Any],
+        model: nn.Module,
+        images: Any,
+        reads: Mapping[str, tuple[Tap, Take]],
+    ) -> None:
+        self.seen: dict[str, Tensor] = {}
+        taps = [(tap, partial(self._see, name, take)) for name, (tap, take) in reads.items()]
+        with torch.no_grad(), tapped(model, taps):
+            run(model, images)
+
+    def take(self, name: str) -> Tensor:
+        """The tensor called `name`.
+
+        Raises:
+            ArithmeticError: it never came.
+        """
+        if name not in self.seen:
+            raise ArithmeticError(f"the forward ended before it came to {name}")
+        return self.seen[name]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Give back the memory of what will not be asked for again."""
+        for name in names:
+            self.seen.pop(name, None)
+
+    def stop(self) -> None:
+        """Nothing is under way."""
+
+    def _see(self, name: str, take: Take, tensor: Tensor) -> None:
+        if name not in self.seen:
+            self.seen[name] = take(tensor)
+
+
 def twin(model: nn.Module) -> nn.Module:
     """Another module tree around the same tensors: hooks of its own, weights in common."""
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    modules = list(model.modules())
+    if any(hasattr(type(module), "__deepcopy__") for module in modules):
+        return copy.deepcopy(model, memo)
+    # what deepcopy does, but for its slow way with the dozen empty hook tables of every module
+    memo |= {id(module): object.__new__(type(module)) for module in modules}
+    for module in modules:
+        own = {key: _copied(value, memo) for key, value in vars(module).items()}
+        vars(memo[id(module)]).update(own)
+    made: nn.Module = memo[id(model)]
+    return made
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    empty = isinstance(value, dict) and not value
+    return type(value)() if empty and type(value) in _TABLES else copy.deepcopy(value, memo)
 
 
 def _as_it_flows(tensor: Tensor) -> Tensor:
     return tensor
+
+
+Pair = tuple[Forward | WholeForward, Forward]
 
 
 class Forwards:
@@ -131,7 +188,10 @@ class Forwards:
     blocks of `BLOCK`. Fewer blocks than processes are not shared: then each process has them all.
 
     Args:
+        rows: output positions of each layer that enter its regression.
         batch: images per forward, at most `BLOCK`.
+        at_once: there is memory for what is read of the parent in all layers, so that its forwards
+            need not wait.
     """
 
     def __init__(
@@ -141,16 +201,18 @@ class Forwards:
         images: CalibrationInputs,
         targets: Sequence[Target],
         *,
-        sampling: Sampling,
+        rows: Mapping[str, int],
         batch: int,
+        at_once: bool,
     ) -> None:
+        self.at_once = at_once
         self.teacher, self.model, self.targets = teacher, model, targets
-        self.images, self.sampling, self.batch = images, sampling, batch
+        self.images, self.rows, self.batch = images, rows, batch
         self.rank, world = join(device_of(model))
         blocks = -(-len(images) // BLOCK)
         self.shared = 1 < world <= blocks
         self.world = world if self.shared else 1
-        self.waiting: list[tuple[Forward, Forward]] = []
+        self.waiting: list[Pair] = []
 
     def __enter__(self) -> Forwards:
         return self
@@ -167,6 +229,10 @@ class Forwards:
             for block in blocks
             for start in range(block, min(block + BLOCK, count), self.batch)
         ]
+
+    def sampling(self, layer: str) -> Sampling:
+        """Which positions enter a layer's regression."""
+        return Sampling(len(self.images), self.rows[layer])
 
     @property
     def own(self) -> int:
@@ -200,13 +266,14 @@ class Forwards:
                 self.stop()
             if not wait or number == len(self.waiting):
                 later = self.targets[self.targets.index(target) :]
-                self.waiting.append(self.start(part, later if wait else [target]))
+                wanted = later if wait else [target]
+                self.waiting.append(self.start(part, wanted, at_once=wait and self.at_once))
             yield part, *self.show(target, *self.waiting[-1 if not wait else number])
         if not wait:
             self.stop()
 
     def show(
-        self, target: Target, dense: Forward, cut: Forward
+        self, target: Target, dense: Forward | WholeForward, cut: Forward
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Run both forwards of a batch up to the layer."""
         name = target.layer
@@ -217,19 +284,20 @@ class Forwards:
             seen["gap"] = seen["other"] - cut.take(f"{name}:other")
         return seen, x
 
-    def start(self, part: tuple[int, int], targets: Sequence[Target]) -> tuple[Forward, Forward]:
-        """The forwards of a batch through both networks, not yet under way."""
+    def start(self, part: tuple[int, int], targets: Sequence[Target], *, at_once: bool) -> Pair:
+        """The forwards of a batch through both networks, that of the cut one not yet under way."""
         dense: dict[str, tuple[Tap, Take]] = {}
         cut: dict[str, tuple[Tap, Take]] = {}
         for t in targets:
-            read = Reader(self.sampling, part[0], part[1] - part[0], t.dim, t.keep)
+            read = Reader(self.sampling(t.layer), part[0], part[1] - part[0], t.dim, t.keep)
             taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
             dense |= {f"{t.layer}:{part}": (tap, read) for part, tap in taps.items() if tap}
             cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows
             if t.other is not None:
                 cut[f"{t.layer}:other"] = t.other, replace(read, keep=None)
         batch, run = self.images.part(*part, device_of(self.model)), self.images.forward
-        return Forward(run, self.teacher, batch, dense), Forward(run, self.model, batch, cut)
+        parent = WholeForward if at_once else Forward
+        return parent(run, self.teacher, batch, dense), Forward(run, self.model, batch, cut)
 
     def forget(self, target: Target) -> None:
         """Give back what the layer needed."""

@@ -32,8 +32,13 @@ class Sampling:
         """
         each = -(-samples // images)
         some = min(positions, -(-self.rows // (self.images * each)))
-        turns = torch.arange(first * each, first * each + samples)[:, None] * some
-        return _order(positions)[(turns + torch.arange(some)) % positions]
+        return _index(positions, some, first * each, samples)
+
+
+@lru_cache(maxsize=256)  # layers of one size, and both networks, take the same positions
+def _index(positions: int, some: int, first: int, samples: int) -> Tensor:
+    turns = torch.arange(first, first + samples)[:, None] * some
+    return _order(positions)[(turns + torch.arange(some)) % positions]
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,206 @@
+"""How many images and rows a refit needs: its error on other images, and its cost.
+
+A network is cut to a part of its MACs and refitted on calibration images with different numbers of
+images and of rows (output positions per layer). Columns: squared error of the logits against the
+parent's, relative to their variance, on 1,024 training images that no refit sees; top-1 on val/,
+on which nothing is chosen; processor time over that of a bare forward over the same images. Rows 0
+are the default. Every cell is a row of the CSV; rows that are there are not measured again.
+
+    python benchmarks/refit_samples.py --checkpoint CHECKPOINT.pth --data FOLDER_OR_NPZ
+    python benchmarks/refit_samples.py --render
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar_arrays import Arrays, load_arrays, open_arrays
+from collect import hardware
+from csv_rows import Rows, read, write
+from torch import Tensor, nn
+
+from seprune.importance import score
+from seprune.measure.metrics import evaluate
+from seprune.pipeline.inputs import open_network
+from seprune.pruning.analyse import analyse
+from seprune.pruning.plan import PruningPlan
+from seprune.pruning.prune import prune
+from seprune.pruning.search import make_plan
+from seprune.recipe.sections import ModelSection
+from seprune.recovery.refit import RefitOptions, refit
+from seprune.runtime.files import write_text
+from seprune.statistics import CollectOptions, collect_statistics
+
+RESULTS = Path(__file__).parent / "results" / "refit_samples.csv"
+PAGE = Path(__file__).parents[1] / "docs" / "refit.md"
+KEYS = ("network", "macs", "images", "rows", "seed")
+COLUMNS = (*KEYS, "error", "top1", "forwards", "hardware", "date")
+HELD_OUT = 1024
+MOST_IMAGES = 8192
+
+
+def main() -> None:
+    arguments = parsed()
+    if not arguments.render:
+        measure(arguments)
+    render(read(arguments.out))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="seprune/se_resnet20")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", type=Path, help="train/ and val/, or an .npz file")
+    parser.add_argument("--pixels", type=int, default=32)
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--images", type=int, nargs="+", default=[256, 1024, 2048, 8192])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[0, 1 << 12, 1 << 14, 1 << 15, 1 << 16, 1 << 18]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--reporting", type=int, default=5000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--render", action="store_true", help="make the table in docs/ anew")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """All cells that are not in the CSV."""
+    torch.set_num_threads(1)
+    rows, trial = read(arguments.out), Trial(arguments)
+    for cell in itertools.product(
+        arguments.macs, arguments.seeds, arguments.images, arguments.rows
+    ):
+        macs, seed, images, count = cell
+        key = (arguments.network, f"{macs:g}", str(images), str(count), str(seed))
+        if key not in {tuple(row[k] for k in KEYS) for row in rows}:
+            rows.append(dict(zip(KEYS, key)) | trial.cell(macs, seed, images, count))
+            print(rows[-1], flush=True)
+            write(arguments.out, rows, COLUMNS)
+
+
+class Trial:
+    """One trained network and its data."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        section = ModelSection(name=arguments.network, classes=10, checkpoint=arguments.checkpoint)
+        self.pixels = arguments.pixels
+        self.network = open_network(section, shape=(3, self.pixels, self.pixels))
+        self.arrays: Arrays = load_arrays(arguments.data)
+        self.reporting = [
+            (self.sized(images), labels)
+            for images, labels in open_arrays(self.arrays, reporting=arguments.reporting).reporting(
+                500
+            )
+        ]
+        self.structure = analyse(self.network.model, self.network.example())
+
+    def sized(self, images: Tensor) -> Tensor:
+        """Images in the size of the network."""
+        size = (self.pixels, self.pixels)
+        if images.shape[-2:] == size:
+            return images
+        return nn.functional.interpolate(images, size, mode="bilinear")
+
+    @cache  # noqa: B019
+    def batches(self, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Calibration images, most first, and those that are held out."""
+        loader = open_arrays(self.arrays, seed=seed).calibration(MOST_IMAGES + HELD_OUT, seed=seed)
+        images = torch.cat([self.sized(batch[0]) for batch in loader]).split(128)
+        return list(images[: MOST_IMAGES // 128]), list(images[MOST_IMAGES // 128 :])
+
+    @cache  # noqa: B019
+    def plan(self, macs: float, seed: int) -> PruningPlan:
+        """The default plan, from 2,048 images."""
+        statistics = collect_statistics(
+            self.network.model,
+            self.batches(seed)[0][:16],
+            structure=self.structure,
+            gradients="logits",
+            options=CollectOptions(device="cpu", seed=seed),
+        )
+        return make_plan(self.structure, score(self.structure, statistics), macs=macs)
+
+    def cell(self, macs: float, seed: int, images: int, rows: int) -> dict[str, Any]:
+        """One refit measured."""
+        parent, plan = self.network.model.eval(), self.plan(macs, seed)
+        calibration, other = self.batches(seed)
+        calibration = calibration[: images // 128]
+        cut = prune(parent, plan, self.network.example())
+        options = RefitOptions(images=images, rows=rows or None, device="cpu")
+        forward(parent, calibration[:1])
+        bare = seconds(lambda: forward(parent, calibration))
+        made: list[nn.Module] = []
+        taken = seconds(
+            lambda: made.append(refit(parent, cut, plan, calibration, options=options).model)
+        )
+        bare += seconds(lambda: forward(parent, calibration))
+        return {
+            "error": f"{error(parent, made[0].eval(), other):.5f}",
+            "top1": f"{evaluate(made[0], self.reporting, device='cpu').top1:.4f}",
+            "forwards": f"{2 * taken / bare:.2f}",
+            "hardware": hardware(torch.device("cpu")),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Processor time of a call."""
+    begun = time.process_time()
+    call()
+    return time.process_time() - begun
+
+
+@torch.no_grad()
+def forward(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """The logits of all images."""
+    return torch.cat([model(batch) for batch in batches])
+
+
+def error(parent: nn.Module, model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Squared error of the logits, relative to the variance of the parent's."""
+    wanted = forward(parent, batches)
+    return float((forward(model, batches) - wanted).square().mean() / wanted.var())
+
+
+def render(rows: Rows) -> None:
+    """The table of docs/refit.md."""
+    start, end = "<!-- made by benchmarks/refit_samples.py -->", "<!-- end -->"
+    before, _, rest = PAGE.read_text().partition(start)
+    write_text(PAGE, "\n".join([before + start, *table(rows), end]) + rest.partition(end)[2])
+
+
+def table(rows: Rows) -> list[str]:
+    """Held-out error and cost by images and rows, one block for every network and budget."""
+    lines: list[str] = []
+    for network, macs in dict.fromkeys((r["network"], r["macs"]) for r in rows):
+        own = [r for r in rows if (r["network"], r["macs"]) == (network, macs)]
+        counts = sorted({int(r["rows"]) for r in own})
+        names = [f"{count:,} rows" if count else "default" for count in counts]
+        lines += ["", f"{network}, {macs} of the MACs: error (top-1, cost in forwards)", ""]
+        lines += ["| images | " + " | ".join(names) + " |", "|--:" * (len(counts) + 1) + "|"]
+        for images in sorted({int(r["images"]) for r in own}):
+            cells = [_cell([r for r in own if (r["images"], r["rows"]) == (str(images), str(c))])
+                     for c in counts]  # fmt: skip
+            lines.append(f"| {images:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(rows: Rows) -> str:
+    if not rows:
+        return ""
+    error, top1, cost = (
+        sum(float(r[name]) for r in rows) / len(rows) for name in ("error", "top1", "forwards")
+    )
+    return f"{error:.4f} ({100 * top1:.2f} %, {cost:.1f})"
+
+
+if __name__ == "__main__":
+    main()
