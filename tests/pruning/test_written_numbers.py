@@ -208,3 +208,33 @@ def test_what_cannot_follow_is_left_whole_by_name(how, why):
     (group,) = (g for g in structure.groups if g.name == "stem")
     assert not group.prunable
     assert re.search(why, group.reason)
+
+
+class Hierarchy(nn.Module):
+    """Res2Net's block as audio networks spell it: as many chunks as a chunk has channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 4
+        self.stem, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(self.scale - 1))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *parts = torch.chunk(self.stem(x).relu(), self.scale, dim=1)
+        made = [first]
+        for branch, part in zip(self.branches, parts, strict=True):
+            made.append(branch(part + made[-1]).relu())
+        return self.fc(self.last(torch.cat(made, 1)).mean((2, 3)))
+
+
+def test_a_number_of_chunks_that_equals_their_width_stays():
+    torch.manual_seed(0)
+    model = Hierarchy().double().eval()
+    structure = analyse(model, images().double())
+    units = {g.name: g.units for g in structure.groups if g.prunable}
+    assert units == {"stem": 4, "branches.2": 4, "last": 8}
+    plan = uneven(structure)
+    small = prune(model, plan)
+    assert (small.scale, small.stem.out_channels) == (4, 4)
+    assert_equals_masked(model, small, plan)

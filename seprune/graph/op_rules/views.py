@@ -207,8 +207,10 @@ def split(walker: Walker, node: Node) -> None:
     vectors = [v for p in parts if (v := along(p, dim)) is not None]
     channels = along(read, dim)
     even = len(set(sizes)) == 1
-    named = attribute(walker, node, sizes, vectors)
-    if not named and channels is not None and even:  # a part of an attribute
+    call = walker.function_of.get(node.id)
+    counted = call is not None and call.function == "chunk"  # its number of parts is no width
+    named = not counted and attribute(walker, node, sizes, vectors)
+    if not counted and not named and channels is not None and even:  # a part of an attribute
         attribute(walker, node, [read.shape[dim]], [channels])
     if named or not _written_sizes(walker, node, vectors):
         if even:
