@@ -166,6 +166,11 @@ def bmm(walker: Walker, node: Node, pair: tuple[int, int] | None = None) -> None
     inner_a, inner_b = -1 in _from_end(a), -2 in _from_end(b)
     if (rows and inner_a) or (columns and inner_b) or (rows and columns):
         raise UnknownUse("a matrix product of channels with channels")
+    if min(_from_end(a) + _from_end(b), default=0) < -2:
+        if rows or columns:
+            raise UnknownUse("a matrix product of channels with channels")
+        _products_of_batches(walker, node, a, b)
+        return
     left, right = a.narrow(-2, 0, 1).squeeze(-2), b.narrow(-1, 0, 1).squeeze(-1)
     if inner_a or inner_b:
         fixed = walker.uniform(FIXED, tuple(left.shape))
@@ -179,6 +184,16 @@ def bmm(walker: Walker, node: Node, pair: tuple[int, int] | None = None) -> None
     factors.append(along(b, -1) if columns else None)
     walker.cost(node, tuple(f for f in factors if f is not None))
     walker.set(node, made)
+
+
+def _products_of_batches(walker: Walker, node: Node, a: Tensor, b: Tensor) -> None:
+    """Each channel has a product of its own (einsum over branches): what it sums is one unit."""
+    left, right = a.narrow(-2, 0, 1).squeeze(-2), b.narrow(-1, 0, 1).squeeze(-1)
+    terms = tie_all(walker, node, [left, right])
+    first = terms.narrow(-1, 0, 1)
+    walker.tie(terms, first.expand_as(terms), walker.place(node))
+    walker.cost(node, tuple(v for d in varying(first) if (v := along(first, d)) is not None))
+    walker.set(node, first.unsqueeze(-1))
 
 
 def mv(walker: Walker, node: Node) -> None:

@@ -44,7 +44,8 @@ WHOLE: dict[str, str] = {
     "its kernel and its offsets have conv groups of their own": "deform_conv2d conv_tbc",
     "bags of rows have no channel dimension of their own": "_embedding_bag* embedding_renorm",
     "a loss: the end of training, not a part of the network": (
-        "*_loss *_loss_forward *_loss2d_forward binary_cross_entropy* _ctc_loss _cudnn_ctc_loss "
+        "*_loss _linear_cross_entropy_* *_loss_forward *_loss2d_forward binary_cross_entropy* "
+        "_ctc_loss _cudnn_ctc_loss "
         "miopen_ctc_loss _use_*_ctc_loss"
     ),
     "a polynomial or a distribution: nobody has asked for it": (
