@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +17,10 @@ from seprune.data.loaders import in_threads
 from seprune.data.source import REPORTED, SPLIT_SEED, Source, stratified
 from seprune.errors import InputError
 from seprune.runtime.progress import silent
-from seprune.runtime.reading import read_json
+from seprune.runtime.typed import fits_file, skim
 
 LIMIT = 1 << 30  # bytes of an annotation file
-KEYS = ("images", "annotations", "categories")
+T = TypeVar("T")
 PARTS = ("train", "val")
 SLACK = 1.0  # pixels that a box may reach over its image: tools round
 
@@ -105,8 +104,7 @@ def _candidates(root: Path, part: str) -> Iterator[Path]:
 def _first(paths: Sequence[Path] | Iterator[Path]) -> Path | None:
     """The first file that holds annotations; others belong to somebody else."""
     for path in paths:
-        content = read_json(path, limit=LIMIT)
-        if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS):
+        if _has_keys(path):
             return path
     return None
 
@@ -115,55 +113,97 @@ def _names(files: Sequence[Path]) -> dict[int, str]:
     """The categories of all files by their number, in its order."""
     found: dict[int, str] = {}
     for path in files:
-        for number, own in enumerate(read_json(path, limit=LIMIT)["categories"]):
-            if not isinstance(own, dict) or not isinstance(own.get("id"), int):
-                raise _wrong(path, f"category {number} has no id", "every category needs a number")
-            name = str(own.get("name", own["id"]))
-            if found.setdefault(own["id"], name) != name:
+        for own in _skim(_Categories, path).categories:
+            name = str(own.id if own.name is None else own.name)
+            if found.setdefault(own.id, name) != name:
                 raise _wrong(
                     path,
-                    f"category {own['id']} is {name}",
-                    f"in another file it is {found[own['id']]}",
+                    f"category {own.id} is {name}",
+                    f"in another file it is {found[own.id]}",
                 )
     return dict(sorted(found.items()))
 
 
+@dataclass(frozen=True)
+class _Category:
+    id: int
+    name: str | int | None = None
+
+
+@dataclass(frozen=True)
+class _Image:
+    id: int | str
+    file_name: str
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    id: int | str | None = None
+    image_id: int | str | None = None
+    category_id: int | str | None = None
+    bbox: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class _Categories:
+    categories: list[_Category]
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    images: list[_Image]
+    annotations: list[_Annotation]
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The lists that make a JSON file one of annotations."""
+
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[Any]
+
+
+def _has_keys(path: Path) -> bool:
+    return fits_file(_Lists, path, limit=LIMIT)
+
+
+def _skim(kind: type[T], path: Path) -> T:
+    """The parts of an annotation file that `kind` names; outlines of objects are not built."""
+    fix = "correct the annotation, or remove it"
+    return skim(kind, path, limit=LIMIT, fix=fix, code="annotation")
+
+
 def _rows(root: Path, path: Path, names: Mapping[int, str]) -> list[Boxed]:
-    content = read_json(path, limit=LIMIT)
+    content = _skim(_Annotations, path)
     places = {number: position for position, number in enumerate(names, 1)}
-    if not content["annotations"]:
+    if not content.annotations:
         raise _wrong(path, "no annotations", "there is nothing to learn from")
-    images: dict[Any, Path] = {}
     folders = _folders(root, path)
-    for own in content["images"]:
-        name = own.get("file_name") if isinstance(own, dict) else None
-        if not isinstance(name, str) or "id" not in own:
-            raise _wrong(path, "an image without id and file_name", "annotations refer to the id")
-        images[own["id"]] = _image(path, name, folders)
+    images = {own.id: _image(path, own.file_name, folders) for own in content.images}
     sizes = _sizes(list(images.values()))
     boxes: dict[Any, list[list[float]]] = {number: [] for number in images}
     labels: dict[Any, list[int]] = {number: [] for number in images}
-    for number, own in enumerate(content["annotations"]):
-        whose = f"annotation {own.get('id', number) if isinstance(own, dict) else number}"
-        if not isinstance(own, dict) or own.get("image_id") not in images:
+    for number, own in enumerate(content.annotations):
+        whose = f"annotation {number if own.id is None else own.id}"
+        if own.image_id not in images:
             raise _wrong(path, f"{whose} is of no image", "its image_id is not among the images")
-        if own.get("category_id") not in places:
+        if own.category_id not in places:
             raise _wrong(path, f"{whose} is of no category", "its category_id is not listed")
-        image = images[own["image_id"]]
-        boxes[own["image_id"]].append(_corners(path, whose, own.get("bbox"), image, sizes[image]))
-        labels[own["image_id"]].append(places[own["category_id"]])
+        image = images[own.image_id]
+        boxes[own.image_id].append(_corners(path, whose, own.bbox, image, sizes[image]))
+        labels[own.image_id].append(places[own.category_id])
     return [
         Boxed(image, np.array(boxes[n], np.float32).reshape(-1, 4), np.array(labels[n], np.int64))
         for n, image in images.items()
     ]
 
 
-def _corners(path: Path, whose: str, box: Any, image: Path, size: tuple[int, int]) -> list[float]:
+def _corners(
+    path: Path, whose: str, box: list[float] | None, image: Path, size: tuple[int, int]
+) -> list[float]:
     """[x, y, width, height] as corners within the image."""
-    numbers = isinstance(box, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in box
-    )
-    if not numbers or len(box) != 4 or box[2] <= 0 or box[3] <= 0:
+    if box is None or len(box) != 4 or box[2] <= 0 or box[3] <= 0:
         raise _wrong(path, f"{whose} of {image.name} is empty: bbox {box}", "a box has x, y, width "
                      "and height, the last two above 0")  # fmt: skip
     height, width = size

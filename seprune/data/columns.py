@@ -20,6 +20,7 @@ from seprune.runtime.reading import read_text
 
 NAMES = ("image", "images", "file", "filename", "file_name", "path", "image_path", "image_id")
 SPLITS = ("split", "part", "set")
+MOST = 3e38  # what float32 holds
 PARTS = ("train", "val")
 
 
@@ -95,7 +96,10 @@ def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
 
 
 def _read(path: Path) -> Table:
-    lines = list(csv.reader(io.StringIO(read_text(path, errors="replace"))))
+    try:
+        lines = list(csv.reader(io.StringIO(read_text(path, errors="replace"))))
+    except csv.Error as error:
+        raise _wrong(f"{path}: not a CSV", str(error)) from error
     header = [cell.strip() for cell in lines[0]] if lines else []
     if len(lines) < 2 or len(header) < 2:
         raise _wrong(f"{path}: no rows below a line of column names",
@@ -136,7 +140,7 @@ def _number(cell: str, column: str, where: str) -> float:
         value = float(cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= MOST:
         shown = repr(cell.strip()) if cell.strip() else "empty"
         raise _wrong(f"{where}: {column} is {shown}", "every cell beside the image is a number")
     return value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -33,8 +33,13 @@ from seprune.runtime.files import (
 )
 from seprune.runtime.reading import read_json
 from seprune.runtime.transaction import settle
+from seprune.runtime.typed import typed, within
 
 FORMAT = 1
+_AGAIN = "copy the folder again, or run the stage that wrote it again"
+_Classes = Annotated[int, within(1, 10**6)]
+_Side = Annotated[int, within(1, 10**5)]
+_Plans = Annotated[int, within(0, 1000)]
 MOST_VALUES = 1 << 26  # of one image: 8,192 x 8,192
 CONFIG, WEIGHTS, PLANS = "config.json", "model.safetensors", "plan.json"
 
@@ -104,56 +109,45 @@ def load(folder: Path | str, *, device: str = "cpu", loader: ModelLoader = NO_CO
 def read_architecture(folder: Path | str) -> Architecture:
     """What `config.json` and the plans of a folder say, once its hashes are found right."""
     folder = Path(folder)
-    config = read_config(folder)
-    entries = {"classes": None, "input": None, "args": {}, "plans": 0} | config["seprune"]
-    _check_entries(folder / CONFIG, entries)
-    names = [_plan_name(number) for number in range(entries["plans"])]
+    source, config = f"{folder / CONFIG}: seprune", read_config(folder)
+    entries = typed(_Entries, config["seprune"], source=source, fix=_AGAIN, code="damaged")
+    names = [_plan_name(number) for number in range(entries.plans)]
     wrong = check_sums(folder, need=[CONFIG, WEIGHTS, *names])
     if wrong:
         raise InputError(
             f"{folder}: {', '.join(wrong)} changed or missing since seprune wrote it",
             why="the hashes in SHA256SUMS do not match",
-            fix="copy the folder again, or run the stage that wrote it again",
+            fix=_AGAIN,
             code="damaged",
         )
     plans = tuple(PruningPlan.load(folder / name) for name in names)
-    shape = tuple(entries["input"]) if entries["input"] else None
-    return Architecture(entries["model"], entries["classes"], shape, dict(entries["args"]), plans)
+    return Architecture(entries.model, entries.classes, entries.input, entries.args, plans)
 
 
-def _check_entries(path: Path, entries: Mapping[str, Any]) -> None:
-    """Whoever wrote `config.json` may have meant harm: nothing but the types that we write."""
+@dataclass(frozen=True)
+class _Entries:
+    """What `config.json` says of a network; whoever wrote it may have meant harm."""
 
-    def count(value: Any, least: int, most: int) -> bool:
-        return type(value) is int and least <= value <= most
+    model: str
+    classes: _Classes | None = None
+    input: tuple[_Side, _Side, _Side] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    plans: _Plans = 0
 
-    shape = entries["input"]
-    right = {
-        "model": isinstance(entries.get("model"), str),
-        "classes": entries["classes"] is None or count(entries["classes"], 1, 10**6),
-        "input": shape is None
-        or (
-            isinstance(shape, list)
-            and len(shape) == 3
-            and all(count(n, 1, 10**5) for n in shape)
-            and math.prod(shape) <= MOST_VALUES
-        ),
-        "args": isinstance(entries["args"], dict)
-        and not {"name", "classes", "input", "allow_code"} & set(entries["args"]),
-        "plans": count(entries["plans"], 0, 1000),
-    }
-    wrong = [key for key in right if not right[key]]
-    if wrong:
-        raise _not_ours(path, f"seprune.{wrong[0]}", entries.get(wrong[0]))
+    def __post_init__(self) -> None:
+        if self.input is not None and math.prod(self.input) > MOST_VALUES:
+            raise ValueError(f"input: more than {MOST_VALUES:,} values")
+        if named := {"name", "classes", "input", "allow_code"} & set(self.args):
+            raise ValueError(f"args: {min(named)!r} is no argument of a network")
 
 
-def _not_ours(path: Path, entry: str, found: Any) -> InputError:
-    return InputError(
-        f"{path}: {entry} is nothing that seprune wrote",
-        why=f"it is {str(found)[:60]!r}",
-        fix="copy the folder again, or run the stage that wrote it again",
-        code="damaged",
-    )
+@dataclass(frozen=True)
+class _Purpose:
+    """What `config.json` says that the weights were trained for."""
+
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    metrics: dict[str, float] | None = None
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -210,20 +204,12 @@ def read_trained_for(folder: Path) -> TrainedFor:
         InputError: it says nothing that seprune wrote.
     """
     config, path = read_config(folder), folder / CONFIG
-    task, labels = config.get("task"), config.get("labels", [])
-    metrics = config.get("metrics") or {}
-    right = {
-        "task": task is None or isinstance(task, str),
-        "labels": isinstance(labels, list) and all(isinstance(x, str) for x in labels),
-        "metrics": isinstance(metrics, dict)
-        and all(isinstance(x, (int, float)) for x in metrics.values()),
-    }
-    if wrong := [key for key in right if not right[key]]:
-        raise _not_ours(path, wrong[0], config.get(wrong[0]))
+    found = typed(_Purpose, config, source=str(path), fix=_AGAIN, code="damaged")
+    task, labels, metrics = found.task, found.labels, found.metrics
     given = config.get("preprocessing")
     made = None if given is None else Preprocessing.of(given, where=f"{path}: preprocessing")
     made = made and replace(made, source=str(folder))
-    return TrainedFor(made, task, tuple(labels), metrics or None)
+    return TrainedFor(made, task, labels, metrics or None)
 
 
 def _plan_name(number: int) -> str:
@@ -252,13 +238,13 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     named = {**dict(model.named_buffers()), **model.state_dict()}
-    wrong = [n for n in named if n not in tensors or tensors[n].shape != named[n].shape]
+    wrong = [n for n, own in named.items() if n not in tensors or not _alike(tensors[n], own)]
     extra = sorted(set(tensors) - set(named))
     if wrong or extra:
         raise InputError(
             f"{folder}: the weights do not fit the network that its plan makes",
-            why=f"{len(wrong)} tensors missing or of another shape, {len(extra)} not known; "
-            f"first: {(wrong or extra)[0]}",
+            why=f"{len(wrong)} tensors missing or of another shape or kind, {len(extra)} "
+            f"not known; first: {(wrong or extra)[0]}",
             fix="copy the folder again, or install the versions named in its config.json",
             code="mismatch",
         )
@@ -269,6 +255,12 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> N
     for name in set(named) - set(state):  # buffers that a state dict leaves out
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner)._buffers[leaf] = tensors[name]
+
+
+def _alike(found: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether one can stand for the other; floats may be of another precision."""
+    same = found.dtype == own.dtype or (found.is_floating_point() and own.is_floating_point())
+    return same and found.shape == own.shape
 
 
 def _unfilled(model: nn.Module) -> bool:

@@ -8,10 +8,12 @@ nothing else is cut.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from seprune.measure.metrics import Evaluation, evaluate
 from seprune.runtime.distributed import join, resolve_device
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
-from seprune.runtime.text import null_for_nan
+from seprune.runtime.text import null_for_nan, shell_word
+from seprune.runtime.typed import Positive, read_typed
 from seprune.statistics.batches import open_batches
 from seprune.tasks import Task
 
@@ -91,19 +94,56 @@ class Sensitivity:
         return {**facts, **dense, "groups": rows}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Sensitivity:
-        """What `plain` gave."""
+    def load(cls, path: Path) -> Sensitivity:
+        """What `plain` gave, out of a JSON file.
+
+        Raises:
+            InputError: it is not that.
+        """
+        read = read_typed(_Plain, path, fix=f"remove it: rm {shell_word(path)}", code="damaged")
         groups = tuple(
             GroupSensitivity(
-                row["group"], row["units"], row["macs"],
-                tuple(map(AblationLoss, row["removed"], row["value"], row["loss"])),
+                row.group, row.units, row.macs,
+                tuple(map(AblationLoss, row.removed, row.value, map(_or_nan, row.loss))),
             )
-            for row in plain["groups"]
+            for row in read.groups
         )  # fmt: skip
         return cls(
-            plain["criterion"], tuple(plain["shares"]), plain["images"],
-            plain["metric"], plain["value"], plain["loss"], groups,
-        )  # fmt: skip
+            read.criterion, read.shares, read.images, read.metric, read.value, read.loss, groups
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A `GroupSensitivity` as JSON."""
+
+    group: str
+    units: Positive
+    macs: int
+    removed: list[Positive]
+    value: list[float]
+    loss: list[float | None]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.removed) == len(self.value) == len(self.loss):
+            raise ValueError("lists of different lengths")
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A `Sensitivity` as JSON."""
+
+    criterion: str
+    shares: tuple[float, ...]
+    images: Positive
+    metric: str
+    value: float
+    loss: float
+    groups: list[_Row]
+
+
+def _or_nan(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def measure_sensitivity(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from seprune.errors import InputError, UsageError
 from seprune.graph.groups import NetworkStructure
 from seprune.importance import weights
+from seprune.importance.fitting import require_fit
 from seprune.importance.gate_values import class_spread, maximum_of, mean_of, statistic
 from seprune.importance.joint import correlation, effects_in_order, joint_scores
 from seprune.importance.propagate import propagate
@@ -147,6 +148,8 @@ def score(
     """
     scoring = scoring or Scoring()
     rule = criterion(scoring.criterion)
+    if statistics is not None:
+        require_fit(structure, statistics, model)
     if rule.family == "weights":
         scores = _of_weights(structure, rule, _needed(model), scoring.seed)
     elif statistics is None:

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from seprune.errors import InputError, UsageError
+from seprune.errors import UsageError
 from seprune.measure.latency import device_name
 from seprune.measure.latency_runtimes import require_onnx
 from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent
-from seprune.runtime.reading import read_json
 from seprune.runtime.text import shell_word
+from seprune.runtime.typed import read_typed
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
 FORMAT = 1
@@ -93,19 +93,22 @@ class LatencyTable:
         Raises:
             InputError: not a latency table.
         """
-        content = read_json(path)
-        try:
-            times = {str(n): float(ms) for n, ms in content["times"].items()}
-            if content["format"] != FORMAT or not all(0 <= ms < 1e9 for ms in times.values()):
-                raise ValueError("its format or a time is not one that seprune writes")
-            return cls(TableKey(**content["key"]), times)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{path}: not a latency table",
-                why=str(error),
-                fix=f"remove it, and it is measured anew: rm {shell_word(path)}",
-                code="damaged",
-            ) from error
+        fix = f"remove it, and it is measured anew: rm {shell_word(path)}"
+        content = read_typed(_TableFile, path, fix=fix, code="damaged")
+        return cls(content.key, content.times)
+
+
+@dataclass(frozen=True)
+class _TableFile:
+    """A `LatencyTable` as JSON."""
+
+    format: int
+    key: TableKey
+    times: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT or not all(0 <= ms < 1e9 for ms in self.times.values()):
+            raise ValueError("not a latency table of this format, or a time that cannot be")
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ from seprune.errors import InputError
 from seprune.runtime.files import append_line, write_text
 from seprune.runtime.paths import fault_in
 from seprune.runtime.reading import parse_json, read_bytes
+from seprune.runtime.typed import typed
 
 FORMAT = 1
 """Of the journal. A larger number in a folder means that a newer seprune wrote it."""
@@ -95,9 +96,9 @@ def _record(line: bytes, path: Path) -> Record | None:
             return None
         written = body.pop("format")
         if written <= FORMAT:
-            made = Record(**body)
-            return made if _as_written(made, path.parent) else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            made = typed(Record, body, source=str(path), fix="")
+            return None if any(fault_in(path.parent, name) for name in made.files) else made
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InputError):
         return None
     raise InputError(
         f"{path.parent}: written by a newer seprune",
@@ -105,16 +106,6 @@ def _record(line: bytes, path: Path) -> Record | None:
         fix="pip install --upgrade seprune, or choose another --out",
         code="newer",
     )
-
-
-def _as_written(record: Record, folder: Path) -> bool:
-    """Whether the fields are of their types, and every file lies in the run folder."""
-    texts = (record.stage, record.key, record.time)
-    mappings = isinstance(record.files, dict) and isinstance(record.facts, dict)
-    if not mappings or not all(isinstance(text, str) for text in texts):
-        return False
-    names, hashes = record.files.keys(), record.files.values()
-    return all(isinstance(h, str) for h in hashes) and not any(fault_in(folder, n) for n in names)
 
 
 def _ends_with_a_newline(path: Path) -> bool:

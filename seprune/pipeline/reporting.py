@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from seprune import report as reports
+from seprune.errors import InputError
 from seprune.export import pruned_model
 from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance
@@ -30,10 +31,11 @@ from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
 from seprune.runtime.files import CARD, write_text
 from seprune.runtime.reading import read_json, read_text
-from seprune.runtime.text import csv_text, from_csv_cell
+from seprune.runtime.text import csv_text, from_csv_cell, shell_word
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10
+_COLUMNS = ("group", "unit", "score", "kept")
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def gate_summaries(
 
 def write_importance(cut: Cut, path: Path) -> None:
     """One row a unit: group, unit, score, kept."""
-    rows: list[list[Any]] = [["group", "unit", "score", "kept"]]
+    rows: list[list[Any]] = [list(_COLUMNS)]
     for group in cut.plan.groups:
         kept = set(group.keep)
         scores = cut.importance.scores.get(group.name)
@@ -175,11 +177,23 @@ def write_importance(cut: Cut, path: Path) -> None:
 
 
 def read_importance(path: Path, criterion: str) -> Importance:
-    """The scores that `write_importance` wrote."""
+    """The scores that `write_importance` wrote.
+
+    Raises:
+        InputError: it is not such a table.
+    """
     scores: dict[str, list[float]] = {}
-    for row in csv.DictReader(io.StringIO(read_text(path))):
-        if row["score"]:
-            scores.setdefault(from_csv_cell(row["group"]), []).append(float(row["score"]))
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(path))):
+            if row["score"]:
+                scores.setdefault(from_csv_cell(row["group"]), []).append(float(row["score"]))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: not a table of scores",
+            why=f"it needs UTF-8 text with the columns {', '.join(_COLUMNS)} ({error})",
+            fix=f"remove {shell_word(path)} and give the same command again",
+            code="damaged",
+        ) from error
     import torch
 
     tensors = {n: torch.tensor(v, dtype=torch.float64) for n, v in scores.items()}

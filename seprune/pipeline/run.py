@@ -31,7 +31,6 @@ from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report
 from seprune.runtime.distributed import first, united
-from seprune.runtime.reading import read_json
 from seprune.statistics import GateStatistics
 
 RECOVERED = {
@@ -140,7 +139,7 @@ def _sensitivity(
     if not work.settings.needs_sensitivity:
         return None
     runner(run_stages.sensitivity(work, known))
-    return Sensitivity.of(read_json(work.folder / run_stages.SENSITIVITY))
+    return Sensitivity.load(work.folder / run_stages.SENSITIVITY)
 
 
 def _one_budget(

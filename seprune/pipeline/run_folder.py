@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from seprune.errors import InputError, UsageError
 from seprune.pipeline.journal import JOURNAL, Record, add, mend, read_journal, stage_key
@@ -28,6 +28,7 @@ from seprune.runtime.lock import hold, now
 from seprune.runtime.paths import inside
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.transaction import RECORD, is_staged, settle
+from seprune.runtime.typed import fits
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 START = "start"
@@ -35,6 +36,12 @@ _STATE, _KEY = "state", "stage"  # of a training, and what it stands on
 """The stage that says which recipe the folder belongs to, and on what it runs."""
 MAY_DIFFER = ("device", "threads", "data.workers", "data.cache")
 """Keys of a recipe that change how a run is carried out, not what comes out of it."""
+
+
+class StartFacts(TypedDict):
+    """The facts of `START`: dotted keys of the recipe and their values as text."""
+
+    recipe: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,15 @@ class RunFolder:
         """
         return read_journal(self.path)[0]
 
-    def committed(self, stage: str, key: str) -> Record | None:
-        """The stage's record, if it ran with this key and its files are still what it wrote."""
+    def committed(self, stage: str, key: str, facts: type[Any] = dict) -> Record | None:
+        """The stage's record, if it ran with this key and its files are still what it wrote.
+
+        Args:
+            facts: what its numbers have to be; others are not ours, whatever their checksum says.
+        """
         for record in reversed(self.records()):
             if (record.stage, record.key) == (stage, key):
-                return None if self.changed(record) else record
+                return record if fits(facts, record.facts) and not self.changed(record) else None
         return None
 
     def commit(
@@ -183,12 +194,12 @@ def _settle(run: RunFolder, recipe_text: str) -> None:
 def _recipe_before(folder: Path, records: Sequence[Record]) -> Mapping[str, str]:
     """Dotted keys and values of the recipe that the folder was started with."""
     for record in reversed(records):
-        if record.stage == START:
+        if record.stage == START and fits(StartFacts, record.facts):
             found: Mapping[str, str] = record.facts["recipe"]
             return found
     try:  # that line of the journal is damaged
         return _entries(read_text(inside(folder, RECIPE)))
-    except (OSError, UnicodeDecodeError, InputError):
+    except (OSError, InputError):
         return {}
 
 

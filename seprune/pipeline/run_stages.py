@@ -16,8 +16,9 @@ from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import LoadedNetwork, data_digests
 from seprune.pipeline.run_folder import keep_state_of
-from seprune.pipeline.runner import Output, Runner, Stage
+from seprune.pipeline.runner import Runner
 from seprune.pipeline.settings import CutSettings, finetune_settings
+from seprune.pipeline.stage import BaselineFacts, FinetuneFacts, Output, PruneFacts, Stage
 from seprune.pruning.limits import Budget
 from seprune.recipe import sections
 from seprune.recovery.finetune import METRICS, Teacher, finetune
@@ -106,7 +107,7 @@ def baseline(work: Workspace) -> Stage:
         found = stages.measured(work.context, model)
         return Output([], found | {"bytes": reporting.size_of(model)})
 
-    return Stage("baseline", work.inputs("baseline"), run, shared=True)
+    return Stage("baseline", work.inputs("baseline"), run, shared=True, facts=BaselineFacts)
 
 
 def statistics(work: Workspace) -> Stage:
@@ -167,7 +168,8 @@ def prune(
         own = work.relative(home / "plan.json", home / "importance.csv")
         return Output([*own, *work.saved(home / PRUNED)], _numbers(work.context, cut, home))
 
-    stage = Stage(f"prune/{budget}", work.inputs("prune", *parts, str(budget)), run)
+    inputs = work.inputs("prune", *parts, str(budget))
+    stage = Stage(f"prune/{budget}", inputs, run, facts=PruneFacts)
     return stage
 
 
@@ -255,7 +257,8 @@ def tuning(
             facts["last"] = {**end, "bytes": size}
         return Output(work.saved(into), found | facts)
 
-    stage = Stage(f"finetune/{label}", work.inputs("finetune", section, after=after), run)
+    inputs = work.inputs("finetune", section, after=after)
+    stage = Stage(f"finetune/{label}", inputs, run, facts=FinetuneFacts)
     return stage
 
 

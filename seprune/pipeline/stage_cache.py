@@ -12,6 +12,7 @@ import torch.distributed as dist
 from seprune.errors import InputError
 from seprune.pipeline.journal import Record
 from seprune.pipeline.run_folder import RunFolder
+from seprune.pipeline.stage import Stage
 from seprune.runtime import files
 from seprune.runtime.distributed import first
 from seprune.runtime.lock import waiting_for
@@ -28,7 +29,7 @@ class StageCache:
 
     folder: Path
 
-    def once(self, run: RunFolder, name: str, key: str, work: Callable[[], Record]) -> Record:
+    def once(self, run: RunFolder, stage: Stage, work: Callable[[], Record]) -> Record:
         """The stage's record in `run`: taken over from another run, or from `work` and handed on.
 
         Whoever comes while another run works on the same stage waits for it.
@@ -38,11 +39,12 @@ class StageCache:
         """
         if dist.is_initialized():  # its processes would wait for each other
             return work()
-        place = inside(self.folder, f"{name}-{key[:12]}")
+        key = stage.key
+        place = inside(self.folder, f"{stage.name}-{key[:12]}")
         with ExitStack() as stack:
             first(lambda: stack.enter_context(waiting_for(place)))
             there = RunFolder(place)
-            record = first(lambda: there.committed(name, key))
+            record = first(lambda: there.committed(stage.name, key, stage.facts))
             if record is not None:
                 return first(lambda: _hand_over(record, there, run))
             made = work()

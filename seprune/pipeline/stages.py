@@ -119,7 +119,9 @@ def plan(
     if section.steps > 1:
         budget = left(context, budget)
         if budget == Budget():  # an earlier cut had to go further than its share
-            return plan_of(context.structure.groups, {}, uncut(context))
+            about = {"criterion": importance.criterion, "allocation": section.allocation}
+            facts = {"targets": {}, **about, **uncut(context)}
+            return plan_of(context.structure.groups, {}, facts)
     within = partial(plan_within, context.structure, importance, budget, allocation=allocation)
     if budget.latency is None:
         return within()

@@ -85,7 +85,7 @@ def finished(cell: Cell, out: Path) -> bool:
     try:
         recipe = reading.read_text(inside(out, f"{cell.name}/recipe.yaml"))
         same = recipe == dump_recipe(cell.recipe)
-    except (OSError, UnicodeDecodeError, InputError):
+    except (OSError, InputError):
         return False
     ended = any(record.stage == "report" for record in run_folder.RunFolder(folder).records())
     return same and ended and not run_folder.verify(folder)

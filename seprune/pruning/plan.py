@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from seprune.graph.groups import ChannelGroup, Member, Positions
 from seprune.runtime.files import write_text
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.runtime.typed import typed
 
 FORMAT = 1
 _SIDE = re.compile(r"out|in|dim\d|\.[A-Za-z]\w*(\[\d{1,3}\])?|[a-z_]{1,20}#\d{1,6}\[\d{1,2}\]")
@@ -140,15 +141,13 @@ class PruningPlan(Tabular):
                 fix="upgrade seprune: pip install -U seprune",
                 code="newer",
             )
-        _refuse_oversized(content["groups"], path)
-        groups = tuple(_read_group(g, path) for g in content["groups"])
-        facts, history = content.get("facts") or {}, content.get("history") or []
-        if not isinstance(facts, dict) or not isinstance(history, list):
-            raise InputError(f"{path}: not a pruning plan",
-                             why="'facts' is no mapping or 'history' no list",
-                             fix="restore the file, or make the plan again",
-                             code="plan")  # fmt: skip
-        return cls(groups, facts, tuple(history))
+        fix = "restore the file, or make the plan again"
+        read = typed(_PlanEntry, content, source=str(path), fix=fix, code="plan")
+        typed(_PlanFacts, read.facts, source=f"{path}: facts", fix=fix, code="plan")
+        entries = [_entry(group, path) for group in read.groups]
+        _refuse_oversized(entries, path)
+        groups = tuple(_read_group(entry, path) for entry in entries)
+        return cls(groups, read.facts, read.history)
 
 
 def plan_of(
@@ -211,16 +210,64 @@ def _index_json(index: Positions) -> dict[str, Any]:
     return {"index": index.tolist()}
 
 
-def _refuse_oversized(groups: list[Any], path: Path) -> None:
+@dataclass(frozen=True)
+class _MemberEntry:
+    """A layer's side in the file: channels that stand in a row, or every position."""
+
+    layer: str
+    side: str
+    total: int
+    at: int | None = None
+    each: int = 1
+    index: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class _GroupEntry:
+    """A `PlannedGroup` in the file."""
+
+    name: str
+    channels: int
+    units: int
+    keep: tuple[int, ...]
+    members: list[_MemberEntry]
+    reason: str | None = None
+    caveat: str | None = None
+
+    @property
+    def claimed(self) -> int:
+        """Positions that its members ask for, at most; more than `_MOST` is refused anyhow."""
+        sizes = (max(self.units, 0) * max(m.each, 0) for m in self.members)
+        return sum(min(size, _MOST) for size in sizes)
+
+
+class _PlanFacts(TypedDict, total=False):
+    """The facts of a plan that tables show."""
+
+    macs: tuple[int, int]
+    params: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _PlanEntry:
+    """What surrounds the groups in the file."""
+
+    groups: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+
+
+def _entry(content: Any, path: Path) -> _GroupEntry:
+    """A group as the file has it, its types checked and nothing else."""
+    try:
+        return typed(_GroupEntry, content, source="the entry", fix="")
+    except InputError as error:
+        raise _impossible(path, str(content.get("name")), error.what) from error
+
+
+def _refuse_oversized(groups: Iterable[_GroupEntry], path: Path) -> None:
     """Add up what the entries claim before anything of that size is made."""
-    claimed = 0
-    for entry in groups:
-        units = entry.get("units") if isinstance(entry, dict) else None
-        members = entry.get("members") if isinstance(entry, dict) else None
-        for member in members if isinstance(members, list) else ():
-            each = member.get("each", 1) if isinstance(member, dict) else 1
-            if isinstance(units, int) and isinstance(each, int):
-                claimed += min(max(units, 0) * max(each, 0), _MOST)  # more is refused anyhow
+    claimed = sum(group.claimed for group in groups)
     if claimed > _MOST_TOGETHER:
         raise InputError(
             f"{path}: the plan claims {claimed:,} channel positions",
@@ -230,42 +277,40 @@ def _refuse_oversized(groups: list[Any], path: Path) -> None:
         )
 
 
-def _read_group(entry: Any, path: Path) -> PlannedGroup:
-    name = entry.get("name") if isinstance(entry, dict) else None
+def _read_group(entry: _GroupEntry, path: Path) -> PlannedGroup:
     try:
-        members = tuple(_read_member(m, int(entry["units"])) for m in entry["members"])
-        group = PlannedGroup(
-            str(name), int(entry["channels"]), int(entry["units"]),
-            tuple(entry["keep"]), members, entry.get("reason"), entry.get("caveat"),
-        )  # fmt: skip
-    except KeyError as error:
-        raise _impossible(path, str(name), f"it has no {error}") from error
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _impossible(path, str(name), str(error)) from error
+        members = tuple(_read_member(m, entry.units) for m in entry.members)
+    except (ValueError, OverflowError) as error:
+        raise _impossible(path, entry.name, str(error)) from error
+    group = PlannedGroup(
+        entry.name, entry.channels, entry.units, entry.keep, members, entry.reason, entry.caveat
+    )
     _check_group(group, path)
     return group
 
 
-def _read_member(entry: Mapping[str, Any], units: int) -> Member:
-    total, side = int(entry["total"]), str(entry["side"])
-    if not _SIDE.fullmatch(side):
-        raise ValueError(f"'{side}' is no side of a layer")
+def _read_member(entry: _MemberEntry, units: int) -> Member:
+    total, each = entry.total, entry.each
+    if not _SIDE.fullmatch(entry.side):
+        raise ValueError(f"'{entry.side}' is no side of a layer")
     if not 0 < units <= total <= _MOST:
         raise ValueError(f"{units} units do not fit into {total}")
-    if "index" in entry:
-        index = np.asarray(entry["index"], dtype=np.int64).reshape(units, -1)
+    if entry.index is not None:
+        index = np.asarray(entry.index, dtype=np.int64).reshape(units, -1)
+    elif entry.at is None:
+        raise ValueError(f"{entry.layer} has neither 'at' nor 'index'")
+    elif not 0 < units * each <= total:
+        raise ValueError(f"{units} units of {each} do not fit into {total}")
     else:
-        each = int(entry.get("each", 1))
-        if not 0 < units * each <= total:
-            raise ValueError(f"{units} units of {each} do not fit into {total}")
-        index = np.arange(units * each, dtype=np.int64).reshape(units, each) + int(entry["at"])
-    return Member(str(entry["layer"]), side, index, total)
+        index = np.arange(units * each, dtype=np.int64).reshape(units, each) + entry.at
+    return Member(entry.layer, entry.side, index, total)
 
 
 def _check_group(group: PlannedGroup, path: Path) -> None:
     keep = group.keep
-    wrong = [k for k in keep if not isinstance(k, int) or isinstance(k, bool)
-             or not 0 <= k < group.units]  # fmt: skip
+    if not 0 < group.units <= _MOST:
+        raise _impossible(path, group.name, f"{group.units} units are no part of any layer")
+    wrong = [k for k in keep if not 0 <= k < group.units]
     if wrong:
         raise _impossible(path, group.name, f"unit {wrong[0]} is not one of 0..{group.units - 1}")
     if group.channels < 1 or group.channels % group.units:

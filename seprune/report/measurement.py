@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from seprune.errors import InputError
 from seprune.measure.latency import Latency
+from seprune.report import facts
 from seprune.runtime import files
 from seprune.runtime.reading import read_json
 from seprune.runtime.text import null_for_nan
+from seprune.runtime.typed import typed
 
 FORMAT = 1
 _GATE_FACTS = ("name", "channels", "squeeze", "activation", "placement", "runs")
@@ -88,7 +88,7 @@ class BudgetReport:
     seconds: dict[str, float] = field(default_factory=dict)
     groups: list[GroupCut] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
-    tuning: dict[str, float | str | None] = field(default_factory=dict)  # `FineTuned.numbers`
+    tuning: dict[str, Any] = field(default_factory=dict)  # `FineTuned.numbers`
     choice: dict[str, Any] = field(default_factory=dict)  # `PlanChoice.facts`
 
 
@@ -220,15 +220,23 @@ def from_json(document: Any, *, source: str = "report.json") -> Report:
             why="a newer version of seprune wrote it",
             fix="pip install --upgrade seprune",
         )
-    try:
-        report: Report = _build(Report, document, "report")
-    except _MisfitError as misfit:
-        raise InputError(
-            f"{source}: {misfit}",
-            why="the file was damaged or edited",
-            fix="restore it, or give the same `seprune run` command again",
-        ) from misfit
+    fix = "restore it, or give the same `seprune run` command again"
+    report = typed(Report, document, source=source, fix=fix)
+    for place, kind, value in _facts(report):
+        if value:
+            typed(kind, value, source=f"{source}: {place}", fix=fix)
     return report
+
+
+def _facts(report: Report) -> Iterator[tuple[str, type[Any], Mapping[str, Any]]]:
+    """The parts of a report that are plain dicts: where, what they should be, what they are."""
+    yield "model", facts.ModelFacts, report.model
+    yield "data", facts.DataFacts, report.data
+    yield "environment", facts.Environment, report.environment
+    yield "sensitivity", facts.SensitivityTable, report.sensitivity
+    for number, budget in enumerate(report.budgets):
+        yield f"budgets[{number}].tuning", facts.TuningFacts, budget.tuning
+        yield f"budgets[{number}].choice", facts.ChoiceFacts, budget.choice
 
 
 def write(report: Report, path: Path) -> None:
@@ -246,10 +254,6 @@ def read(path: Path) -> Report:
     return from_json(read_json(path), source=str(path))
 
 
-class _MisfitError(Exception):
-    """A JSON value at a place that wants another kind."""
-
-
 def plain(value: Any) -> Any:
     """Dataclasses as dicts, NaN and infinities as null: what JSON can hold."""
     if is_dataclass(value):
@@ -259,69 +263,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return null_for_nan(value)
-
-
-def _build(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` says: dataclasses, lists, dicts, unions and scalars."""
-    if hint is Any:
-        return value
-    if is_dataclass(hint):
-        return _build_dataclass(hint, value, where)
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is list and isinstance(value, list):
-        return _build_list(inner[0], value, where)
-    if origin is dict and isinstance(value, dict):
-        return {key: _build(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is UnionType:
-        if value is None:
-            return None
-        fitting = (kind for kind in inner if kind in (float, int, str) and _fits(kind, value))
-        return _build(next(fitting, inner[0]), value, where)
-    if _fits(hint, value):
-        return float(value) if hint is float else value
-    raise _MisfitError(f"{where}: {str(value)[:40]!r} where {_title(hint)} belongs")
-
-
-def _build_list(hint: Any, value: list[Any], where: str) -> list[Any]:
-    if hint == float | None and all(v is None or type(v) is float for v in value):
-        return value  # the channels: a million numbers, checked at once
-    return [_build(hint, item, f"{where}[{n}]") for n, item in enumerate(value)]
-
-
-def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _MisfitError(f"{where}: {str(value)[:40]!r} where an object belongs")
-    hints = _hints(cls)
-    arguments = {
-        key: _build(hints[key], item, f"{where}.{key}")
-        for key, item in value.items()
-        if key in hints  # a later minor version may say more
-    }
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        missing = str(error).partition(": ")[2]
-        raise _MisfitError(f"{where}: {missing} is missing") from error
-    except ValueError as error:
-        raise _MisfitError(f"{where}: {error}") from error
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if get_origin(hint) is not None:
-        return False
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
-
-
-def _title(hint: Any) -> str:
-    kinds = {float: "a number", int: "an integer", str: "text", bool: "true or false"}
-    origin = get_origin(hint)
-    return (
-        "a list" if origin is list else "an object" if origin is dict else kinds.get(hint, "null")
-    )
-
-
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)

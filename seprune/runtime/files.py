@@ -242,7 +242,7 @@ def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) ->
     settle(folder)
     try:
         text = read_text(inside(folder, sums), limit=SUMS_LIMIT)
-    except (OSError, UnicodeDecodeError, InputError):
+    except (OSError, InputError):
         return [sums]
     lines = text.split("\n")
     if lines.pop():  # the last line is cut short

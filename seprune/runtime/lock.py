@@ -7,19 +7,28 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from seprune.errors import EnvironmentFault, InputError, LockedError, UsageError
 from seprune.runtime.files import tidy, write_json
 from seprune.runtime.paths import inside
-from seprune.runtime.reading import read_json
+from seprune.runtime.typed import ProcessId, read_typed
 
 HOLDER = "lock.json"
 """Beside `lock`, which filelock may empty: who holds the folder."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder, and since when."""
+
+    pid: ProcessId
+    host: str
+    since: str
 
 
 @contextmanager
@@ -49,8 +58,7 @@ def hold(out: Path) -> Iterator[None]:
         fix = "choose a folder you may write to with --out"
         raise EnvironmentFault(f"{out}: cannot be written", why=why, fix=fix) from error
     try:
-        holder = {"pid": os.getpid(), "host": platform.node(), "since": now()}
-        write_json(out / HOLDER, holder)
+        write_json(out / HOLDER, vars(Holder(os.getpid(), platform.node(), now())))
         tidy(out)
         yield
     finally:
@@ -83,16 +91,16 @@ def waiting_for(folder: Path) -> Iterator[None]:
 
 def _locked(out: Path) -> LockedError:
     """Who holds the folder. The holder writes its name right after it took the lock: wait."""
-    holder: dict[str, Any] = {}
+    who = "a process"
     for _ in range(50):
         try:
-            holder = read_json(inside(out, HOLDER))
-            if holder["host"] != platform.node() or _alive(holder["pid"]):
+            holder = read_typed(Holder, inside(out, HOLDER), fix="")
+            if holder.host != platform.node() or _alive(holder.pid):
+                who = f"process {holder.pid} on {holder.host} since {holder.since}"
                 break
-        except (InputError, KeyError, TypeError):
-            holder = {}
+        except InputError:  # not there yet
+            pass
         time.sleep(0.1)
-    who = "process {pid} on {host} since {since}".format_map(holder) if holder else "a process"
     return LockedError(
         f"{out}: another run works here",
         why=f"it is held by {who}",

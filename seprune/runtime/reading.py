@@ -71,10 +71,14 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") ->
 
     Raises:
         OSError: as of `open`.
-        UnicodeDecodeError: not UTF-8, unless `errors` says otherwise.
-        InputError: not a regular file, or a longer one.
+        InputError: not a regular file, a longer one, or not UTF-8, unless `errors` allows that.
     """
-    return read_bytes(path, limit=limit).decode("utf-8", errors)
+    try:
+        return read_bytes(path, limit=limit).decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        _refuse(
+            path, "not UTF-8 text", why=f"byte {error.start:,} is {error.object[error.start]:#x}"
+        )
 
 
 def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
@@ -103,8 +107,11 @@ def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
         ) from error
 
 
-def parse_json(text: bytes | str) -> Any:
+def parse_json(text: bytes | str, *, finite: bool = True) -> Any:
     """A JSON document whose size, depth and numbers are within the limits above.
+
+    Args:
+        finite: refuse NaN and infinities, which are no JSON; Python's own writer makes them.
 
     Raises:
         ValueError: not JSON, or beyond a limit; nothing is built before that is known.
@@ -119,9 +126,10 @@ def parse_json(text: bytes | str) -> Any:
         depth += 1 if first in b"[{" else -1 if first in b"]}" else 0
         if depth > DEPTH_LIMIT:
             raise ValueError(f"brackets in brackets, more than {DEPTH_LIMIT} deep")
+    constant = _constant if finite else float
     if _LONG_NUMBER.search(content):  # slower: a call for every number
-        return json.loads(content, parse_int=_integer, parse_float=_float, parse_constant=_constant)
-    return json.loads(content, parse_constant=_constant)
+        return json.loads(content, parse_int=_integer, parse_float=_float, parse_constant=constant)
+    return json.loads(content, parse_constant=constant)
 
 
 def _integer(digits: str) -> int:

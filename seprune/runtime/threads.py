@@ -10,9 +10,11 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from seprune.runtime.typed import fits
 
 CGROUPS = Path("/sys/fs/cgroup")
 TRIAL_SECONDS = 0.3  # for each number of threads
@@ -36,11 +38,10 @@ class Threads:
     @classmethod
     def of(cls, plain: Any, cores: int) -> Threads | None:
         """What `plain` gave, if it is that and this machine still has the cores."""
-        try:
-            read = cls(**plain)
-            return read if 1 <= read.count <= cores == read.cores else None
-        except TypeError:
+        if not fits(cls, plain):
             return None
+        read = cls(**{f.name: plain[f.name] for f in fields(cls)})
+        return read if 1 <= read.count <= cores == read.cores else None
 
     def plain(self) -> dict[str, Any]:
         """As environment.json has it."""

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.paths import inside
-from seprune.runtime.reading import read_json
 from seprune.runtime.text import shell_word
+from seprune.runtime.typed import read_typed
 
 UNFINISHED = ".seprune.part"
 """How names of temporary folders end; nobody else's do."""
@@ -138,12 +138,13 @@ def _settle(folder: Path) -> None:
     path = folder / RECORD
     if not os.path.lexists(path):
         return
-    names = read_json(inside(folder, RECORD))
-    if not isinstance(names, dict) or not all(map(_possible, names, names.values())):
+    fix = f"remove it: rm {shell_word(path)}"
+    names = read_typed(dict[str, str], inside(folder, RECORD), fix=fix, code="damaged")
+    if not all(map(_possible, names, names.values())):
         raise InputError(
             f"{path}: not a record that seprune wrote",
             why="it does not name temporary files and their places",
-            fix=f"remove it: rm {shell_word(path)}",
+            fix=fix,
             code="damaged",
         )
     for name, temporary in names.items():
@@ -158,9 +159,9 @@ def _settle(folder: Path) -> None:
             (folder / temporary).parent.rmdir()
 
 
-def _possible(name: object, temporary: object) -> bool:
+def _possible(name: str, temporary: str) -> bool:
     """Whether a record may say this: a name, and the same name in a temporary folder beside it."""
-    if not isinstance(name, str) or not isinstance(temporary, str) or "/" in name:
+    if "/" in name:
         return False
     folder, _, same = temporary.partition("/")
     return same == name and folder.startswith(".") and folder.endswith(UNFINISHED)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,14 @@ from seprune.data.fingerprint import difference
 from seprune.errors import InputError
 from seprune.graph.gates import Gate
 from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.runtime.typed import Natural, typed
 from seprune.statistics.stored import read_tensors, write_tensors
 
 Table = dict[str, dict[str, Tensor]]
 
 FORMAT = 3
 _WHAT = "gate statistics"
-_GATE_FACTS = (
-    "name",
-    "channels",
-    "squeeze",
-    "activation",
-    "placement",
-    "scales",
-    "excitation",
-    "runs",
-)
+_AGAIN = "restore the file, or collect again: seprune collect"
 KINDS = ("values", "units", "groups", "weights")
 
 
@@ -92,7 +84,8 @@ class GateStatistics(Tabular):
         write_tensors(path, tensors, {"format": FORMAT, "what": _WHAT} | self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        gates = [{key: getattr(gate, key) for key in _GATE_FACTS} for gate in self.gates]
+        names = [f.name for f in fields(_GateFacts)]
+        gates = [{name: getattr(gate, name) for name in names} for gate in self.gates]
         plain = {key: getattr(self, key) for key in ("samples", "classes", "gradients")}
         return plain | {"gates": gates, "warnings": list(self.warnings), "meta": dict(self.meta)}
 
@@ -103,38 +96,123 @@ class GateStatistics(Tabular):
         Raises:
             InputError: missing, damaged, of another kind or of a newer version.
         """
-        tensors, facts = read_tensors(path, what=_WHAT)
-        if facts.get("what") != _WHAT or facts.get("format") != FORMAT:
+        tensors, content = read_tensors(path, what=_WHAT)
+        if content.get("what") != _WHAT or content.get("format") != FORMAT:
             raise InputError(
-                f"{path}: {facts.get('what', 'a file')} of format {facts.get('format')!r}",
+                f"{path}: {str(content.get('what', 'a file'))[:60]} of format "
+                f"{str(content.get('format'))[:60]}",
                 why=f"this seprune reads {_WHAT} of format {FORMAT}",
                 fix="install the seprune that wrote it, or collect again: seprune collect",
             )
-        kinds: dict[str, Table] = {kind: {} for kind in KINDS}
+        facts = typed(_StatisticsFacts, content, source=str(path), fix=_AGAIN, code="damaged")
+        kinds: dict[str, Table] = {kind: _Complete(kind) for kind in KINDS}
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
             owner, _, name = rest.rpartition("/")
-            kinds[kind].setdefault(owner, {})[name] = value
-        gates = tuple(_gate(facts_of_gate) for facts_of_gate in facts["gates"])
+            _require_ours(path, key, value, known=kind in kinds and bool(owner))
+            kinds[kind].setdefault(owner, _Complete(f"{kind}/{owner}"))[name] = value
+        _require_shapes(path, facts, kinds)
         return cls(
-            gates=gates,
-            samples=facts["samples"],
-            classes=facts["classes"],
-            gradients=facts["gradients"],
-            warnings=tuple(facts["warnings"]),
-            meta=facts["meta"],
+            gates=tuple(Gate(**vars(gate)) for gate in facts.gates),
+            samples=facts.samples,
+            classes=facts.classes,
+            gradients=facts.gradients,
+            warnings=facts.warnings,
+            meta=facts.meta,
             **kinds,
         )
 
 
+class _Complete(dict[str, Any]):
+    """A table out of a file: what it lacks is the file's fault."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise InputError(
+            f"the statistics lack {self.where}/{name}",
+            why="they were collected for another criterion or network, or were edited",
+            fix="collect again for this network and criterion: seprune collect",
+            code="statistics",
+        )
+
+
+@dataclass(frozen=True)
+class _GateFacts:
+    """What a file keeps of a gate."""
+
+    name: str
+    channels: Natural
+    squeeze: str
+    activation: str
+    placement: str
+    scales: tuple[str, ...]
+    excitation: tuple[str, ...]
+    runs: bool
+
+
+@dataclass(frozen=True)
+class _StatisticsFacts:
+    """What a file of statistics says beside its tensors."""
+
+    samples: Natural
+    classes: Natural
+    gradients: str
+    gates: list[_GateFacts]
+    warnings: tuple[str, ...]
+    meta: dict[str, str]
+
+
 def described(gate: Gate) -> Gate:
     """What a file keeps of a gate: everything but where it sits in the live model."""
-    return _gate({key: getattr(gate, key) for key in _GATE_FACTS})
+    return Gate(**{f.name: getattr(gate, f.name) for f in fields(_GateFacts)})
 
 
-def _gate(facts: dict[str, Any]) -> Gate:
-    lists = {key: tuple(facts[key]) for key in ("scales", "excitation")}
-    return Gate(**(facts | lists))
+def _require_ours(path: Path, key: str, value: Tensor, *, known: bool) -> None:
+    """Refuse a tensor that no collection makes."""
+    if not known:
+        why = f"{key!r} is no statistic of a gate, a unit gate, a group or a weight"
+    elif value.dtype != torch.float64:
+        why = f"{key} is {value.dtype}, statistics are float64"
+    elif not value.numel() or not bool(torch.isfinite(value).all()):
+        why = f"{key} is empty, or holds NaN or infinities"
+    else:
+        return
+    raise InputError(f"{path}: not {_WHAT} that seprune wrote", why=why, fix=_AGAIN, code="damaged")
+
+
+def _require_shapes(path: Path, facts: _StatisticsFacts, kinds: Mapping[str, Table]) -> None:
+    """Refuse tables that are not as wide as their gate, or whose columns differ in length."""
+    channels = {gate.name: gate.channels for gate in facts.gates}
+    for kind in ("values", "units", "groups"):
+        for owner, own in kinds[kind].items():
+            width = channels.get(owner, 0) if kind == "values" else _width(own)
+            wrong = [n for n, t in own.items() if t.shape != _shape(n, width, facts.classes)]
+            if wrong or not width:
+                first = wrong[0] if wrong else next(iter(own))
+                raise InputError(
+                    f"{path}: not {_WHAT} that seprune wrote",
+                    why=f"{kind}/{owner}/{first} has the shape {tuple(own[first].shape)}",
+                    fix=_AGAIN,
+                    code="damaged",
+                )
+
+
+def _width(own: Mapping[str, Tensor]) -> int:
+    return next((t.numel() for name, t in own.items() if name == "effect_square"), 0)
+
+
+def _shape(name: str, width: int, classes: int) -> tuple[int, ...]:
+    """Of the statistic of that name."""
+    odd: dict[str, tuple[int, ...]] = {
+        "rank_agreement": (),
+        "effect_sum_square": (1,),
+        "class_count": (classes,),
+        "class_mean": (classes, width),
+    }
+    return odd.get(name, (width,))
 
 
 def require_same(

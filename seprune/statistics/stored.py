@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from seprune.errors import InputError, first_line
 from seprune.runtime.files import tensors_of, write_with
 from seprune.runtime.reading import parse_json, require_regular
+from seprune.runtime.typed import typed
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -39,7 +41,7 @@ def read_tensors(path: Path, *, what: str) -> tuple[dict[str, Tensor], dict[str,
             text, digest = metadata["facts"], metadata["sha256"]
         if _digest(tensors, text) != digest:
             raise InputError(f"{path}: damaged {what}", why="its SHA-256 does not match", fix=fix)
-        return tensors, parse_json(text)
+        return tensors, typed(dict[str, Any], parse_json(text), source=str(path), fix=fix)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file", why=f"it should hold {what}", fix=fix) from error
     except KeyError as error:
@@ -53,5 +55,5 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.numpy().reshape(-1).view("uint8").data)
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from seprune.errors import InputError
+from seprune.runtime.typed import Natural, require_like, typed
 from seprune.statistics.accumulate import State
 from seprune.statistics.result import require_same
 from seprune.statistics.stored import read_tensors, write_tensors
@@ -26,6 +27,15 @@ class Observing(Protocol):
     w: State
     samples: int
     batches: int
+
+
+@dataclass(frozen=True)
+class _UnfinishedFacts:
+    """What the file says beside its tensors."""
+
+    of: dict[str, str]
+    samples: Natural
+    batches: Natural
 
 
 @dataclass(frozen=True)
@@ -63,16 +73,19 @@ class Unfinished:
                 why=f"it holds {facts.get('what')!r}",
                 fix="choose another folder",
             )
+        fix = f"delete {self.path} to start again, or choose another folder"
+        read = typed(_UnfinishedFacts, facts, source=str(self.path), fix=fix, code="damaged")
         require_same(
-            facts["of"],
+            read.of,
             self.facts,
             what=f"{self.path}: these unfinished statistics",
-            fix=f"delete {self.path} to start again, or choose another folder",
+            fix=fix,
         )
-        for kind in KINDS:
-            for key, value in _state(observer, kind):
-                value.copy_(tensors[f"{kind}/{key}"])
-        observer.samples, observer.batches = facts["samples"], facts["batches"]
+        own = {f"{kind}/{key}": value for kind in KINDS for key, value in _state(observer, kind)}
+        require_like(tensors, own, source=str(self.path), fix=fix)
+        for name, value in own.items():
+            value.copy_(tensors[name])
+        observer.samples, observer.batches = read.samples, read.batches
 
     def done(self) -> None:
         """The statistics are complete: no state is of use any more, nor one of fewer processes."""

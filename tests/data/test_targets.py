@@ -186,7 +186,7 @@ def test_boxes_of_coco_become_corners_and_scale_with_their_image(tmp_path, form)
         ({"bbox": [40, 3, 20, 20]}, r"annotation 1 of 2\.jpg is outside of its image"),
         ({"bbox": [4, 3, 0, 20]}, r"annotation 1 of 2\.jpg is empty"),
         ({"bbox": []}, r"annotation 1 of 2\.jpg is empty"),
-        ({"bbox": [4, 3, "a", 20]}, "is empty"),
+        ({"bbox": [4, 3, "a", 20]}, r"annotations\[1\]\.bbox\[2\]: expected float, got str"),
         ({"image_id": 99}, "annotation 1 is of no image"),
         ({"category_id": 8}, "annotation 1 is of no category"),
     ],

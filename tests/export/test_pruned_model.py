@@ -274,7 +274,7 @@ def test_weights_that_do_not_fit_the_plan_are_refused(cut, tmp_path):
     with pytest.raises(InputError) as caught:
         load(folder)
     assert caught.value.what == f"{folder}: the weights do not fit the network that its plan makes"
-    assert "tensors missing or of another shape, 0 not known; first: " in caught.value.why
+    assert "tensors missing or of another shape or kind, 0 not known; first: " in caught.value.why
 
 
 def test_a_network_knows_how_it_is_built_again_through_copies_and_cuts(cut, tmp_path):

@@ -37,6 +37,7 @@ from seprune.recipe import recipe_of
 from seprune.report import sensitivity as table
 from seprune.report import terminal
 from seprune.report.measurement import read
+from seprune.runtime.files import write_json
 
 LOOKS_AT_ALL_CHANNELS = {"group norm"}
 
@@ -96,10 +97,21 @@ def test_losses_are_those_of_networks_that_are_cut_in_one_group():
             assert cell.loss == pytest.approx(there.loss, rel=1e-5)
 
 
-def test_it_is_plain_data_that_comes_back():
+def test_it_is_plain_data_that_comes_back(tmp_path):
     _, found, _ = measured()
     assert found.shares == (0.1, 0.3, 0.5)
-    assert Sensitivity.of(found.plain()) == found
+    write_json(tmp_path / "sensitivity.json", found.plain())
+    assert Sensitivity.load(tmp_path / "sensitivity.json") == found
+
+
+@pytest.mark.parametrize(("key", "value"), [("value", [0.5]), ("loss", "high"), ("removed", [0])])
+def test_a_row_that_cannot_be_is_refused_with_its_place(tmp_path, key, value):
+    _, found, _ = measured()
+    plain = found.plain()
+    plain["groups"][1][key] = value
+    write_json(tmp_path / "sensitivity.json", plain)
+    with pytest.raises(InputError, match=r"sensitivity\.json: groups\[1\]"):
+        Sensitivity.load(tmp_path / "sensitivity.json")
 
 
 def test_one_unit_goes_at_least_and_one_stays():

@@ -129,7 +129,7 @@ def test_a_table_of_another_machine_is_measured_anew(tmp_path: Path):
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content):
     path = tmp_path / "table.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="not a latency table") as caught:
+    with pytest.raises(InputError, match="it is not what seprune writes") as caught:
         LatencyTable.load(path)
     assert "measured anew: rm" in (caught.value.fix or "")
 

@@ -107,7 +107,7 @@ HUGE = [{"layer": "stem", "side": "out", "total": 10**12, "at": 0}]
     [
         ({"keep": [0, 8]}, "unit 8 is not one of 0..7"),
         ({"keep": [-1, 3]}, "unit -1 is not one of 0..7"),
-        ({"keep": [0.5]}, "unit 0.5 is not one of 0..7"),
+        ({"keep": [0.5]}, "keep[0]: expected int, got float"),
         ({"keep": [True]}, "unit True is not one of 0..7"),
         ({"keep": ["1"]}, "unit 1 is not one of 0..7"),
         ({"keep": []}, "no unit is kept"),

@@ -70,30 +70,30 @@ def test_another_document_is_no_report(other) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: d.pop("seed"), "report: 'seed' is missing"),
-        (lambda d: d.update(seed="0"), "report.seed: '0' where an integer belongs"),
-        (lambda d: d.update(seed=True), "report.seed: 'True' where an integer belongs"),
-        (lambda d: d.update(gates={}), "report.gates: '{}' where a list belongs"),
+        (lambda d: d.pop("seed"), "the document: object missing required field seed"),
+        (lambda d: d.update(seed="0"), "seed: expected int, got str"),
+        (lambda d: d.update(seed=True), "seed: expected int, got bool"),
+        (lambda d: d.update(gates={}), "gates: expected array, got object"),
         (
             lambda d: d["measurements"][1]["metrics"].update(top1="high"),
-            "report.measurements[1].metrics.top1: 'high' where a number belongs",
+            "measurements[1].metrics[...]: expected float | null, got str",
         ),
         (
             lambda d: d["measurements"][0].update(stage="tuned"),
-            "report.measurements[0]: stage 'tuned' is none of baseline, pruned, recalibrated, "
+            "measurements[0]: stage 'tuned' is none of baseline, pruned, recalibrated, "
             "refitted, reconstructed, drawn anew, last epoch, fine-tuned",
         ),
         (
             lambda d: d["budgets"][0]["groups"][0]["keep"].append(16),
-            "report.budgets[0].groups[0]: layer1.residual: keeps a unit outside of 0..15",
+            "budgets[0].groups[0]: layer1.residual: keeps a unit outside of 0..15",
         ),
         (
             lambda d: d["budgets"][0]["groups"][0]["scores"].pop(),
-            "report.budgets[0].groups[0]: layer1.residual: 15 scores for 16 units",
+            "budgets[0].groups[0]: layer1.residual: 15 scores for 16 units",
         ),
         (
             lambda d: d["gates"][2]["statistics"]["mean"].pop(),
-            "report.gates[2]: layer1.2.se: 15 values for 16 channels",
+            "gates[2]: layer1.2.se: 15 values for 16 channels",
         ),
     ],
 )

@@ -15,11 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
 from seprune.measure.metrics import logits_of
+from seprune.recovery.finetune.checkpoints import optimizer_state, start_again
 from seprune.recovery.finetune.features import Features, Teacher, shared_features
 from seprune.recovery.finetune.loss import decay_groups, loss_of, mix
+from seprune.recovery.finetune.progress import StepFacts
 from seprune.recovery.finetune.sync_batchnorm import share_norms
 from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.inference import autocast
+from seprune.runtime.typed import require_like
 from seprune.tasks import Classification, Task
 from seprune.tasks.batches import channels_last, map_tensors
 
@@ -235,32 +238,33 @@ class TrainState:
             tensors |= {f"optimizer.{number}.{name}": t for name, t in kept.items()}
         return {name: detach(tensor) for name, tensor in tensors.items()}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> StepFacts:
         """The plain numbers that belong to `snapshot`."""
         scaler = self.accelerator.scaler
-        return {
-            "parts": self.parts,
-            "updates": self.updates,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        known = scaler.state_dict() if scaler is not None else None
+        return StepFacts(self.parts, self.updates, known)
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Go back to a `snapshot` and its `facts`."""
-        self.raw.load_state_dict(part(tensors, "model."))
+    def restore(
+        self, tensors: dict[str, Tensor], facts: StepFacts, *, source: str = "a trial"
+    ) -> None:
+        """Go back to a `snapshot` and its `facts`; `source` is named in errors."""
+        fix = start_again(source)
+        networks = {"model.": self.raw}
         if self.average is not None:
-            self.average.load_state_dict(part(tensors, "average."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part(tensors, "optimizer.").items():
-            number, _, key = name.partition(".")
-            # torch takes these tensors over as its own where device and type already fit
-            state.setdefault(int(number), {})[key] = tensor.clone()
+            networks["average."] = self.average
+        for prefix, network in networks.items():
+            own = part(tensors, prefix)
+            require_like(own, network.state_dict(), source=source, fix=fix)
+            network.load_state_dict(own)
+        remembered = part(tensors, "optimizer.")
+        state = optimizer_state(remembered, self.optimizer, source=source, fix=fix)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.prepared.zero_grad()
-        self.parts = max(facts["parts"], self.settings.accumulate)
-        self.updates = facts["updates"]
-        if self.accelerator.scaler is not None and facts["scaler"]:
-            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self.parts = max(facts.parts, self.settings.accumulate)
+        self.updates = facts.updates
+        if self.accelerator.scaler is not None and facts.scaler:
+            self.accelerator.scaler.load_state_dict(facts.scaler)
 
 
 def detach(tensor: Tensor) -> Tensor:

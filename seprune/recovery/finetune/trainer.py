@@ -31,6 +31,7 @@ from seprune.recovery.finetune.checkpoints import (
     has_generation,
     load_generation,
     save_generation,
+    start_again,
 )
 from seprune.recovery.finetune.features import Teacher
 from seprune.recovery.finetune.loss import rate
@@ -40,7 +41,7 @@ from seprune.recovery.finetune.metrics_log import (
     require_tensorboard,
     write_metrics,
 )
-from seprune.recovery.finetune.progress import MANY, DivergedError, Progress, rank_of
+from seprune.recovery.finetune.progress import MANY, DivergedError, Progress, SavedFacts, rank_of
 from seprune.recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
 from seprune.recovery.finetune.significance import clearly_lower, image_losses
 from seprune.recovery.finetune.step import TrainState, detach, part
@@ -48,6 +49,7 @@ from seprune.recovery.recalibrate import recalibrate
 from seprune.runtime.distributed import first, join, resolve_device, sum_over_processes
 from seprune.runtime.interrupts import unbroken
 from seprune.runtime.progress import Track
+from seprune.runtime.typed import require_like
 
 CHECK_STEPS = 50  # how often the loss is read back to see whether it is still a number
 
@@ -99,9 +101,8 @@ class Trainer:
             return False
         found = load_generation(state)
         assert found is not None
-        other = [
-            name for name, value in identity.items() if found.facts["identity"].get(name) != value
-        ]
+        known = SavedFacts.of(found.facts, str(state)).identity
+        other = [name for name, value in identity.items() if known.get(name) != value]
         if other:
             raise InputError(
                 f"{self.folder}: holds the state of another fine-tuning",
@@ -119,7 +120,7 @@ class Trainer:
         if validation is not None or self.settings.recalibrate:
             score = self._judge(judged_on)
             if validation is not None:
-                at.before, at.best = asdict(score), rank_of(score)
+                at.before, at.best = score, rank_of(score)
             if self.settings.recalibrate:
                 self._recalibrate(calibration, judged_on, score)
                 if validation is None:
@@ -131,14 +132,13 @@ class Trainer:
     def _recalibrate(self, calibration: Batches, judged_on: Batches, before: Evaluation) -> None:
         """BatchNorm statistics measured anew; taken back where the network was better without."""
         at, state = self.at, self.state
-        given = state.judged.state_dict()
-        given = {name: detach(tensor) for name, tensor in given.items()}
+        given = {name: detach(tensor) for name, tensor in state.judged.state_dict().items()}
         fresh = recalibrate(
             self.given, calibration, task=self.task, device=str(self.device), track=self.track
         )
         state.load(fresh.state_dict())
         score = self._judge(judged_on)
-        at.recalibrated = asdict(score)
+        at.recalibrated = score
         if rank_of(score) > rank_of(before) and self._clearly_better(score, judged_on):
             at.best, at.chosen = (rank_of(score) if at.before else at.best), "recalibrated"
         else:
@@ -229,8 +229,8 @@ class Trainer:
         at = self.at
         now = LiveMetrics((self.settings.epochs - at.epoch) * self.steps - at.step, lr=self._rate())
         if at.history:
-            now.loss, now.metric = at.history[-1]["loss"], self.task.metric
-            now.value = at.history[-1]["metrics"].get(now.metric)
+            now.loss, now.metric = at.history[-1].loss, self.task.metric
+            now.value = at.history[-1].metrics.get(now.metric)
         return now
 
     def _mean(self, total: Tensor) -> float:
@@ -241,11 +241,9 @@ class Trainer:
 
     def _close(self, validation: Batches | None, now: LiveMetrics) -> None:
         at, speed = self.at, now.speed
-        score = None
-        if validation is not None:
-            score = self._judge(validation, self.settings.precision)
-            if score.nonfinite:
-                raise DivergedError
+        score = None if validation is None else self._judge(validation, self.settings.precision)
+        if score is not None and score.nonfinite:
+            raise DivergedError
         row = Epoch(
             epoch=at.epoch,
             step=(at.epoch + 1) * self.steps,
@@ -255,7 +253,7 @@ class Trainer:
             validation_loss=score.loss if score else None,
             images_per_second=speed,
         )
-        at.history.append(asdict(row))
+        at.history.append(row)
         rank = rank_of(score) if score else (0.0, float(at.epoch))
         if rank > tuple(at.best) and (score is None or self._clearly_better(score, validation)):
             at.best, at.best_epoch, at.chosen = rank, at.epoch, f"epoch {at.epoch + 1}"
@@ -296,19 +294,18 @@ class Trainer:
         tuned = last = copy.deepcopy(self.given)
         tuned.load_state_dict(self.best)
         if at.best_epoch != at.epoch - 1:
-            last = copy.deepcopy(self.given)
-            last.load_state_dict(self.state.judged.state_dict())
+            (last := copy.deepcopy(self.given)).load_state_dict(self.state.judged.state_dict())
         return FineTuned(
             model=tuned,
             last=last,
-            history=tuple(Epoch(**row) for row in at.history),
+            history=tuple(at.history),
             best_epoch=at.best_epoch,
             chosen=at.chosen,
             settings=replace(self.settings, lr=at.lr),
             trials=tuple(at.trials),
             task=self.task,
-            before=Evaluation(**at.before) if at.before else None,
-            recalibrated=Evaluation(**at.recalibrated) if at.recalibrated else None,
+            before=at.before,
+            recalibrated=at.recalibrated,
             accumulate=self.state.parts,
             rollbacks=at.rollbacks,
         )
@@ -333,18 +330,20 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = self.state.snapshot() | {f"best.{n}": t for n, t in self.best.items()}
-        at = copy.deepcopy(vars(self.at))
-        facts = {"at": at, "state": self.state.facts(), "identity": self.identity}
-        self.last = Generation(tensors, facts)
+        facts = SavedFacts(self.at, self.state.facts(), self.identity)
+        self.last = Generation(tensors, asdict(facts))
         if self.folder and self.rank == 0:
             save_generation(self.folder / "state", self.last)
 
     def _restore(self, generation: Generation) -> None:
-        self.state.restore(generation.tensors, generation.facts["state"])
+        source = f"{self.folder}/state"
+        facts = SavedFacts.of(generation.facts, source)
+        self.state.restore(generation.tensors, facts.state, source=source)
         self.best = part(generation.tensors, "best.")
-        self.at = Progress(**copy.deepcopy(generation.facts["at"]))
-        self.last = generation
+        judged = self.state.judged.state_dict()
+        require_like(self.best, judged, source=source, fix=start_again(source))
+        self.at, self.last = facts.at, generation
 
     def _report(self) -> None:
         if self.folder and self.rank == 0:
-            write_metrics(self.folder, [Epoch(**row) for row in self.at.history])
+            write_metrics(self.folder, self.at.history)

@@ -98,7 +98,13 @@ def _train(training: Training, folder: Path | None, identity: str, track: Track)
     training.start()
     saved = None
     if folder is not None:
-        saved = load_state(folder, identity, model=training.model, optimizer=training.optimizer)
+        saved = load_state(
+            folder,
+            identity,
+            layers=len(training.matching.targets),
+            model=training.model,
+            optimizer=training.optimizer,
+        )
     if saved is None:
         training.first_error()
     else:

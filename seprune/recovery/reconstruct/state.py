@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.recovery.finetune.checkpoints import Generation, load_generation, save_generation
+from seprune.recovery.finetune.checkpoints import (
+    Generation,
+    load_generation,
+    optimizer_state,
+    save_generation,
+)
 from seprune.runtime.distributed import first
+from seprune.runtime.typed import Natural, require_like, typed
 
 Weights = dict[str, Tensor]
 
@@ -26,11 +32,24 @@ class State:
         before, after: errors by layer, of the network given and of the chosen one.
     """
 
-    epoch: int = 0
-    best: int = 0
+    epoch: Natural = 0
+    best: Natural = 0
     errors: list[float] = field(default_factory=list)
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
+
+    def fits(self, layers: int) -> bool:
+        """Whether there is an error for every epoch and layer."""
+        counts = len(self.before) == len(self.after) == layers
+        return counts and len(self.errors) == self.epoch + 1 > self.best
+
+
+@dataclass(frozen=True)
+class _ReconstructionFacts:
+    """What a generation on disk says beside its tensors."""
+
+    identity: str
+    state: State
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -59,31 +78,52 @@ def save_state(
 
 
 def load_state(
-    folder: Path, identity: str, *, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    identity: str,
+    *,
+    layers: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[State, Weights] | None:
     """The saved state, put into `model` and `optimizer`, and the chosen weights; None at first.
+
+    Args:
+        layers: how many have errors.
 
     Raises:
         InputError: the folder belongs to another reconstruction, or its state is damaged.
     """
-    saved = load_generation(folder)
+    saved, source = load_generation(folder), str(folder)
     if saved is None:
         return None
-    if saved.facts.get("identity") != identity:
+    fix = f"give another folder, or delete {folder}"
+    facts = typed(_ReconstructionFacts, saved.facts, source=source, fix=fix, code="damaged")
+    if facts.identity != identity:
         raise InputError(
             f"{folder}: belongs to another reconstruction",
             why="it was made of other networks, images or options",
-            fix=f"give another folder, or delete {folder}",
+            fix=fix,
         )
-    model.load_state_dict(_part(saved.tensors, "model."))
+    own, best = _part(saved.tensors, "model."), _part(saved.tensors, "best.")
+    for found in (own, best):
+        require_like(found, model.state_dict(), source=source, fix=fix)
+    remembered = _part(saved.tensors, "optimizer.")
+    state = optimizer_state(remembered, optimizer, source=source, fix=fix)
+    if not facts.state.fits(layers):
+        raise InputError(
+            f"{folder}: not what seprune wrote",
+            why=f"its errors are not those of {facts.state.epoch} epochs and {layers} layers",
+            fix=fix,
+            code="damaged",
+        )
+    model.load_state_dict(own)
     for number, parameter in enumerate(_parameters(optimizer)):
-        found = _part(saved.tensors, f"optimizer.{number}.")
-        if found:
+        if number in state:
             optimizer.state[parameter] = {
                 name: value if name == "step" else value.to(parameter.device)
-                for name, value in found.items()
+                for name, value in state[number].items()
             }
-    return State(**saved.facts["state"]), _part(saved.tensors, "best.")
+    return facts.state, best
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
