@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from seprune.checkpoint import load_weights
 from seprune.errors import SepruneError
 from seprune.importance.ablation import Sensitivity, weighed
 from seprune.measure.latency_table import LatencyTable, TableKey
+from seprune.models.preprocessing import preprocessing_in
 from seprune.pipeline import run_folder
 from seprune.pipeline.reporting import read_importance
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
@@ -68,6 +69,10 @@ class World:
         (home / "recipe.json").write_text(json.dumps(self.recipe.model_dump(mode="json")))
         key = TableKey("cpu", "eager", "1", 1, 1)
         LatencyTable(key, {"conv 3 4": 0.5, "linear 2 2": 1.0}).save(home / "latency.json")
+        hub = {"size": {"shortest_edge": 20}, "crop_size": 16, "crop_pct": 0.8, "resample": 3}
+        hub |= dict.fromkeys(("do_resize", "do_center_crop", "do_normalize"), True)
+        hub |= {"image_mean": [0.5] * 3, "image_std": [0.2] * 3, "rescale_factor": 1 / 255}
+        write_json(home / "preprocessor_config.json", hub)
         self._data_sets()
 
     def _data_sets(self) -> None:
@@ -113,9 +118,9 @@ class World:
     def batches(self) -> Any:
         return [(self.example, torch.tensor([0, 1]))] * 3
 
-    @cached_property
-    def importance(self) -> Any:
-        return seprune.score(self.structure, None, model=self.parent, scoring=seprune.Scoring("l2"))
+    def scored(self, statistics: Any, criterion: str) -> Any:
+        scoring = seprune.Scoring(criterion)
+        return seprune.score(self.structure, statistics, model=self.parent, scoring=scoring)
 
 
 # -- readers: what commands do with the file ------------------------------------------------------
@@ -157,10 +162,7 @@ def _statistics(world: World, path: Path) -> None:
     found = seprune.GateStatistics.load(path)
     repr(found)
     for name in CRITERIA:
-        scoring = seprune.Scoring(name)
-        outcome(
-            lambda s=scoring: seprune.score(world.structure, found, model=world.parent, scoring=s)
-        )
+        outcome(partial(world.scored, found, name))
 
 
 def _saved(world: World, path: Path) -> None:
@@ -313,6 +315,11 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "recipe": Subject(
         JSON, _of_home("recipe.json"), lambda _, path: seprune.load_recipe(path) and None
+    ),
+    "preprocessing": Subject(
+        JSON,
+        _of_home("preprocessor_config.json"),
+        lambda _, path: str(preprocessing_in(path.parent)) and None,
     ),
     "latency table": Subject(
         JSON, _of_home("latency.json"), lambda _, path: LatencyTable.load(path) and None
