@@ -142,6 +142,7 @@ class _Annotation:
     image_id: int | str | None = None
     category_id: int | str | None = None
     bbox: list[float] | None = None
+    iscrowd: int | bool | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,7 @@ def _rows(root: Path, path: Path, names: Mapping[int, str]) -> list[Boxed]:
     places = {number: position for position, number in enumerate(names, 1)}
     if not content.annotations:
         raise _wrong(path, "no annotations", "there is nothing to learn from")
-    folders = _folders(root, path)
-    images = {own.id: _image(path, own.file_name, folders) for own in content.images}
+    images = _images(root, path, content.images)
     sizes = _sizes(list(images.values()))
     boxes: dict[Any, list[list[float]]] = {number: [] for number in images}
     labels: dict[Any, list[int]] = {number: [] for number in images}
@@ -191,12 +191,30 @@ def _rows(root: Path, path: Path, names: Mapping[int, str]) -> list[Boxed]:
         if own.category_id not in places:
             raise _wrong(path, f"{whose} is of no category", "its category_id is not listed")
         image = images[own.image_id]
-        boxes[own.image_id].append(_corners(path, whose, own.bbox, image, sizes[image]))
+        corners = _corners(path, whose, own.bbox, image, sizes[image])
+        if own.iscrowd:  # one box around many things is no example of one
+            continue
+        boxes[own.image_id].append(corners)
         labels[own.image_id].append(places[own.category_id])
     return [
         Boxed(image, np.array(boxes[n], np.float32).reshape(-1, 4), np.array(labels[n], np.int64))
         for n, image in images.items()
     ]
+
+
+def _images(root: Path, path: Path, listed: Sequence[_Image]) -> dict[int | str, Path]:
+    """The image files by the ids that annotations refer to."""
+    folders = _folders(root, path)
+    found: dict[int | str, Path] = {}
+    for own in listed:
+        if own.id in found:
+            raise _wrong(
+                path,
+                f"image {own.file_name} has the id {own.id} of {found[own.id].name}",
+                "annotations refer to an image by its id",
+            )
+        found[own.id] = _image(path, own.file_name, folders)
+    return found
 
 
 def _corners(

@@ -126,7 +126,9 @@ def _voc(root: Path) -> list[list[Pair]] | None:
     lists = [root / "ImageSets" / "Segmentation" / f"{part}.txt" for part in PARTS]
     if not all(path.is_file() for path in lists):
         known = {path.stem for path in masks.iterdir()}
-        return [_match([p for p in _files(images) if p.stem in known], _files(masks), masks)]
+        return [
+            _match([p for p in _files(images) if p.stem in known], _files(masks), images, masks)
+        ]
     everything = {path.stem: path for path in _files(images)}
     found = []
     for path in lists:
@@ -141,12 +143,13 @@ def _voc(root: Path) -> list[list[Pair]] | None:
             )
         chosen = [everything[name] for name in wanted]
         names = set(wanted)
-        found.append(_match(chosen, [p for p in _files(masks) if p.stem in names], masks))
+        own = [p for p in _files(masks) if p.stem in names]
+        found.append(_match(chosen, own, images, masks))
     return found
 
 
 def _pairs(images: Path, masks: Path) -> list[Pair]:
-    return _match(_files(images), _files(masks) if masks.is_dir() else [], masks)
+    return _match(_files(images), _files(masks) if masks.is_dir() else [], images, masks)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -156,15 +159,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.suffix.lower() in EXTENSIONS)
 
 
-def _match(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> list[Pair]:
-    """Each image with the mask of its name.
+def _match(images: Sequence[Path], masks: Sequence[Path], home: Path, folder: Path) -> list[Pair]:
+    """Each image of `home` with the mask of its name in `folder`.
 
     Raises:
-        InputError: there are none, or one without its partner.
+        InputError: there are none, one without its partner, or two of one name.
     """
-    by_name = {_stem(path): path for path in masks}
-    own = {path.stem for path in images}
-    alone = next((path for path in images if path.stem not in by_name), None)
+    nested = any(len({_stem(p) for p in files}) < len(files) for files in (images, masks))
+    own, by_name = _named(images, home, nested), _named(masks, folder, nested)
+    alone = next((path for name, path in own.items() if name not in by_name), None)
     spare = next((path for name, path in by_name.items() if name not in own), None)
     if not images or alone is not None or spare is not None:
         wrong = alone or spare or folder
@@ -175,11 +178,27 @@ def _match(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> list[
             fix="add the partner, or remove the file",
             code="pair",
         )
-    return [Pair(path, by_name[path.stem]) for path in images]
+    return [Pair(path, by_name[name]) for name, path in own.items()]
 
 
-def _stem(mask: Path) -> str:
-    return mask.stem.removesuffix("_mask")
+def _named(files: Sequence[Path], home: Path, nested: bool) -> dict[str, Path]:
+    """Files by their names without endings; with the folders above where names alone repeat."""
+    found: dict[str, Path] = {}
+    for path in files:
+        above = f"{path.parent.relative_to(home).as_posix()}/" if nested else ""
+        other = found.setdefault(f"{above}{_stem(path)}", path)
+        if other is not path:
+            raise InputError(
+                f"{path}: has the name of {other.name} beside it",
+                why="an image and its mask have the same name but for the ending",
+                fix="rename or remove one of them",
+                code="pair",
+            )
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.stem.removesuffix("_mask")
 
 
 def _split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from seprune.data import fingerprint
 from seprune.data.decode import as_mode
 from seprune.data.folders import find_images
-from seprune.data.layouts import find_layout
+from seprune.data.layouts import find_layout, require_task
 from seprune.data.loaders import Images
 from seprune.data.shapes import shapes
 from seprune.data.source import Source, stratified
@@ -84,6 +84,10 @@ def open_source(source: str, *, mode: str | None = None, task: str | None = None
     Raises:
         InputError: no such source, or one whose layout is not usable.
     """
+    return require_task(_found(source, mode, task), task)
+
+
+def _found(source: str, mode: str | None, task: str | None) -> Source:
     if source == "digits":
         return _digits()
     if source.startswith("torchvision/"):

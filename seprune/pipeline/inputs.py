@@ -101,6 +101,8 @@ def _matched(network: LoadedNetwork, data: Data, *, labelled: bool) -> LoadedNet
     """The network, which knows what it is used with; refuses data with other classes."""
     info, known = data.info, network.trained_for
     outputs = _width(info.task, run_once(network.model, network.example(1)))
+    if info.task == "detection" and (network.architecture.classes or 0) < len(info.classes):
+        outputs = network.architecture.classes  # labels beyond it would be found in training
     used = TrainedFor(info.preprocessing, info.task, info.classes, known.metrics)
     if outputs in (None, len(info.classes)):
         _require_order(network, info)

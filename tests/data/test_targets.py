@@ -136,6 +136,33 @@ def test_what_is_wrong_with_a_pair_is_named_before_any_work(tmp_path, fault, say
     assert caught.value.fix
 
 
+def test_masks_in_folders_are_matched_by_their_whole_path(tmp_path):
+    for number, city in enumerate(("aachen", "bern") * 3):
+        name = f"{number // 2:02}.png"
+        for kind in ("images", "masks"):
+            (tmp_path / kind / city).mkdir(parents=True, exist_ok=True)
+        picture(number).save(tmp_path / "images" / city / name)
+        Image.fromarray(mask_of(number)).save(tmp_path / "masks" / city / name)
+    data = open_data(str(tmp_path), PLAIN)
+    by_image = {picture(n).tobytes(): n for n in range(6)}
+    loader = data.reporting()
+    for row in loader.rows.tolist():
+        number = by_image[loader.targets.samples(row).tobytes()]
+        assert torch.equal(torch.as_tensor(loader.targets.samples.target(row)).long(),
+                           expected(number))  # fmt: skip
+    (tmp_path / "masks" / "bern" / "01.png").unlink()
+    with pytest.raises(InputError, match=r"images/bern/01\.png: there is no mask"):
+        open_data(str(tmp_path))
+
+
+def test_two_images_of_one_name_are_named(tmp_path):
+    paired(tmp_path, 4)
+    picture(9).save(tmp_path / "images" / "02.jpg")
+    with pytest.raises(InputError, match=r"02\.png: has the name of 02\.jpg beside it") as caught:
+        open_data(str(tmp_path))
+    assert caught.value.code == "pair"
+
+
 def coco(root, form="coco", **changes):
     """Two parts of four images; image n has n % 3 boxes, of categories 7 and 9."""
     for part in ("train", "val"):
@@ -209,6 +236,35 @@ def test_an_image_of_an_annotation_that_is_missing_or_elsewhere_is_named(tmp_pat
     path.write_text(path.read_text().replace("3.jpg", "../../secret.jpg"))
     with pytest.raises(InputError, match="leads out of the folder"):
         open_data(str(tmp_path))
+
+
+def test_two_images_of_one_id_are_named_and_boxes_around_crowds_are_no_examples(tmp_path):
+    coco(tmp_path, iscrowd=1)
+    data = open_data(str(tmp_path), DataSettings(augment="none", workers=0))
+    counts = [len(own["boxes"]) for _, targets in data.reporting() for own in targets]
+    assert counts == [0, 1, 1, 0]  # the second box of image 2 is one of a crowd
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][3]["id"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"image 3\.jpg has the id 1 of 1\.jpg") as caught:
+        open_data(str(tmp_path))
+    assert caught.value.code == "annotation"
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection", "regression", "multi_label"])
+def test_images_with_classes_are_refused_for_tasks_with_other_targets(tmp_path, task):
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            picture(1).save(tmp_path / part / name / "1.png")
+            picture(2).save(tmp_path / part / name / "2.png")
+    for source in (str(tmp_path), "digits"):
+        with pytest.raises(InputError, match="holds targets for classification, not for") as caught:
+            open_data(source, DataSettings(task=task))
+        assert caught.value.fix == "--task classification, or give other data"
+    for fitting in ("classification", "embedding"):
+        assert open_data(str(tmp_path), DataSettings(task=fitting)).info.task == fitting
 
 
 def table(root, lines, *, images=6):

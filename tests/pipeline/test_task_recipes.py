@@ -7,7 +7,9 @@ import json
 import pytest
 
 from seprune.data import shapes
+from seprune.errors import InputError
 from seprune.models import build
+from seprune.pipeline.inputs import open_both
 from seprune.pipeline.run import run
 from seprune.recipe import load_recipe
 
@@ -26,6 +28,15 @@ def test_the_shapes_recipes_need_nothing_but_the_package(name):
     assert recipe.task == name.removeprefix("shapes-")
     assert recipe.train is not None
     assert build(recipe.model.name, classes=5) is not None
+
+
+def test_a_detector_for_fewer_classes_than_the_boxes_have_is_refused_before_any_work(few_shapes):
+    recipe = load_recipe("shapes-detection", ("model.classes=3",))
+    with pytest.raises(InputError, match="has 3 outputs, the data have 5 classes") as caught:
+        open_both(recipe)
+    assert caught.value.code == "classes"
+    network, _ = open_both(load_recipe("shapes-detection", ("model.classes=7",)))
+    assert network.architecture.classes == 7
 
 
 @pytest.fixture
