@@ -21,7 +21,7 @@ from csv_rows import read, write
 from seprune.importance import Scoring, score
 from seprune.importance.alternatives import alternatives
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.inputs import open_network
+from seprune.pipeline.network import open_network
 from seprune.pruning.analyse import analyse
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan

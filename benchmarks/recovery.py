@@ -31,7 +31,7 @@ from torch import nn
 from seprune.data import Data, DataSettings, open_data
 from seprune.importance import score
 from seprune.measure.metrics import evaluate
-from seprune.pipeline.inputs import LoadedNetwork, open_network
+from seprune.pipeline.network import LoadedNetwork, open_network
 from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune

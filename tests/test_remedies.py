@@ -34,13 +34,19 @@ PROSE = {
     "changed",
     "cuts",
     "pruned",
+    "pushed",
     "reads",
     "saved",
     "that",
     "writes",
     "wrote",
 }  # "a folder that seprune wrote"
-OF_OTHERS = {"--nproc-per-node", "--upgrade", "--force-reinstall"}  # torchrun and pip
+OF_OTHERS = {
+    "--local-dir",
+    "--nproc-per-node",
+    "--upgrade",
+    "--force-reinstall",
+}  # hf, torchrun and pip
 KEY_OF = {"--task": "task", "--runtime": "plan.runtime", "--recover": "prune.recover",
           "--importance": "importance.criterion", "--device": "device", "--macs": "plan.macs",
           "--weights": "model.weights", "--classes": "model.classes",

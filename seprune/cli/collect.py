@@ -46,7 +46,7 @@ def collect(
     from seprune.runtime.distributed import first
 
     settings = CutSettings.of(recipe)
-    permission = open_inputs.loader(network.allow_code, network.model)
+    permission = open_inputs.permission(network)
     context = open_inputs.context(recipe, loader=permission, labelled=settings.needs_labels)
     folder = out.with_name(f".{out.name}.collecting")
     statistics = collect(context, settings, folder, per_sample=per_sample)

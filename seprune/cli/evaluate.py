@@ -17,12 +17,13 @@ def evaluate(
     from seprune.cli import open_inputs
     from seprune.measure.metric_names import metric_title
     from seprune.measure.metrics import evaluate as score
+    from seprune.report import words
 
-    context = open_inputs.context(
-        recipe, loader=open_inputs.loader(network.allow_code, network.model)
-    )
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
     images, runtime = context.images().reporting(), context.runtime
     result = score(context.network.model, images, device=runtime.device, track=runtime.track)
+    for line in words.published(context.network.published, result.metrics):
+        console.tell(line)
     if work.json:
         console.give(result.plain())
         return

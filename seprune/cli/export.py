@@ -63,7 +63,8 @@ def _write(
 ) -> dict[str, Any]:
     """Export a saved network to the given paths, by format; sizes, errors and latencies."""
     from seprune.export.onnx import export_model, side_by_side
-    from seprune.pipeline.inputs import open_network, open_section
+    from seprune.pipeline.inputs import open_section
+    from seprune.pipeline.network import open_network
 
     recipe = options.recipe(options.NetworkOptions(str(folder)), data=data)
     network = open_network(recipe.model, loader=loader)

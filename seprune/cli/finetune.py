@@ -51,9 +51,7 @@ def finetune(
     from seprune.pipeline.settings import finetune_settings
     from seprune.recovery.finetune import Teacher
 
-    context = open_inputs.context(
-        recipe, loader=open_inputs.loader(network.allow_code, network.model)
-    )
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
     parent = None
     if teacher is not None:
         other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")

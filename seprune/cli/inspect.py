@@ -35,7 +35,7 @@ def inspect(
 
     context = open_inputs.context(
         recipe,
-        loader=open_inputs.loader(network.allow_code, network.model),
+        loader=open_inputs.permission(network),
         quiet=statistics is None,
     )
     structure = context.structure

@@ -50,7 +50,7 @@ def latency_table_build(
     from seprune.measure.latency_model import adopt, latency_model, table_path
     from seprune.measure.latency_table import TableKey
 
-    permission = open_inputs.loader(network.allow_code, network.model)
+    permission = open_inputs.permission(network)
     context = open_inputs.context(recipe, loader=permission, quiet=True)
     opened, structure = context.network, context.structure
     key = TableKey.here(runtime, batch=batch, device=str(context.runtime.device))

@@ -12,21 +12,27 @@ from seprune.models import ModelLoader
 from seprune.models.usercode import is_code
 from seprune.pipeline import inputs
 from seprune.pipeline.context import Context, Runtime
-from seprune.pipeline.inputs import LoadedNetwork
+from seprune.pipeline.network import LoadedNetwork, open_network
 from seprune.recipe import CommandRecipe, Recipe
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
+    from seprune.cli.options import NetworkOptions
     from seprune.data import Data
 
 
-def loader(allow_code: bool, model: str) -> ModelLoader:
+def permission(network: NetworkOptions) -> ModelLoader:
+    """What `--allow-code` and `--allow-pickle` permit."""
+    return loader(network.allow_code, network.model, pickles=network.allow_pickle)
+
+
+def loader(allow_code: bool, model: str, *, pickles: bool = False) -> ModelLoader:
     """What `--allow-code` permits: the one file that MODEL names, or that its folder names."""
     if not allow_code:
-        return ModelLoader()
+        return ModelLoader(pickles=pickles)
     if is_pruned_folder(Path(model)):
         model = read_architecture(Path(model)).name
-    return ModelLoader.allowing(model) if is_code(model) else ModelLoader()
+    return ModelLoader.allowing(*filter(is_code, [model]), pickles=pickles)
 
 
 def network_and_data(
@@ -54,7 +60,7 @@ def network(
         like: another one, in size and classes, where the recipe is silent.
         quiet: random weights need no remark, since nobody looks at them.
     """
-    opened = inputs.open_network(
+    opened = open_network(
         recipe.model,
         shape=like.shape if like else None,
         classes=like.architecture.classes if like else None,
@@ -110,3 +116,6 @@ def _tell_notes(opened: LoadedNetwork, *, quiet: bool = False) -> None:
         console.tell(f"note: {note}")
     if opened.checkpoint is None and not quiet:
         console.tell("note: no checkpoint is given, so the weights are random")
+        zoo, _, rest = opened.architecture.name.partition("/")
+        if zoo in ("timm", "torchvision") and "." in rest:
+            console.tell(f"note: {rest} names weights, which only --pretrained loads")

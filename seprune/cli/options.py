@@ -54,13 +54,16 @@ class NetworkOptions:
         str,
         typer.Argument(
             metavar="MODEL",
-            help="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME, a folder that seprune "
-            "wrote, or FILE.py:FUNCTION with --allow-code.",
+            help="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME, hf-hub:ORG/NAME, a folder "
+            "that seprune wrote, or FILE.py:FUNCTION with --allow-code.",
         ),
     ]
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="F", help="Trained weights, or a folder.")
     ] = None
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Published weights, as timm/NAME.TAG names them.")
+    ] = False
     weights: Weights = "auto"
     classes: Annotated[
         int | None, typer.Option(help="Number of classes, if it cannot be inferred.")
@@ -73,6 +76,9 @@ class NetworkOptions:
         typer.Option("--task", help="What the network is for, if the data do not say."),
     ] = None
     allow_code: AllowCode = False
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Let weights from a Hub be a pickle.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,7 @@ def recipe(
     model = {
         "name": network.model,
         "checkpoint": network.checkpoint,
+        "pretrained": network.pretrained or None,
         "weights": network.weights,
         "classes": network.classes,
         "input": shape_of(network.input),

@@ -69,7 +69,7 @@ def prune(
     from seprune.pipeline.settings import CutSettings
 
     settings = CutSettings.of(recipe)
-    permission = open_inputs.loader(network.allow_code, network.model)
+    permission = open_inputs.permission(network)
     context = open_inputs.context(recipe, loader=permission, labelled=settings.needs_labels)
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})

@@ -29,9 +29,7 @@ def rank(
     from seprune.pipeline import stages
     from seprune.pipeline.settings import CutSettings
 
-    context = open_inputs.context(
-        recipe, loader=open_inputs.loader(network.allow_code, network.model)
-    )
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
     known = open_inputs.statistics(statistics, context.network)
     made = stages.rank(context, CutSettings.of(recipe), known)
     if out is not None:

@@ -39,9 +39,7 @@ def sensitivity(
     from seprune.pipeline.collection import collect
     from seprune.pipeline.settings import CutSettings
 
-    context = open_inputs.context(
-        recipe, loader=open_inputs.loader(network.allow_code, network.model)
-    )
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
     settings = CutSettings.of(recipe)
     known = open_inputs.statistics(statistics, context.network)
     if known is None and settings.needs_statistics:

@@ -14,7 +14,9 @@ from torch import nn
 from seprune.checkpoint import check_values, read_safetensors
 from seprune.errors import InputError
 from seprune.export.architecture import Architecture, readable, rebuilt
+from seprune.export.hub import pushed
 from seprune.models import NO_CODE, ModelLoader
+from seprune.models.hub import is_hub
 from seprune.models.preprocessing import (
     Preprocessing,
     TrainedFor,
@@ -78,10 +80,13 @@ def save(
 def load(folder: Path | str, *, device: str = "cpu", loader: ModelLoader = NO_CODE) -> nn.Module:
     """The network in `folder`: built on the meta device, cut by its plans, loaded strictly.
 
+    Args:
+        folder: also `hf-hub:ORG/NAME`, which is downloaded into the cache of the Hub's library.
+
     Raises:
         InputError: not such a folder, a file that is damaged, or written by a newer version.
     """
-    folder = Path(folder)
+    folder = pushed(str(folder)) if is_hub(str(folder)) else Path(folder)
     architecture = read_architecture(folder)
     try:
         # copies: the file's own memory is not aligned, and kernels then round differently
@@ -147,6 +152,7 @@ class _Purpose:
 
     task: str | None = None
     labels: tuple[str, ...] = ()
+    base_model: str | None = None
     metrics: dict[str, float] | None = None
 
 
@@ -193,7 +199,7 @@ def _trained_for(model: nn.Module) -> dict[str, Any]:
     known = trained_for(model)
     made = known.preprocessing.plain() if known.preprocessing else None
     entries = {"preprocessing": made, "task": known.task, "labels": list(known.labels) or None,
-               "metrics": dict(known.metrics) if known.metrics else None}  # fmt: skip
+               "base_model": known.base_model}  # fmt: skip
     return {name: value for name, value in entries.items() if value is not None}
 
 
@@ -205,11 +211,21 @@ def read_trained_for(folder: Path) -> TrainedFor:
     """
     config, path = read_config(folder), folder / CONFIG
     found = typed(_Purpose, config, source=str(path), fix=_AGAIN, code="damaged")
-    task, labels, metrics = found.task, found.labels, found.metrics
     given = config.get("preprocessing")
     made = None if given is None else Preprocessing.of(given, where=f"{path}: preprocessing")
     made = made and replace(made, source=str(folder))
-    return TrainedFor(made, task, labels, metrics or None)
+    return TrainedFor(made, found.task, found.labels, found.base_model)
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """What was measured of the network in a folder when it was written, as fractions.
+
+    Raises:
+        InputError: anything else is in its place.
+    """
+    path = folder / CONFIG
+    found = typed(_Purpose, read_config(folder), source=str(path), fix=_AGAIN, code="damaged")
+    return found.metrics or {}
 
 
 def _plan_name(number: int) -> str:

@@ -21,15 +21,17 @@ class ModelLoader:
     Attributes:
         files: the files that may be run, as resolved paths; see `allowing`.
         any_file: every file may be run.
+        pickles: weights from a Hub may be pickles; nothing in them is run even so.
     """
 
     files: frozenset[Path] = frozenset()
     any_file: bool = False
+    pickles: bool = False
 
     @classmethod
-    def allowing(cls, *names: str | Path) -> ModelLoader:
+    def allowing(cls, *names: str | Path, pickles: bool = False) -> ModelLoader:
         """A loader that may run these files, each FILE.py or FILE.py:FUNCTION."""
-        return cls(frozenset(usercode.file_of(str(name)) for name in names))
+        return cls(frozenset(usercode.file_of(str(name)) for name in names), pickles=pickles)
 
     def permits(self, name: str) -> bool:
         """Whether the network called `name` may be built."""

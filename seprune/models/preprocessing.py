@@ -259,13 +259,14 @@ class TrainedFor:
         preprocessing: of the images.
         task: as `--task` takes it.
         labels: of the classes, in the order of the outputs.
-        metrics: measured or published by whoever gave the weights, as fractions, by our names.
+        base_model: published weights that these come from: a repository of a Hub, or
+            torchvision/NAME.ENTRY.
     """
 
     preprocessing: Preprocessing | None = None
     task: str | None = None
     labels: tuple[str, ...] = ()
-    metrics: Mapping[str, float] | None = None
+    base_model: str | None = None
 
 
 def trained_for(model: nn.Module) -> TrainedFor:

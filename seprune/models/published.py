@@ -15,7 +15,7 @@ def published_preprocessing(name: str) -> Preprocessing | None:
         config = zoos.timm_config(rest)
         return of_timm(config, f"published with timm/{rest}") if config.get("mean") else None
     if zoo == "torchvision" and zoos.has(zoo, rest):
-        weights = zoos.torchvision_weights(rest)
+        weights = zoos.torchvision_weights(rest, rest.partition(".")[2] or "DEFAULT")
         return None if weights is None else of_torchvision(weights)
     return None
 

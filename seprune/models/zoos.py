@@ -52,7 +52,7 @@ def has(zoo: str, name: str) -> bool:
         return bool(_import("timm").is_model(name))
     if zoo == "smp":
         return name.partition(":")[0] in _decoders()
-    return zoo == "torchvision" and name in _torchvision_names()
+    return zoo == "torchvision" and name.partition(".")[0] in _torchvision_names()
 
 
 def gated(name: str) -> bool:
@@ -67,7 +67,7 @@ def torchvision_model(
     name: str, classes: int | None, input: Size | None, args: dict[str, Any]
 ) -> nn.Module:
     """`torchvision/NAME` with random weights; its networks have three input channels."""
-    models = _import("torchvision.models")
+    models, name = _import("torchvision.models"), name.partition(".")[0]
     if input is not None and input[0] != 3:
         raise UsageError(
             f"torchvision/{name}: cannot take {input[0]} input channels",
@@ -146,6 +146,7 @@ def _put(options: dict[str, Any], key: str, value: int | str) -> None:
 
 def torchvision_size(name: str, model: Any) -> tuple[int, int]:
     """The image size that torchvision evaluates `name` at; detectors resize for themselves."""
+    name = name.partition(".")[0]
     if hasattr(model, "transform"):
         side = model.transform.min_size[0]
     else:
@@ -162,14 +163,36 @@ def timm_size(model: Any) -> tuple[int, int]:
 
 
 def timm_config(name: str) -> dict[str, Any]:
-    """The `pretrained_cfg` of a network of timm; with a tag that of these weights."""
-    found = _import("timm.models").get_pretrained_cfg(name)
+    """The `pretrained_cfg` of a network of timm; with a tag that of these weights, if it is one."""
+    try:
+        found = _import("timm.models").get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        return {}
     return dict(found.to_dict()) if found is not None else {}
+
+
+def timm_tags(name: str) -> list[str]:
+    """Every NAME.TAG that timm publishes weights under."""
+    return list(_import("timm").list_pretrained(f"{name}.*"))
+
+
+def torchvision_entries(name: str) -> list[str]:
+    """The names in the weights enum of a network of torchvision."""
+    return [entry.name for entry in _import("torchvision.models").get_model_weights(name)]
+
+
+def torchvision_task(name: str) -> str:
+    """What a network of torchvision is for, as `--task` takes it."""
+    models = _import("torchvision.models")
+    for task in ("detection", "segmentation"):
+        if name in models.list_models(module=getattr(models, task)):
+            return task
+    return "classification"
 
 
 def torchvision_weights(name: str, entry: str = "DEFAULT") -> Any:
     """An entry of the weights enum of a network of torchvision; None if it has no such weights."""
-    enum = _import("torchvision.models").get_model_weights(name)
+    enum = _import("torchvision.models").get_model_weights(name.partition(".")[0])
     return getattr(enum, entry, None)
 
 

@@ -13,7 +13,7 @@ from seprune.data import Data
 from seprune.errors import UsageError
 from seprune.export.architecture import Architecture
 from seprune.graph.groups import NetworkStructure
-from seprune.pipeline.inputs import LoadedNetwork
+from seprune.pipeline.network import LoadedNetwork
 from seprune.pipeline.run_folder import kept_threads
 from seprune.pruning.analyse import analyse
 from seprune.recipe import CommandRecipe

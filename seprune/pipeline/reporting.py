@@ -26,7 +26,7 @@ from seprune.pipeline.inputs import data_digests
 from seprune.pipeline.stages import Cut, distils
 from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
-from seprune.report import GateSummary, GroupCut, Measurement, Report
+from seprune.report import GateSummary, GroupCut, Measurement, Report, words
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
 from seprune.runtime.files import CARD, write_text
@@ -260,6 +260,9 @@ def _warnings(result: RunResult) -> list[str]:
     notes += across_channels(result.context.structure)
     if result.context.network.digest is None:
         notes.append("the weights are random: accuracies say nothing, costs do")
+    found = result.measurements[0].metrics if result.measurements else {}
+    base = {name: value for name, value in found.items() if value is not None}
+    notes += words.published(result.context.network.published, base)
     unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)
     if unknown:
         notes.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")

@@ -19,7 +19,8 @@ from seprune.importance.ablation import Sensitivity
 from seprune.models import NO_CODE, ModelLoader
 from seprune.pipeline import run_stages
 from seprune.pipeline.context import Context, Runtime
-from seprune.pipeline.inputs import LoadedNetwork, open_both
+from seprune.pipeline.inputs import open_both
+from seprune.pipeline.network import LoadedNetwork
 from seprune.pipeline.reporting import BudgetResult, RunResult
 from seprune.pipeline.run_folder import RunFolder, open_run
 from seprune.pipeline.run_stages import Workspace

@@ -14,7 +14,8 @@ from seprune.models import ModelLoader
 from seprune.pipeline import reporting, stages
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Context, Runtime
-from seprune.pipeline.inputs import LoadedNetwork, data_digests
+from seprune.pipeline.inputs import data_digests
+from seprune.pipeline.network import LoadedNetwork
 from seprune.pipeline.run_folder import keep_state_of
 from seprune.pipeline.runner import Runner
 from seprune.pipeline.settings import CutSettings, finetune_settings

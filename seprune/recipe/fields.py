@@ -117,6 +117,7 @@ Tasks = Literal[
     "classification", "multi_label", "regression", "segmentation", "detection", "embedding"
 ]
 
+ChannelOrders = Literal["rgb", "bgr"]
 Interpolations = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 Gradients = Literal["auto", "none", "labels", "sampled", "smoothed", "logits", "weights"]

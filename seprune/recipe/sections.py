@@ -10,6 +10,7 @@ from seprune.recipe.budget import BUDGETS, Budget
 from seprune.recipe.fields import (
     Amount,
     Budgets,
+    ChannelOrders,
     Count,
     Fraction,
     Gradients,
@@ -37,7 +38,7 @@ class ModelSection(Section):
     """Which network, and the trained weights if there are any."""
 
     name: Location = Field(
-        description="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME or a folder"
+        description="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME, hf-hub:ORG/NAME or a folder"
     )
     classes: Count | None = Field(
         default=None, description="classes; null: as the weights or data say"
@@ -51,6 +52,10 @@ class ModelSection(Section):
     checkpoint: Location | None = Field(
         default=None, description="trained weights; null: train, or none"
     )
+    pretrained: bool = Field(
+        default=False,
+        description="published weights: the default, or torchvision/NAME.ENTRY, timm/NAME.TAG",
+    )
     weights: Literal["auto", "raw", "ema"] = Field(
         default="auto", description="which of a checkpoint's"
     )
@@ -58,9 +63,13 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check_args(self) -> ModelSection:
         for name in sorted(_OTHER_WEIGHTS & set(self.args)):
-            raise ValueError(f"args must not hold {name}: weights come from model.checkpoint")
+            raise ValueError(
+                f"args must not hold {name}: weights come from model.checkpoint or model.pretrained"
+            )
         for name in sorted(_OTHER_KEYS & set(self.args)):
             raise ValueError(f"args must not hold {name}: they are the network's own arguments")
+        if self.pretrained and self.checkpoint:
+            raise ValueError("pretrained and checkpoint exclude each other: both say which weights")
         return self
 
 
@@ -86,18 +95,9 @@ class DataSection(Section):
     )
     augment: Literal["auto", "none", "shift", "crop", "resized_crop"] = "auto"
     cutout: int = Field(default=0, ge=0, description="side in pixels; 0: off")
-    crop: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="of the scaled image; null: as the weights say, else 0.875 if large",
-    )
-    interpolation: Interpolations | None = Field(
-        default=None, description="null: as the weights say, else bilinear"
-    )
-    channel_order: Literal["rgb", "bgr"] | None = Field(
-        default=None, description="null: as the weights say, else rgb"
-    )
+    crop: float | None = Field(default=None, gt=0, le=1, description="of the scaled image")
+    interpolation: Interpolations | None = Field(default=None, description="of scaled images")
+    channel_order: ChannelOrders | None = Field(default=None, description="of the network")
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="skip: at most 0.1 %"
     )

@@ -11,6 +11,7 @@ from seprune.report.measurement import BudgetReport, GateSummary, Measurement, R
 
 DASH = "–"
 SATURATED = 0.5  # of the gate values: above, the gate hardly tells channels apart
+PUBLISHED_GAP = 0.02  # between a published and a measured metric, below which all is well
 UNSTABLE = 0.5  # rank agreement: below, no fixed order of channels serves all images
 MANY = 8  # names in a sentence
 
@@ -227,6 +228,19 @@ def choice(facts: Mapping[str, Any]) -> list[str]:
     ]
     if facts["close"]:
         lines.append(f"within 10 % of it, so perhaps as good: {', '.join(facts['close'])}")
+    return lines
+
+
+def published(known: Mapping[str, float], measured: Mapping[str, float]) -> list[str]:
+    """What was published beside what was measured; a warning where they are far apart."""
+    lines = []
+    for name in sorted(set(known) & set(measured)):
+        own, theirs = (metric_value(name, found[name]) for found in (measured, known))
+        line = f"{metric_title(name)}: {own} measured, {theirs} published with the weights"
+        if abs(measured[name] - known[name]) > PUBLISHED_GAP:
+            line = f"warning: {line}; look at the order of the classes (folders are sorted as "
+            line += "text: 10 comes before 2), at the preprocessing, and at the images"
+        lines.append(line)
     return lines
 
 

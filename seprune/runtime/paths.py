@@ -15,7 +15,8 @@ def fault_in(folder: Path, name: object) -> str | None:
 
     A name has to be relative, without `.`, `..` and empty parts, and no part of it below `folder`
     may be a symbolic link: neither reading nor writing it can leave the folder then. `folder`
-    itself is the user's own choice and may be a link.
+    itself is the user's own choice and may be a link. A Hub's cache keeps each file as a link into
+    the `blobs` beside its snapshots; that link stays in the repository and is followed.
     """
     if not isinstance(name, str) or not name or len(name) > LONGEST:
         return "it is not a file name"
@@ -28,11 +29,18 @@ def fault_in(folder: Path, name: object) -> str | None:
     for part in parts:
         place = place / part
         try:
-            if place.is_symlink():
+            if place.is_symlink() and not _is_blob(folder, place):
                 return f"{place} is a link"
         except OSError as error:  # a part that is too long, a folder that may not be looked into
             return error.strerror or str(error)
     return None
+
+
+def _is_blob(folder: Path, link: Path) -> bool:
+    """Whether a link in a snapshot of a Hub's cache leads to the blobs of the same repository."""
+    if folder.absolute().parent.name != "snapshots":
+        return False
+    return link.resolve().parent == (folder.absolute().parents[1] / "blobs").resolve()
 
 
 def inside(folder: Path, name: object) -> Path:

@@ -8,7 +8,7 @@ import torch
 from seprune.measure.latency import Latency
 from seprune.pipeline import timing
 from seprune.pipeline.context import Context, Runtime
-from seprune.pipeline.inputs import LoadedNetwork, open_network
+from seprune.pipeline.network import LoadedNetwork, open_network
 from seprune.pipeline.timing import TimingSetup
 from seprune.recipe import recipe_of
 from seprune.recipe.sections import ReportSection

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import corpus
 import evil
@@ -19,12 +20,14 @@ import pytest
 import torch
 from child import ROOT
 from corpus import NET
+from hub_server import Hub, serving
 from PIL import Image
 from terminal import Ended, Terminal
 from test_strange_networks import NETS, SOON
 
 from seprune.runtime.files import write_sums
 
+TIMM = b'{"architecture": "test_byobnet", "num_classes": 10}'
 QUICK = (
     f"model.name={NET}", "importance.criterion=l2", "train=null", "prune.recover=none",
     "finetune.epochs=0", "finetune.recalibrate=0", "plan.min_channels=2",
@@ -130,6 +133,13 @@ def _relabelled(at: Surroundings) -> Ended:
 def _preprocessing(at: Surroundings) -> Ended:
     (at.folder / "preprocessor_config.json").write_text('{"size": "large"}')
     return at("evaluate", NET, "--checkpoint", at.folder, "--data", "digits")
+
+
+def _on_hub(at: Surroundings, files: dict[str, bytes], **faults: Any) -> Ended:
+    """A command that asks a Hub on loopback for us/net, with a cache of its own."""
+    with serving(Hub({"us/net": files}, **faults)) as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(at.folder / "cache")}
+        return at("inspect", "hf-hub:us/net", before=f"import os; os.environ |= {settings}")
 
 
 def _piped(at: Surroundings) -> Ended:
@@ -303,6 +313,23 @@ CATALOGUE: dict[str, Row] = {
     ),
     "class-order": Row(_relabelled, "its classes are in another order than the network's"),
     "preprocessing": Row(_preprocessing, "json: its preprocessing cannot be read"),
+    "hub": Row(lambda s: _on_hub(s, {"x": b""}), "there is no config.json in it"),
+    "hub-pickle": Row(
+        lambda s: _on_hub(s, {"config.json": TIMM, "pytorch_model.bin": b"x"}),
+        "its weights are a pickle",
+    ),
+    "hub-damaged": Row(
+        lambda s: _on_hub(s, {"config.json": TIMM, "model.safetensors": b"right"}, forged=b"wrong"),
+        "model.safetensors is not what the Hub promised",
+    ),
+    "offline": Row(
+        lambda s: s(
+            "inspect", "hf-hub:us/net",
+            before="import os; os.environ['HF_HUB_OFFLINE'] = '1'; "
+            f"os.environ['HF_HUB_CACHE'] = {str(s.folder)!r}",
+        ),
+        "hf download us/net --local-dir net", 4,
+    ),
     "damaged": Row(_damaged, "model.safetensors"),
     "export": Row(lambda s: _exported(s, "deciding"), "decides by the values of tensors"),
     "export-mismatch": Row(lambda s: _exported(s, "counting"), "of the largest output"),

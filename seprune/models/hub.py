@@ -1,0 +1,224 @@
+"""Files of a Hub, by `huggingface_hub` and into its own cache; what goes wrong is named."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageError, first_line
+from seprune.runtime.files import sha256
+from seprune.runtime.reading import read_json, read_text
+from seprune.runtime.text import shell_word
+
+PREFIX = "hf-hub:"
+SAFE = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repository of a Hub, at a revision."""
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> HubRepo:
+        """`hf-hub:ORG/NAME`, with `@REVISION` or without.
+
+        Raises:
+            UsageError: no such name.
+        """
+        name, _, revision = text.removeprefix(PREFIX).partition("@")
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+            raise UsageError(
+                f"{text}: not the name of a repository",
+                why="a repository is ORG/NAME, with @REVISION behind it or without",
+                fix="write hf-hub:ORG/NAME",
+            )
+        return cls(name, revision or None)
+
+    def __str__(self) -> str:
+        return PREFIX + self.name + (f"@{self.revision}" if self.revision else "")
+
+
+def is_hub(name: str) -> bool:
+    """Whether a name of a network means a repository of a Hub."""
+    return name.startswith(PREFIX)
+
+
+def fetch(repo: HubRepo, name: str) -> Path:
+    """A file of a repository, in the cache; downloaded unless it is there.
+
+    Raises:
+        InputError: no such repository or file, no permission, or another content than promised.
+        EnvironmentFault: no connection, and not in the cache; no space.
+    """
+    api = hub_api()
+    try:
+        path = Path(api.hf_hub_download(repo.name, name, revision=repo.revision))
+    except Exception as error:  # of the library, of its HTTP client, or of the disk
+        raise _fault(repo, name, error) from error
+    _check_content(repo, name, path)
+    return path
+
+
+def optional(repo: HubRepo, name: str) -> Path | None:
+    """A file of a repository; None where the repository has no such file."""
+    try:
+        return fetch(repo, name)
+    except InputError as error:
+        if isinstance(error.__cause__, _errors().EntryNotFoundError):
+            return None
+        raise
+
+
+def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: bool = False) -> Path:
+    """The weights of a repository: safetensors, or a pickle where that is permitted.
+
+    Raises:
+        InputError: there are only pickles, or none at all.
+    """
+    for name in (*names, PICKLED) if pickles else names:
+        if (found := optional(repo, name)) is not None:
+            return found
+    if hub_api().file_exists(repo.name, PICKLED, revision=repo.revision):
+        raise InputError(
+            f"{repo}: its weights are a pickle, {PICKLED}",
+            why=f"it has no {names[0]}, and a pickle from elsewhere is not read without permission",
+            fix="add --allow-pickle; seprune reads tensors only and runs nothing in the file",
+            code="hub-pickle",
+        )
+    raise InputError(
+        f"{repo}: no weights",
+        why=f"it has neither {' nor '.join(names)} nor {PICKLED}",
+        fix="name a repository that has weights",
+        code="hub",
+    )
+
+
+def fetch_config(repo: HubRepo) -> dict[str, Any]:
+    """The `config.json` of a repository.
+
+    Raises:
+        InputError: there is none, or it is no JSON object.
+    """
+    config = read_json(fetch(repo, "config.json"))
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{repo}: its config.json holds no object",
+            why=f"it is a {type(config).__name__}",
+            fix="name another repository",
+            code="hub",
+        )
+    return config
+
+
+def card_metrics(repo: HubRepo) -> dict[str, float]:
+    """The top-1 accuracy that the card of a repository states, as a fraction; nothing without."""
+    try:
+        path = optional(repo, "README.md")
+        card = _library().ModelCard(read_text(path) if path else "")
+        results = card.data.eval_results or []
+    except Exception:  # a card is prose of other people's: without it nothing is missing
+        return {}
+    for found in results:
+        if found.metric_type in ("accuracy", "top1", "acc@1") and isinstance(
+            found.metric_value, (int, float)
+        ):
+            return {"top1": found.metric_value / (100 if found.metric_value > 1 else 1)}
+    return {}
+
+
+def _check_content(repo: HubRepo, name: str, path: Path) -> None:
+    """Compare a large file with the hash that the Hub knows it by: the name of its blob.
+
+    Raises:
+        InputError: it has another content; the blob is removed, so that the next try fetches it.
+    """
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
+        blob.unlink()
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{repo}: {name} is not what the Hub promised",
+            why=f"its SHA-256 is not {blob.name[:12]}...; the file was removed from the cache",
+            fix="run the same command again, which downloads it again",
+            code="hub-damaged",
+        )
+
+
+def _fault(repo: HubRepo, name: str, error: Exception) -> SepruneError:
+    """What the library says, in our words."""
+    said, errors = first_line(error), _errors()
+    for kind, what, fix in (
+        (errors.GatedRepoError, "its owner has to let you in",
+         "accept the terms on the page of the repository, then: hf auth login"),
+        (errors.RepositoryNotFoundError, "no such repository, or a private one",
+         "check the name; for a private one: hf auth login"),
+        (errors.RevisionNotFoundError, "no such revision",
+         "name a branch, a tag or a commit of it behind the @"),
+        (errors.RemoteEntryNotFoundError, f"there is no {name} in it",
+         "name a repository of a network of timm, or one that seprune pushed"),
+    ):  # fmt: skip
+        if isinstance(error, kind):
+            return InputError(f"{repo}: {what}", why=said, fix=fix, code="hub")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(
+            f"{repo}: no space for {name} in the cache of the Hub",
+            why=os.strerror(error.errno),
+            fix="free some space, or let HF_HOME name a folder on another disk",
+        )
+    if type(error).__name__ in ("RemoteProtocolError", "ReadError") or "Consistency" in said:
+        return InputError(
+            f"{repo}: the transfer of {name} broke off",
+            why=said,
+            fix="run the same command again",
+            code="hub-damaged",
+        )
+    folder = shell_word(repo.name.partition("/")[2])
+    return unreachable(
+        str(repo), said, elsewhere=f"hf download {repo.name} --local-dir {folder}", here=folder
+    )
+
+
+def unreachable(what: str, why: str, *, elsewhere: str, here: str) -> EnvironmentFault:
+    """No connection: the two commands that fetch a file elsewhere and use it here."""
+    return EnvironmentFault(
+        f"{what}: cannot be downloaded, and is not in the cache",
+        why=why,
+        fix=f"where there is a connection: {elsewhere}; then here, with what it wrote: "
+        f"--checkpoint {here}",
+        code="offline",
+    )
+
+
+def _errors() -> Any:
+    return importlib.import_module("huggingface_hub.errors")
+
+
+def hub_api() -> Any:
+    """The library's client, of the Hub that `HF_ENDPOINT` names.
+
+    Raises:
+        EnvironmentFault: it is not installed.
+    """
+    return _library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the Hub needs a package that is not installed",
+            why=str(error),
+            fix="pip install 'seprune[hub]'",
+            code="extra",
+        ) from error

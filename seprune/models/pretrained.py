@@ -1,0 +1,201 @@
+"""Published weights by the name of their network: of torchvision, of timm, or of a Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
+from seprune.models import hub, zoos
+from seprune.models.preprocessing import Preprocessing, TrainedFor, of_timm, preprocessing_in
+from seprune.models.published import of_torchvision
+from seprune.runtime.files import sha256
+from seprune.runtime.text import shell_word
+
+# torchvision's names of metrics, in percent, and ours
+METRICS = {"acc@1": "top1", "acc@5": "top5", "miou": "miou", "box_map": "map",
+           "pixel_acc": "pixel_accuracy"}  # fmt: skip
+# what torchvision sets where it loads weights itself
+BUILT_WITH: dict[str, dict[str, Any]] = {
+    "inception_v3": {"transform_input": True},
+    "googlenet": {"transform_input": True},
+}
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file of weights, and what its publisher says of it.
+
+    Attributes:
+        name: of the network that it is for, as `build` takes it, without a tag.
+        classes: outputs of that network.
+        file: on this machine.
+        origin: where it came from, for people.
+        args: of the network, beside the classes.
+        metrics: that were published, as fractions, by our names.
+    """
+
+    name: str
+    classes: int | None
+    file: Path
+    origin: str
+    trained_for: TrainedFor
+    args: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def fetch_published(name: str, *, pickles: bool = False) -> PublishedWeights:
+    """The weights that a name stands for, in the cache of the library that knows them.
+
+    Args:
+        name: torchvision/NAME[.ENTRY], timm/NAME[.TAG] or hf-hub:ORG/NAME.
+        pickles: files of a Hub may be pickles; they are read without running anything.
+
+    Raises:
+        UsageError: nobody publishes weights for this name, or none of this tag.
+        InputError: the files are damaged, or of a kind that is not known here.
+        EnvironmentFault: no connection, no space, or a library that is not installed.
+    """
+    zoo, _, rest = name.partition("/")
+    if hub.is_hub(name):
+        repo = hub.HubRepo.of(name)
+        return _of_hub(repo, hub.fetch_config(repo), pickles=pickles)
+    if zoo == "timm" and zoos.has(zoo, rest):
+        return _of_timm(name, zoos.timm_config(rest), pickles=pickles)
+    if zoo == "torchvision" and zoos.has(zoo, rest):
+        return _of_torchvision(rest)
+    raise UsageError(
+        f"{name}: nobody publishes weights for it",
+        why="torchvision, timm and a Hub do",
+        fix="--checkpoint FILE with weights of your own",
+    )
+
+
+def _of_timm(name: str, config: Mapping[str, Any], *, pickles: bool) -> PublishedWeights:
+    if not config.get("hf_hub_id"):
+        base = name.partition("/")[2].partition(".")[0]
+        tags = zoos.timm_tags(base)
+        raise UsageError(
+            f"{name}: timm publishes no weights of this name",
+            why=f"there are {', '.join(tags[:5])}" if tags else "there are none for this network",
+            fix=f"write timm/{tags[0]}" if tags else "--checkpoint FILE with weights of your own",
+        )
+    repo = hub.HubRepo.of(hub.PREFIX + config["hf_hub_id"])
+    given = config.get("hf_hub_filename")
+    names = (given,) if given and given.endswith(".safetensors") else (hub.SAFE,)
+    file = hub.fetch_weights(repo, names=names, pickles=pickles)
+    architecture = name.partition("/")[2].partition(".")[0]
+    how = of_timm(config, f"of {config['hf_hub_id']}")
+    return _timm(architecture, config.get("num_classes"), file, config["hf_hub_id"], how)
+
+
+def _timm(
+    architecture: str, classes: int | None, file: Path, origin: str, how: Preprocessing | None
+) -> PublishedWeights:
+    known = TrainedFor(how, base_model=origin)
+    return PublishedWeights(f"timm/{architecture}", classes, file, origin, known)
+
+
+def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> PublishedWeights:
+    """Weights of a network of timm."""
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or not zoos.has("timm", architecture):
+        kind = config.get("model_type")
+        raise InputError(
+            f"{repo}: not a network of timm, and not pushed by seprune",
+            why=f"its config.json says model_type {kind!r}: a network of transformers"
+            if kind
+            else f"its config.json names the architecture {str(architecture)[:60]!r}",
+            fix="write a FILE.py:FUNCTION that builds it and loads its weights; --allow-code",
+            code="hub",
+        )
+    file = hub.fetch_weights(repo, pickles=pickles)
+    how = preprocessing_in(file.parent)
+    given = config.get("num_classes")
+    classes = given if isinstance(given, int) else None
+    made = _timm(architecture, classes, file, repo.name, how)
+    args = config.get("model_args")
+    plain = {k: v for k, v in (args or {}).items() if isinstance(v, (bool, int, float, str))}
+    return PublishedWeights(
+        made.name, classes, file, repo.name, made.trained_for, plain, hub.card_metrics(repo)
+    )
+
+
+def _of_torchvision(rest: str) -> PublishedWeights:
+    name, _, entry = rest.partition(".")
+    weights = zoos.torchvision_weights(name, entry or "DEFAULT")
+    if weights is None:
+        entries = zoos.torchvision_entries(name)
+        raise UsageError(
+            f"torchvision/{rest}: torchvision publishes no such weights",
+            why=f"there are {', '.join(entries)}" if entries else "there are none for this network",
+            fix=f"write torchvision/{name}.{entries[-1]}, or torchvision/{name} for the default"
+            if entries
+            else "--checkpoint FILE with weights of your own",
+        )
+    labels = tuple(map(str, weights.meta.get("categories", ())))
+    args = dict(BUILT_WITH.get(name, {}))
+    task = zoos.torchvision_task(name)
+    if task == "segmentation":
+        args["aux_loss"] = True
+    known = TrainedFor(of_torchvision(weights), task, labels, f"torchvision/{name}.{weights.name}")
+    return PublishedWeights(
+        f"torchvision/{name}",
+        len(labels) or None,
+        _download(weights.url, str(weights)),
+        known.base_model or "",
+        known,
+        args,
+        _torchvision_metrics(weights.meta),
+    )
+
+
+def _torchvision_metrics(meta: Mapping[str, Any]) -> dict[str, float]:
+    """The published metrics by our names, as fractions; those of the first data set."""
+    for found in meta.get("_metrics", {}).values():
+        return {METRICS[k]: v / 100 for k, v in found.items() if k in METRICS}
+    return {}
+
+
+def _download(url: str, what: str) -> Path:
+    """The file at `url` in the cache of torch.hub; its name holds the start of its SHA-256."""
+    import torch
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    name = url.rpartition("/")[2]
+    path, promised = folder / name, re.search(r"-([a-f0-9]{8,})\.", name)
+    prefix = promised[1] if promised else None
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
+        except RuntimeError as error:  # another content than its name promises
+            raise InputError(
+                f"{what}: what was downloaded is not what its name promises",
+                why=first_line(error),
+                fix="run the same command again, which downloads it again",
+                code="hub-damaged",
+            ) from error
+        except OSError as error:
+            if error.errno is not None and not isinstance(error, ConnectionError):
+                raise EnvironmentFault(
+                    f"{path}: cannot be written",
+                    why=os.strerror(error.errno),
+                    fix="free some space, or let TORCH_HOME name a folder on another disk",
+                ) from error
+            raise hub.unreachable(
+                what, first_line(error), elsewhere=f"curl -fLO {url}", here=name
+            ) from error
+    if prefix and not sha256(path).startswith(prefix):
+        raise InputError(
+            f"{path}: not what its name promises",
+            why=f"its SHA-256 does not start with {prefix}: it was cut short, or changed",
+            fix=f"rm {shell_word(path)}",
+            code="hub-damaged",
+        )
+    return path

@@ -1,0 +1,396 @@
+"""Published weights by name, from a Hub on loopback and from torchvision's files: real requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import Hub, serving
+from huggingface_hub import constants
+from safetensors.torch import save
+from torchvision.models import EfficientNet_B0_Weights, WeightsEnum, get_model
+from torchvision.models._api import Weights
+
+from seprune import cli
+from seprune.errors import EnvironmentFault, InputError, UsageError
+from seprune.models import ModelLoader, zoos
+from seprune.models.hub import HubRepo, fetch
+from seprune.models.pretrained import fetch_published
+from seprune.pipeline.inputs import open_both
+from seprune.pipeline.network import open_network
+from seprune.recipe import recipe_of
+from seprune.recipe.sections import ModelSection
+
+ARCH = "test_byobnet"  # timm's own smallest network with SE
+REPO = f"timm/{ARCH}.r160_in1k"
+MEANS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+
+
+def timm_files(classes: int = 10, seed: int = 0) -> dict[str, bytes]:
+    """What timm pushes of a network."""
+    torch.manual_seed(seed)
+    model = timm.create_model(ARCH, num_classes=classes)
+    config = {
+        "architecture": ARCH,
+        "num_classes": classes,
+        "pretrained_cfg": {"input_size": [3, 32, 32], "crop_pct": 0.8, "interpolation": "bicubic",
+                           "num_classes": classes, **MEANS},
+    }  # fmt: skip
+    state = {name: t.contiguous() for name, t in model.state_dict().items()}
+    return {"config.json": json.dumps(config).encode(), "model.safetensors": save(state)}
+
+
+FILES = timm_files()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub that the library talks to, and an empty cache of its own."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving(Hub({"us/net": dict(FILES), REPO: dict(FILES)})) as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        yield made
+
+
+@pytest.fixture
+def seprune(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)  # type: ignore[arg-type]
+        output = capsys.readouterr()
+        return status, output.out, " ".join(output.err.split())
+
+    return call
+
+
+def answers(model: torch.nn.Module) -> torch.Tensor:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(images)
+
+
+def wanted() -> torch.Tensor:
+    torch.manual_seed(0)
+    return answers(timm.create_model(ARCH, num_classes=10))
+
+
+# -- a Hub --------------------------------------------------------------------------------------
+
+
+def test_a_network_of_timm_comes_with_its_weights_and_preprocessing(hub):
+    network = open_network(ModelSection(name="hf-hub:us/net"))
+    assert torch.equal(answers(network.model), wanted())
+    assert network.architecture.name == f"timm/{ARCH}"
+    assert network.architecture.classes == 10
+    assert network.shape == (3, 32, 32)
+    assert network.digest == hashlib.sha256(FILES["model.safetensors"]).hexdigest()
+    known = network.trained_for
+    assert known.base_model == "us/net"
+    assert (list(known.preprocessing.mean), list(known.preprocessing.std)) == (*MEANS.values(),)
+    assert known.preprocessing.resize == (40, 40)
+    assert known.preprocessing.interpolation == "bicubic"
+
+
+def test_the_cache_is_used_again_also_without_a_connection(hub):
+    open_network(ModelSection(name="hf-hub:us/net"))
+    large = [r for r in hub.requests if r.startswith("GET /cdn/")]
+    assert len(large) == 1
+    open_network(ModelSection(name="hf-hub:us/net"))
+    assert [r for r in hub.requests if r.startswith("GET /cdn/")] == large
+    hub.repos.clear()
+    hub.private.add("us/net")
+    assert torch.equal(answers(open_network(ModelSection(name="hf-hub:us/net")).model), wanted())
+
+
+def test_a_new_etag_means_new_weights(hub):
+    open_network(ModelSection(name="hf-hub:us/net"))
+    hub.repos["us/net"] = timm_files(seed=1)
+    changed = answers(open_network(ModelSection(name="hf-hub:us/net")).model)
+    assert not torch.equal(changed, wanted())
+    before = hub.commit("us/net")
+    pinned = open_network(ModelSection(name=f"hf-hub:us/net@{before}"))
+    assert torch.equal(answers(pinned.model), changed)
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(hub, monkeypatch):
+    hub.breaks = 5000
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    network = open_network(ModelSection(name="hf-hub:us/net"))
+    assert torch.equal(answers(network.model), wanted())
+    ranges = [r for r in hub.requests if r.startswith("GET /cdn/") and "bytes=" in r]
+    assert [r.rpartition(" ")[2] for r in ranges] == ["bytes=5000-"]
+
+
+def test_a_transfer_that_always_breaks_is_named_and_what_came_is_kept(hub, tmp_path):
+    hub.breaks = 5000  # less than the library writes at once, so it starts anew every time
+    with pytest.raises(InputError, match=r"the transfer of model\.safetensors broke off") as caught:
+        fetch(HubRepo("us/net"), "model.safetensors")
+    assert caught.value.code == "hub-damaged"
+    hub.breaks = 0
+    assert fetch(HubRepo("us/net"), "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_wrong_hash_is_named_and_leaves_the_cache(hub):
+    content = FILES["model.safetensors"]
+    hub.forged = content[:-1] + bytes([content[-1] ^ 1])
+    with pytest.raises(InputError, match="is not what the Hub promised") as caught:
+        fetch(HubRepo("us/net"), "model.safetensors")
+    assert caught.value.code == "hub-damaged"
+    hub.forged = None
+    assert fetch(HubRepo("us/net"), "model.safetensors").read_bytes() == content
+
+
+REFUSED = {
+    "nothing/here": "no such repository, or a private one",
+    "us/gated": "its owner has to let you in",
+    "us/private": "no such repository, or a private one",
+    "us/net@v9": "no such revision",
+    "us/empty": "there is no config.json in it",
+    "us/bert": "its config.json says model_type 'bert'",
+    "us/bare": "no weights",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_hub_refuses_is_named(hub, name):
+    hub.repos |= {"us/gated": dict(FILES), "us/private": dict(FILES), "us/empty": {"x": b""},
+                  "us/bert": {"config.json": b'{"model_type": "bert"}'},
+                  "us/bare": {"config.json": FILES["config.json"]}}  # fmt: skip
+    hub.gated.add("us/gated")
+    hub.private.add("us/private")
+    with pytest.raises(InputError) as caught:
+        open_network(ModelSection(name=f"hf-hub:{name}"))
+    assert REFUSED[name] in str(caught.value)
+    assert caught.value.code == "hub"
+
+
+def test_a_name_that_is_none_is_refused_before_anything_is_asked(hub):
+    for name in ("hf-hub:net", "hf-hub:a/b/c", "hf-hub:../x"):
+        with pytest.raises(UsageError, match="not the name of a repository"):
+            open_network(ModelSection(name=name))
+    assert hub.requests == []
+
+
+def test_pickles_need_permission_and_run_nothing(hub, tmp_path):
+    files = dict(FILES)
+    torch.manual_seed(0)
+    torch.save(timm.create_model(ARCH, num_classes=10).state_dict(), tmp_path / "w.bin")
+    del files["model.safetensors"]
+    hub.repos["us/old"] = {**files, "pytorch_model.bin": (tmp_path / "w.bin").read_bytes()}
+    section = ModelSection(name="hf-hub:us/old")
+    with pytest.raises(InputError, match=r"its weights are a pickle, pytorch_model\.bin") as caught:
+        open_network(section)
+    assert caught.value.code == "hub-pickle"
+    network = open_network(section, loader=ModelLoader(pickles=True))
+    assert torch.equal(answers(network.model), wanted())
+
+
+def test_another_head_is_named(hub):
+    with pytest.raises(InputError, match="weights for 10 classes, the model has 7") as caught:
+        open_network(ModelSection(name="hf-hub:us/net", classes=7))
+    assert caught.value.code == "checkpoint-classes"
+
+
+def test_no_connection_says_how_to_fetch_the_file_elsewhere(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(EnvironmentFault, match="cannot be downloaded, and is not in") as caught:
+        open_network(ModelSection(name="hf-hub:us/net"))
+    assert caught.value.code == "offline"
+    assert "hf download us/net --local-dir net" in caught.value.fix
+    assert caught.value.fix.endswith("--checkpoint net")
+
+
+def test_no_space_in_the_cache_is_named(hub, monkeypatch):
+    def full(*given: object, **more: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", full)
+    with pytest.raises(EnvironmentFault, match=r"no space for config\.json in the cache"):
+        open_network(ModelSection(name="hf-hub:us/net"))
+
+
+def test_what_was_fetched_elsewhere_is_taken_with_its_preprocessing(tmp_path):
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    recipe = recipe_of(
+        {"name": "x", "data": {"source": "digits"},
+         "model": {"name": f"timm/{ARCH}", "checkpoint": str(tmp_path)}}
+    )  # fmt: skip
+    network, data = open_both(recipe)
+    assert torch.equal(answers(network.model), wanted())
+    assert data.info.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert data.info.preprocessing.source == str(tmp_path / "config.json")
+
+
+CARD = """---
+model-index:
+- name: net
+  results:
+  - task: {type: image-classification}
+    dataset: {name: digits, type: digits}
+    metrics:
+    - {type: accuracy, value: 0.91}
+---
+words
+"""
+
+
+@pytest.mark.parametrize(
+    ("card", "published"),
+    [(CARD, {"top1": 0.91}), (CARD.replace("0.91", "91"), {"top1": 0.91}), ("words", {}),
+     (CARD.replace("accuracy", "f1"), {}), ("---\nmodel-index: 3\n---\n", {})],
+)  # fmt: skip
+def test_the_accuracy_of_a_card_is_taken_where_it_states_one(hub, card, published):
+    hub.repos["us/net"]["README.md"] = card.encode()
+    assert open_network(ModelSection(name="hf-hub:us/net")).published == published
+
+
+# -- timm's tags --------------------------------------------------------------------------------
+
+
+def test_a_tag_of_timm_chooses_weights_and_pretrained_loads_them(hub, monkeypatch, seprune):
+    config = zoos.timm_config(f"{ARCH}.r160_in1k")
+    assert config["hf_hub_id"] == REPO
+    monkeypatch.setattr(zoos, "timm_config", lambda name: {**config, "num_classes": 10, **MEANS})
+    network = open_network(ModelSection(name=f"timm/{ARCH}.r160_in1k", pretrained=True))
+    assert torch.equal(answers(network.model), wanted())
+    assert network.architecture.name == f"timm/{ARCH}"
+    assert network.trained_for.base_model == REPO
+    assert network.trained_for.preprocessing.mean == (0.1, 0.2, 0.3)
+    *_, err = seprune("inspect", f"timm/{ARCH}.r160_in1k", "--data", "digits", "--classes", 10)
+    assert f"note: {ARCH}.r160_in1k names weights, which only --pretrained loads" in err
+
+
+def test_names_without_weights_are_refused():
+    for name, said in (
+        ("seprune/se_resnet20", "nobody publishes weights for it"),
+        ("torchvision/resnet50.V9", "there are IMAGENET1K_V1, IMAGENET1K_V2"),
+        (f"timm/{ARCH}.no_tag", f"there are {ARCH}.r160_in1k"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            fetch_published(name)
+
+
+# -- torchvision --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A file like torchvision's, where its enum says that it is; served from a folder."""
+    torch.manual_seed(0)
+    model = get_model("efficientnet_b0", weights=None, num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    name = f"efficientnet_b0-{digest[:8]}.pth"
+    (tmp_path / "w.pth").rename(tmp_path / name)
+    handler = partial(_Quiet, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
+    meta = {**EfficientNet_B0_Weights.DEFAULT.meta, "categories": list("0123456789")}
+
+    class Here(WeightsEnum):
+        IMAGENET1K_V1 = Weights(url, EfficientNet_B0_Weights.IMAGENET1K_V1.transforms, meta)
+
+    monkeypatch.setattr(zoos, "torchvision_weights", lambda *_: Here.IMAGENET1K_V1)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    yield tmp_path / name, model
+    server.shutdown()
+    server.server_close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+PRETRAINED = ModelSection(name="torchvision/efficientnet_b0", pretrained=True)
+
+
+def test_torchvisions_weights_come_into_its_cache_with_labels_and_accuracy(published, tmp_path):
+    path, model = published
+    network = open_network(PRETRAINED)
+    assert torch.equal(answers(network.model), answers(model))
+    assert (tmp_path / "home/hub/checkpoints" / path.name).is_file()
+    known = network.trained_for
+    assert (known.task, known.labels) == ("classification", tuple("0123456789"))
+    assert (known.preprocessing.resize, known.preprocessing.interpolation) == (
+        (256, 256),
+        "bicubic",
+    )
+    assert network.published == pytest.approx({"top1": 0.77692, "top5": 0.93532})
+
+
+def test_another_content_than_the_name_promises_is_refused(published, tmp_path):
+    path, _ = published
+    good = path.read_bytes()
+    path.write_bytes(good[:1000])
+    with pytest.raises(InputError, match="not what its name promises") as caught:
+        open_network(PRETRAINED)
+    assert caught.value.code == "hub-damaged"
+    kept = tmp_path / "home/hub/checkpoints"
+    assert list(kept.iterdir()) == []
+    (kept / path.name).write_bytes(good[:1000])  # a copy that broke off
+    with pytest.raises(InputError, match="it was cut short, or changed") as caught:
+        open_network(PRETRAINED)
+    assert caught.value.fix == f"rm {kept / path.name}"
+
+
+def test_no_connection_names_the_url(published):
+    path, _ = published
+    name = path.name
+    path.unlink()
+    with pytest.raises(EnvironmentFault, match="cannot be downloaded") as caught:
+        open_network(PRETRAINED)
+    assert caught.value.code == "offline"
+    assert f"/{name}; then here" in caught.value.fix
+    assert caught.value.fix.endswith(f"--checkpoint {name}")
+
+
+def test_published_accuracy_stands_beside_the_measured_one(published, seprune):
+    status, _, err = seprune(
+        *("evaluate", "torchvision/efficientnet_b0", "--pretrained", "--data", "digits"),
+        *("--input", "3x32x32", "--set", "data.mean=[0.5,0.5,0.5]", "--set", "data.std=[1,1,1]"),
+    )
+    assert status == 0, err
+    assert "warning: top-1:" in err
+    assert "77.69 % published with the weights" in err
+    assert "look at the order of the classes" in err
+    assert (
+        "was asked for, published with EfficientNet_B0_Weights" in err or "[0.5, 0.5, 0.5]" in err
+    )
+
+
+def test_pretrained_and_a_checkpoint_exclude_each_other(seprune):
+    status, _, err = seprune(
+        "inspect", "torchvision/efficientnet_b0", "--pretrained", "--checkpoint", "w.pth"
+    )
+    assert status == 2
+    assert "pretrained and checkpoint exclude each other" in err
+
+
+def test_a_file_of_the_right_name_is_not_asked_for_again(published):
+    open_network(PRETRAINED)
+    path, model = published
+    path.unlink()
+    assert torch.equal(answers(open_network(PRETRAINED).model), answers(model))
+
+
+def test_no_file_lies_outside_of_the_caches(hub, tmp_path):
+    open_network(ModelSection(name="hf-hub:us/net"))
+    assert {p.name for p in Path(tmp_path).iterdir()} == {"cache"}
