@@ -38,7 +38,7 @@ class ModelSection(Section):
     """Which network, and the trained weights if there are any."""
 
     name: Location = Field(
-        description="torchvision/NAME, timm/NAME, smp/NAME, seprune/NAME, hf-hub:ORG/NAME or a folder"
+        description="{torchvision,timm,smp,seprune}/NAME, hf-hub:ORG/NAME or a folder"
     )
     classes: Count | None = Field(
         default=None, description="classes; null: as the weights or data say"
