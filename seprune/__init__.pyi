@@ -55,7 +55,8 @@ from .recovery.refit.options import RefitOptions, Refitted
 from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from .runtime.progress import Track
 from .runtime.threads import Threads
-from .statistics.collect import CollectOptions, collect_statistics
+from .statistics.collect import collect_statistics
+from .statistics.options import CollectOptions
 from .statistics.result import GateStatistics
 from .tasks.callables import FromCallables
 from .tasks.classification import Classification

@@ -26,7 +26,8 @@ from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit.network import refit
 from seprune.recovery.refit.options import RefitOptions, Refitted
 from seprune.runtime.short_table import ShortTable, Tabular
-from seprune.statistics.collect import CollectOptions, collect_statistics
+from seprune.statistics.collect import collect_statistics
+from seprune.statistics.options import CollectOptions
 
 Recover = Literal["none", "bn", "refit", "reconstruct"]
 _T = TypeVar("_T")

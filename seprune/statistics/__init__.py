@@ -4,7 +4,8 @@
 takes derivatives, `collect` runs the model, `stored` writes and reads files.
 """
 
-from seprune.statistics.collect import CollectOptions, collect_statistics
+from seprune.statistics.collect import collect_statistics
+from seprune.statistics.options import CollectOptions
 from seprune.statistics.result import GateStatistics, fingerprint
 
 __all__ = ["CollectOptions", "GateStatistics", "collect_statistics", "fingerprint"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ from seprune.runtime.distributed import join, resolve_device, united
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
 from seprune.statistics.accumulate import all_reduce
+from seprune.statistics.batch_limit import most_images
 from seprune.statistics.batches import class_labels, count_images, open_batches
 from seprune.statistics.caveats import caveats
 from seprune.statistics.columns import ColumnLayout
 from seprune.statistics.for_structure import units_and_couplings
 from seprune.statistics.gate_gradients import (
-    Couplings,
     Gradients,
     UnitGate,
     inspect_units,
     resolve_couplings,
 )
 from seprune.statistics.observe import Observer, ObserverSettings
+from seprune.statistics.options import CollectOptions
 from seprune.statistics.result import GateStatistics, described, fingerprint
 from seprune.statistics.rows import open_rows
 from seprune.statistics.states import require_autograd, require_eager
@@ -41,42 +42,6 @@ from seprune.tasks import Classification, Sample, Task
 from seprune.tasks.batches import leaves, positional, primary
 
 _CHECK = 50  # batches between two looks at the device
-
-
-@dataclass(frozen=True)
-class CollectOptions:
-    """How to collect.
-
-    Attributes:
-        device: `auto`, `cpu`, `cuda`, ...; the model goes there and comes back.
-        precision: `no`, `bf16`, `fp16` autocast; None is bf16 on GPU, no on CPU.
-        channels_last: memory format of the images; None is True on GPU, False on CPU.
-        units: modules whose output channels get a unit gate (needs gradients).
-        couplings: dependency groups whose members' u are added before squaring: group ->
-            (gate or unit, index); index[i] is the group's unit that channel i belongs to, -1 for
-            none, None where channel i is unit i.
-        per_class: keep class means (classes x channels numbers per gate).
-        seed: of `sampled` labels and `logits` directions.
-        per_sample: .npy file for the gates of every image, float32 (images, channels of all
-            running gates in order); process r of n writes `NAME-RofN.npy`.
-        folder: where an unfinished collection keeps its state, so that the same call goes on.
-        every: batches between two states in `folder`.
-        meta: hashes of `data` and `preprocessing`, kept with the statistics.
-        task: by default what the batches look like.
-    """
-
-    device: str | torch.device = "auto"
-    precision: str | None = None
-    channels_last: bool | None = None
-    units: Sequence[str] = ()
-    couplings: Couplings = field(default_factory=dict)
-    per_class: bool = True
-    seed: int = 0
-    per_sample: Path | None = None
-    folder: Path | None = None
-    every: int = 200
-    meta: Mapping[str, str] = field(default_factory=dict)
-    task: Task | None = None
 
 
 def collect_statistics(
@@ -255,6 +220,13 @@ def _observer_settings(
         channels_last=gpu if options.channels_last is None else options.channels_last,
         seed=options.seed,
         task=task,
+        most=most_images(
+            model,
+            example.inputs,
+            device,
+            memory=options.memory,
+            derivatives=gradients != "none",
+        ),
     )
 
 

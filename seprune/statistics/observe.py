@@ -67,6 +67,7 @@ class ObserverSettings:
     channels_last: bool = False
     seed: int = 0
     task: Task = field(default_factory=Classification)
+    most: int = NEVER  # images at once
 
     @property
     def with_effects(self) -> bool:
@@ -99,7 +100,7 @@ class Observer:
         self.samples = self.batches = 0
         self._limit = NEVER  # samples that fit into memory at once
         # the proposals of a detector belong to their image, and images differ in how many
-        self._most = 1 if settings.task.name == "detection" else NEVER
+        self._most = 1 if settings.task.name == "detection" else settings.most
         self._numbers = {gate.name: i for i, gate in enumerate(settings.gates)}
         self._seen: list[list[tuple[Tensor, Tensor]]] = []
         self._sensor = Sensor(settings.copied)

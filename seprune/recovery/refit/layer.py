@@ -243,7 +243,7 @@ class LayerFit:
         """The sampled rows of one batch, in chunks of bounded size."""
         (start, stop), samples = numbers, len(call.input)
         index = (
-            self.forwards.sampling(self.target.layer)
+            self.forwards.sampling(self.target)
             .index(call.positions, samples, first=start, images=stop - start)
             .to(call.input.device)
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,16 +88,12 @@ def _work(
     """The forwards through both networks, within the memory that there is."""
     budget = memory_budget(device_of(model), options.memory)
     need = peak_bytes(record(model, images.example(model)))
-    rows = {t.layer: options.rows_of(_columns(model.get_submodule(t.layer))) for t in targets}
-    kept = sum(rows[t.layer] * _bytes_of_row(t, teacher) for t in targets)
+    targets = [
+        replace(t, rows=options.rows_of(_columns(model.get_submodule(t.layer)))) for t in targets
+    ]
+    kept = sum(t.rows * _bytes_of_row(t, teacher) for t in targets)
     forwards = Forwards(
-        teacher,
-        model,
-        images,
-        targets,
-        rows=rows,
-        batch=_batch(budget, need),
-        at_once=kept <= budget // 8,
+        teacher, model, images, targets, batch=_batch(budget, need), at_once=kept <= budget // 8
     )
     return _Work(forwards, options, Limits.of(budget))
 

@@ -188,7 +188,6 @@ class Forwards:
     blocks of `BLOCK`. Fewer blocks than processes are not shared: then each process has them all.
 
     Args:
-        rows: output positions of each layer that enter its regression.
         batch: images per forward, at most `BLOCK`.
         at_once: there is memory for what is read of the parent in all layers, so that its forwards
             need not wait.
@@ -201,13 +200,12 @@ class Forwards:
         images: CalibrationInputs,
         targets: Sequence[Target],
         *,
-        rows: Mapping[str, int],
         batch: int,
         at_once: bool,
     ) -> None:
         self.at_once = at_once
         self.teacher, self.model, self.targets = teacher, model, targets
-        self.images, self.rows, self.batch = images, rows, batch
+        self.images, self.batch = images, batch
         self.rank, world = join(device_of(model))
         blocks = -(-len(images) // BLOCK)
         self.shared = 1 < world <= blocks
@@ -230,9 +228,9 @@ class Forwards:
             for start in range(block, min(block + BLOCK, count), self.batch)
         ]
 
-    def sampling(self, layer: str) -> Sampling:
+    def sampling(self, target: Target) -> Sampling:
         """Which positions enter a layer's regression."""
-        return Sampling(len(self.images), self.rows[layer])
+        return Sampling(len(self.images), target.rows)
 
     @property
     def own(self) -> int:
@@ -289,7 +287,7 @@ class Forwards:
         dense: dict[str, tuple[Tap, Take]] = {}
         cut: dict[str, tuple[Tap, Take]] = {}
         for t in targets:
-            read = Reader(self.sampling(t.layer), part[0], part[1] - part[0], t.dim, t.keep)
+            read = Reader(self.sampling(t), part[0], part[1] - part[0], t.dim, t.keep)
             taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
             dense |= {f"{t.layer}:{part}": (tap, read) for part, tap in taps.items() if tap}
             cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows

@@ -31,6 +31,7 @@ class Target:
             makes up for the error of that one.
         rectified: nothing but a ReLU reads the sum, or the branch where there is no sum.
         alive: bytes per sample that a forward keeps when it reaches the layer.
+        rows: output positions that enter its regression, over all images.
     """
 
     layer: str
@@ -41,6 +42,7 @@ class Target:
     other: Tap | None
     rectified: bool
     alive: int
+    rows: int = 0
 
 
 def find_targets(
