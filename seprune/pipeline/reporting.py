@@ -113,6 +113,7 @@ def compose(result: RunResult) -> Report:
             "classes": network.architecture.classes,
             "checkpoint": network.checkpoint,
             "sha256": network.digest,
+            "base_model": network.trained_for.base_model,
             "notes": list(network.notes),
         },
         data={
@@ -261,8 +262,7 @@ def _warnings(result: RunResult) -> list[str]:
     if result.context.network.digest is None:
         notes.append("the weights are random: accuracies say nothing, costs do")
     found = result.measurements[0].metrics if result.measurements else {}
-    base = {name: value for name, value in found.items() if value is not None}
-    notes += words.published(result.context.network.published, base)
+    notes += words.published(result.context.network.published, words.finite(found))
     unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)
     if unknown:
         notes.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")

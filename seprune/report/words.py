@@ -231,6 +231,11 @@ def choice(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that have a value."""
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
 def published(known: Mapping[str, float], measured: Mapping[str, float]) -> list[str]:
     """What was published beside what was measured; a warning where they are far apart."""
     lines = []
