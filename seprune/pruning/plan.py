@@ -252,7 +252,7 @@ class _PlanFacts(TypedDict, total=False):
 class _PlanEntry:
     """What surrounds the groups in the file."""
 
-    groups: list[dict[str, Any]]
+    groups: list[Any]
     facts: dict[str, Any] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
 
@@ -262,7 +262,8 @@ def _entry(content: Any, path: Path) -> _GroupEntry:
     try:
         return typed(_GroupEntry, content, source="the entry", fix="")
     except InputError as error:
-        raise _impossible(path, str(content.get("name")), error.what) from error
+        name = content.get("name") if isinstance(content, dict) else None
+        raise _impossible(path, str(name), error.what) from error
 
 
 def _refuse_oversized(groups: Iterable[_GroupEntry], path: Path) -> None:
