@@ -38,7 +38,9 @@ def show(
 
 def overview(report: Report) -> RenderableType:
     """Everything in short: results, groups, gates, warnings."""
-    parts: list[RenderableType] = [results(report), *_latencies(report)]
+    line = words.headline(report)
+    first: list[RenderableType] = [Text(line, style="bold"), ""] if line else []
+    parts: list[RenderableType] = [*first, results(report), *_latencies(report)]
     if report.budgets:
         parts += ["", groups(report)]
     if report.gates:

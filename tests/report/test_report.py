@@ -282,6 +282,20 @@ def test_every_runtime_and_batch_size_has_its_latency() -> None:
     assert ["fine-tuned", "·", "macs", "0.5", "eager", *cells] in lines
 
 
+def test_the_first_line_is_the_speed_on_the_runtime_asked_for() -> None:
+    report = make_report()
+    on_onnx = dataclasses.replace(report, runtime="onnxruntime")
+    speeds = {t: 1 / (t - 0.004) ** 0.6 for t in (0.7, 0.5, 0.3)}
+    texts = ", ".join(f"{speed:.2f}x as fast (macs {t})" for t, speed in speeds.items())
+    for made, runtime in ((report, "eager"), (on_onnx, "onnxruntime")):
+        line = f"{texts} in {runtime}, batch 1, 2 threads"
+        assert words.headline(made) == line
+        shown = " ".join(printed(made).split())
+        assert shown.startswith(line)
+    untimed = [dataclasses.replace(m, latency=[]) for m in report.measurements]
+    assert words.headline(dataclasses.replace(report, measurements=untimed)) == ""
+
+
 def test_other_runs_stand_in_the_accuracy_figure() -> None:
     one, two = make_report(), make_report(criterion="l2", budgets=(0.6,))
     alone, both = accuracy(one)["data"], accuracy(one, [two])["data"]
