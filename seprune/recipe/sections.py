@@ -238,12 +238,20 @@ class PlanSection(Section):
     )
     round_to: Count | None = Field(
         default=None,
-        description="widths are multiples of this; null: 8 on a GPU; for a latency budget on the "
-        "CPU 16 with onnx, else 8; for other budgets there 1",
+        description="widths are multiples of this; null: what is fast and near the budget: 8 on a "
+        "GPU; on a CPU 16, or 8 in groups below 64 channels, less in narrow networks; "
+        "1: as they come",
     )
     protect: tuple[str, ...] = Field(default=(), description="globs of layers that are not pruned")
     bottleneck: Literal["keep", "scale", "rank"] = Field(
         default="keep", description="SE's own width"
+    )
+    gates: bool = Field(
+        default=True,
+        description="latency budgets may hold gates at their mean, folded into a layer",
+    )
+    blocks: bool = Field(
+        default=True, description="latency budgets may leave residual blocks out as a whole"
     )
     candidates: bool = Field(
         default=True,
