@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from seprune.graph.removable import Removable, find_removable
 from seprune.pipeline.context import Context
 from seprune.pipeline.settings import CutSettings
@@ -24,11 +27,19 @@ def removable_parts(context: Context, settings: CutSettings, budget: Budget) -> 
     network = context.network
     found = find_removable(network.model, context.structure, network.example())
     found = tuple(part for part in found if wanted[part.kind])
+    images = min(IMAGES, settings.collect.images)
+    loader = context.images(settings.needs_images_for).calibration(images, seed=settings.seed)
+    return with_losses(found, context, loader)
+
+
+def with_losses(
+    found: Sequence[Removable], context: Context, loader: Iterable[Any]
+) -> tuple[Part, ...]:
+    """What taking each of these out would lose, over the images of `loader`."""
     names = {part.module for part in found if part.kind == "gate"}
-    data = context.images(settings.needs_images_for)
     losses = removal_losses(
-        network.model,
-        data.calibration(min(IMAGES, settings.collect.images), seed=settings.seed),
+        context.network.model,
+        loader,
         gates=[g for g in context.structure.gates if g.name in names],
         blocks=[part.module for part in found if part.kind == "block"],
         device=context.runtime.device,

@@ -252,6 +252,7 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
         history=[dict(t) for t in plan.history],
         tuning=dict(budget.tuning),
         choice=dict(facts.get("candidates", {})),
+        removed=plan.removed.names(),
     )
 
 

@@ -64,6 +64,12 @@ class Removals:
         """Paths of everything that is taken out."""
         return (*(g.module for g in self.gates), *self.blocks)
 
+    def names(self) -> dict[str, list[str]]:
+        """The modules by kind, where there are any."""
+        return (
+            {"gates": [g.module for g in self.gates], "blocks": list(self.blocks)} if self else {}
+        )
+
     def covers(self, layer: str) -> bool:
         """Whether a layer lies in something that is taken out."""
         return any(within(layer, module) for module in self.modules)

@@ -90,6 +90,7 @@ class BudgetReport:
     history: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, Any] = field(default_factory=dict)  # `FineTuned.numbers`
     choice: dict[str, Any] = field(default_factory=dict)  # `PlanChoice.facts`
+    removed: dict[str, list[str]] = field(default_factory=dict)  # modules: `gates`, `blocks`
 
 
 @dataclass(frozen=True)

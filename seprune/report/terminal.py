@@ -48,7 +48,7 @@ def overview(report: Report) -> RenderableType:
     if report.sensitivity:
         parts += ["", losses(report)]
     for title, lines in (
-        ("Plan", [f"{b.label}: {t}" for b in report.budgets for t in words.choice(b.choice)]),
+        ("Plan", [f"{b.label}: {t}" for b in report.budgets for t in words.plan(b)]),
         (
             "Fine-tuning",
             [f"{b.label}: {t}" for b in report.budgets for t in words.tuning(b.tuning)],

@@ -133,8 +133,7 @@ def speed_up(report: Report, latency: Latency) -> float | None:
 
 
 def headline(report: Report) -> str:
-    """`1.83x as fast (macs 0.5) in ONNX Runtime, batch 1, 1 thread`: the last network of each
-    budget on the runtime asked for, or on the first that was measured; empty without latencies."""
+    """`1.83x as fast (macs 0.5) in ONNX Runtime, batch 1, 1 thread`; empty without latencies."""
     ends = [m for budget in report.budgets if (m := last_of(report, budget)) is not None]
     timed = [x for m in ends for x in m.latency if x.median_ms is not None]
     if not timed:
@@ -142,11 +141,9 @@ def headline(report: Report) -> str:
     like = min(timed, key=lambda x: (x.runtime != report.runtime, x.batch))
     found = [(m.budget, match(m.latency, like)) for m in ends]
     speeds = [(b, s) for b, x in found if x is not None and (s := speed_up(report, x)) is not None]
-    if not speeds:
-        return ""
     texts = ", ".join(f"{speed:.2f}x as fast ({budget})" for budget, speed in speeds)
-    runtime = RUNTIMES.get(like.runtime, like.runtime)
-    return f"{texts} in {runtime}, batch {like.batch}, {threads(like.threads)}"
+    where = f"{RUNTIMES.get(like.runtime, like.runtime)}, batch {like.batch}"
+    return f"{texts} in {where}, {threads(like.threads)}" if texts else ""
 
 
 def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
@@ -264,6 +261,13 @@ def published(known: Mapping[str, float], measured: Mapping[str, float]) -> list
             line += "text: 10 comes before 2), at the preprocessing, and at the images"
         lines.append(line)
     return lines
+
+
+def plan(budget: BudgetReport) -> list[str]:
+    """How a plan was chosen, and what it takes out as a whole."""
+    kinds = {"gates": "gates held at their mean", "blocks": "blocks left out"}
+    out = [f"{kinds[kind]}: {_named(names)}" for kind, names in budget.removed.items() if names]
+    return choice(budget.choice) + out
 
 
 def tuning(numbers: Mapping[str, float | str | None]) -> list[str]:

@@ -483,6 +483,19 @@ def test_the_same_report_gives_the_same_page(tmp_path) -> None:
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+def test_the_report_names_what_a_plan_takes_out(tmp_path):
+    report = make_report()
+    removed = {"gates": ["layer1.0.se", "layer1.1.se"], "blocks": ["layer3.2"]}
+    report.budgets[1] = dataclasses.replace(report.budgets[1], removed=removed)
+    lines = ["gates held at their mean: layer1.0.se, layer1.1.se", "blocks left out: layer3.2"]
+    assert words.plan(report.budgets[1]) == lines
+    shown = " ".join(printed(report).split())
+    write_html(report, tmp_path / "page.html")
+    for line in lines:
+        assert f"macs 0.5: {line}" in shown
+        assert line in (tmp_path / "page.html").read_text()
+
+
 def test_the_report_names_chosen_and_rejected_plans(tmp_path):
     trials = [
         {"name": "a joint", "error": 0.01234, "images": 64, "same_as": None},
