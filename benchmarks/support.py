@@ -102,12 +102,11 @@ def keep(row: Mapping[str, str]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """The rows that are asked for, one after the other."""
     left = arguments.most
-    for name in ROWS:
+    wanted = [n for pattern in arguments.only for n in ROWS if fnmatchcase(n, pattern)]
+    for name in dict.fromkeys(wanted):
         known = rows()
         again = any(fnmatchcase(name, pattern) for pattern in arguments.again)
         again = again or (arguments.failed and bool(known.get(name, {}).get("failed")))
-        if not any(fnmatchcase(name, pattern) for pattern in arguments.only):
-            continue
         if (name in known and not again) or not left:
             continue
         left -= 1
@@ -120,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=["*"], help="globs of rows to run")
+    parser.add_argument("--only", nargs="+", default=["*"], help="globs of rows, in order")
     parser.add_argument("--again", nargs="*", default=[], help="globs of rows to run anew")
     parser.add_argument("--failed", action="store_true", help="run anew what did not pass")
     parser.add_argument("--most", type=int, default=len(ROWS), help="rows to run this time")

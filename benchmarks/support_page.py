@@ -16,14 +16,15 @@ written by hand. {passed} of {run} networks pass on the default path ({own} that
 name, {foreign} of other libraries); {left} of the {all} listed have not been run by it yet.
 {setting}
 
-Every network has random weights in which no tensor is constant. Its row is: `analyse`; statistics
-with the sensitivities of the logits; the default importance; plans at 0.75, 0.5 and 0.25 of the
-MACs. Each of the three cut networks has exactly the MACs (`FlopCounterMode`) and parameters of its
-plan, runs at another batch size and, where its parent does, at another image size, and equals in
-float64 the parent whose layers do not hear the removed channels, which the benchmark masks by hooks
-of its own. The one at 0.5 is refitted on {images} images, and the error falls, or stays, in every
-layer; takes one step of training; is saved, and a fresh process that loads it gives the same
-outputs bit for bit.
+Every network has random weights in which no tensor is constant, norms with the statistics of
+random images, and outputs that depend on the image. Its row is: `analyse`; statistics with the
+sensitivities of the logits; the default importance; plans at 0.75, 0.5 and 0.25 of the MACs. Each
+of the three cut networks has exactly the MACs (`FlopCounterMode`) and parameters of its plan,
+runs at another batch size and, where its parent does, at another image size, and equals in
+float64 the parent whose layers do not hear the removed channels, which the benchmark masks by
+hooks of its own. The one at 0.5 is refitted on {images} images, and the error falls, or stays, in
+every layer; takes one step of training; is saved, and a fresh process that loads it gives the
+same outputs, bit for bit.
 
 | family | rows | pass | dependency groups | left whole | output error, cut -> refitted | s |
 |---|--:|--:|--:|--:|--:|--:|
@@ -78,7 +79,8 @@ def _setting(run: Rows) -> str:
     if not dates:
         return ""
     found = "; ".join(f"{hardware}, torch {torch}" for hardware, torch in kinds)
-    return f"{found}, one thread, {min(dates)} to {max(dates)}."
+    days = " to ".join(dict.fromkeys((min(dates), max(dates))))
+    return f"{found}, one thread, {days}."
 
 
 def _section(title: str, lines: Iterable[str]) -> str:

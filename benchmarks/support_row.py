@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seprune.errors import InputError, SepruneError, first_line
+from seprune.export import architecture
 from seprune.export.pruned_model import load, read_architecture, save
 from seprune.graph.groups import NetworkStructure
 from seprune.importance import Importance, score
@@ -354,6 +355,7 @@ def numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
 def answer(folder: Path, device: str) -> None:
     """Write the outputs of the network saved in `folder`/m, for `ask`."""
     torch.set_num_threads(1)
+    architecture.BUILD_SECONDS = int(ANALYSE_SECONDS)  # a busy machine imports a library slowly
     torch.backends.cudnn.allow_tf32 = False
     with safe_open(folder / "inputs", "pt", device=device) as file:
         batch = [file.get_tensor(name) for name in sorted(file.keys())]

@@ -60,6 +60,9 @@ def subject_of(name: str) -> Subject:
     shape = next((s for s in shapes if runs(model, samples(model, 2, s))), None)
     if shape is None:
         raise RuntimeError(f"the parent runs on none of {shapes}")
+    enliven(model, samples(model, 8, shape, seed=7))
+    if not answers(model, samples(model, 2, shape)):
+        raise RuntimeError("the parent says the same of every input")
     wider = (shape[0], *(n + n // 2 if n >= 32 else 2 * n for n in shape[1:]))
     if name.startswith("speechbrain"):
         wider = (shape[0] + 20, *shape[1:])  # (time, features)
@@ -91,6 +94,32 @@ def shake(model: nn.Module) -> None:
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
                 low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.5)
                 parameter.uniform_(low, high)
+
+
+def enliven(model: nn.Module, inputs: Any) -> None:
+    """Give norms the statistics of some inputs: small fresh weights would let every signal die."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    settings = [(norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    for norm, (momentum, training) in zip(norms, settings, strict=True):
+        norm.momentum = momentum
+        norm.train(training)
+
+
+def answers(model: nn.Module, inputs: Any) -> bool:
+    """Whether outputs depend on the inputs; a network that is dead would pass every check."""
+    made = [t for t in outputs(model, inputs) if t.is_floating_point() and t.numel()]
+    zeros = ([0 * t for t in inputs[0]],) if isinstance(inputs, tuple) else 0 * inputs
+    other = [t for t in outputs(model, zeros) if t.is_floating_point() and t.numel()]
+    if [t.shape for t in made] != [t.shape for t in other]:
+        return True
+    return any(
+        float((a - b).abs().max()) > 1e-3 * float(a.abs().max()) for a, b in zip(made, other)
+    )
 
 
 def samples(model: nn.Module, batch: int, shape: tuple[int, ...], seed: int = 0) -> Any:

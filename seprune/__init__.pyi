@@ -11,7 +11,6 @@ from .errors import (
     UsageError,
 )
 from .export.architecture import Architecture
-from .export.hub import push_to_hub
 from .export.onnx import Exported, export_model
 from .export.pruned_model import load, save
 from .graph.cost_terms import Term
@@ -160,7 +159,6 @@ __all__ = [
     "measure_sensitivity",
     "open_data",
     "prune",
-    "push_to_hub",
     "recalibrate",
     "reconstruct",
     "refit",

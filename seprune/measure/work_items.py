@@ -73,8 +73,7 @@ class WorkItem:
     operator: Operator
     inputs: Side
     outputs: Side
-    layer: str = ""  # of a convolution or linear layer
-    module: str = ""  # whose forward called it
+    layer: str = ""
 
     @property
     def groups(self) -> frozenset[str]:
@@ -111,7 +110,7 @@ class _WorkReader:
             item = self.item(node)
             if item is not None:
                 self.widths.update(dict.fromkeys(node.outputs, item.outputs))
-                yield replace(item, module=node.module)
+                yield item
             elif (read := self.carried(node)) is not None:
                 self.widths.update(dict.fromkeys(node.outputs, read))
 

@@ -231,6 +231,25 @@ def test_outputs_that_change_or_are_not_finite_are_noted(subject: Any) -> None:
     assert set(row.problems) == {"outputs at 0.5 are not finite"}
 
 
+def test_a_network_whose_signals_die_is_brought_to_life_or_refused() -> None:
+    """With weights this small, every check of values would pass whatever was cut."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+    model = nn.Sequential(conv, norm, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        conv.weight.mul_(1e-6)
+    images, two = torch.rand(8, 3, 6, 6), torch.rand(2, 3, 6, 6)
+    assert not support_subject.answers(model, two)
+    before = norm.momentum, norm.training
+    norm.eps = 1e-20
+    support_subject.enliven(model, images)
+    assert support_subject.answers(model, two)
+    assert (norm.momentum, norm.training) == before
+    made = conv(images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(norm.running_mean, made.mean(1))
+    torch.testing.assert_close(norm.running_var, made.var(1))
+
+
 def test_a_step_that_raises_is_a_finding() -> None:
     row = support_row.Row()
     with row.step("refit"):
