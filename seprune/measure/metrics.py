@@ -31,6 +31,8 @@ class Evaluation:
         nonfinite: images with a NaN or an infinite output; a classifier is wrong on them.
         metrics: by name, as the task computes them.
         task, metric, higher_is_better: the task, its metric that decides, and which way it goes.
+        by_class: the deciding metric of every class by its number, NaN for classes that are
+            nowhere; none where the task does not know it.
     """
 
     loss: float
@@ -40,6 +42,7 @@ class Evaluation:
     task: str = "classification"
     metric: str = "top1"
     higher_is_better: bool = True
+    by_class: tuple[float, ...] = ()
 
     @property
     def top1(self) -> float:
@@ -116,7 +119,9 @@ def evaluate(
             why="the loader gave no batch",
             fix="give a loader that has batches",
         )
-    metrics = (meter or task.meter()).compute()
+    meter = meter or task.meter()
+    metrics = meter.compute()
+    by_class = tuple(meter.by_class()) if hasattr(meter, "by_class") else ()
     finite = count - nonfinite
     return Evaluation(
         loss=loss / finite if finite else float("nan"),
@@ -126,6 +131,7 @@ def evaluate(
         task=task.name,
         metric=task.metric,
         higher_is_better=task.higher_is_better,
+        by_class=by_class,
     )
 
 

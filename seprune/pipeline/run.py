@@ -171,4 +171,5 @@ def _one_budget(
 def _measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:
     names = ("loss", "count", "nonfinite", "macs", "params", "bytes", "metrics", "metric")
     numbers = {name: facts.get(name) for name in (*names, "higher_is_better")}
+    numbers["by_class"] = facts.get("by_class", {})
     return Measurement(stage=stage, budget=budget, **numbers)  # type: ignore[arg-type]

@@ -274,6 +274,8 @@ def measured(context: Context, model: nn.Module) -> dict[str, Any]:
     cost = count(model.cpu(), context.network.example(1))
     deciding = {"metric": found.metric, "higher_is_better": found.higher_is_better}
     scores: dict[str, Any] = plain(found.plain())
+    names = context.images().info.classes
+    scores["by_class"] = {n: plain(v) for n, v in zip(names, found.by_class)}  # shorter if unseen
     return scores | deciding | {"macs": cost.macs, "params": cost.params}
 
 

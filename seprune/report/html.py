@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -26,6 +27,7 @@ from seprune.runtime.text import printable
 SECTIONS = (
     ("summary", "Summary"),
     ("accuracy", "Accuracy"),
+    ("by-class", "By class"),
     ("groups", "Groups"),
     ("sensitivity", "Sensitivity"),
     ("gates", "Gates"),
@@ -44,6 +46,8 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
     """
     filled = {"accuracy": report.measurements, "groups": report.budgets, "gates": report.gates}
     ends = gate_figures.stage_ends(report.gates)
+    by_class = _by_class(report)
+    filled["by-class"] = by_class
     filled |= {"classes": ends, "not-pruned": report.not_pruned or report.budgets}
     filled["sensitivity"] = report.sensitivity
     content = {
@@ -56,6 +60,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "metric": metric_title(report.metric),
         "summary_head": _summary_head(report),
         "summary": [_summary_row(report, m) for m in report.measurements],
+        "by_class": by_class,
         "latency": _latency_tables(report),
         "where": words.timed_on(report),
         "counting": words.COUNTING,
@@ -209,6 +214,28 @@ def _summary_row(report: Report, m: Measurement) -> list[str]:
         words.quantity(m.params),
         words.size(m.bytes),
     ]
+
+
+def _by_class(report: Report) -> list[list[str]]:
+    """The deciding metric by class, a column for each network; first the head.
+
+    Classes that the last network loses most of come first.
+    """
+    shown = [m for m in report.measurements if m.by_class]
+    if not shown:
+        return []
+    names = list(dict.fromkeys(name for m in shown for name in m.by_class))
+    values = {name: [m.by_class.get(name) for m in shown] for name in names}
+
+    def change(name: str) -> float:
+        first, last = values[name][0], values[name][-1]
+        return math.inf if first is None or last is None else last - first
+
+    rows = [
+        [name, *(metric_value(report.metric, value) for value in values[name])]
+        for name in sorted(names, key=change)
+    ]
+    return [["class", *map(words.stage_name, shown)], *rows]
 
 
 def _latency_tables(report: Report) -> list[dict[str, Any]]:

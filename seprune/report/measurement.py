@@ -45,6 +45,7 @@ class Measurement:
     latency: list[Latency] = field(default_factory=list)
     metric: str = "top1"  # the one that decides
     higher_is_better: bool = True
+    by_class: dict[str, float | None] = field(default_factory=dict)  # the deciding metric
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,6 +234,16 @@ class _BoxMeter:
         keys = ("boxes", "scores", "labels")
         found = [{key: own[key] for key in keys} for own in to_device(outputs, cpu)]
         self.inner.update(found, [_plain(own) for own in to_device(target, cpu)])
+
+    def by_class(self) -> list[float]:
+        """Mean average precision of every class up to the largest that occurs; NaN for others."""
+        self.inner.class_metrics = True  # COCO's code once more for each class
+        self.inner._computed = None
+        found = self.inner.compute()
+        numbers = found["classes"].flatten().tolist()
+        values = dict(zip(numbers, found["map_per_class"].flatten().tolist(), strict=True))
+        known = [values.get(number, -1.0) for number in range(max(numbers, default=-1) + 1)]
+        return [value if value >= 0 else math.nan for value in known]
 
     def compute(self) -> dict[str, float]:
         found = self.inner.compute()

@@ -24,7 +24,10 @@ class Sample:
 
 
 class Meter(Protocol):
-    """Adds up what a metric needs over the batches."""
+    """Adds up what a metric needs over the batches.
+
+    One that knows the deciding metric of every class has `by_class() -> list[float]` too.
+    """
 
     def update(self, outputs: Any, target: Any) -> None:
         """Add one batch."""

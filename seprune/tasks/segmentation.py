@@ -92,6 +92,7 @@ class _SegmentationMeter:
     def __init__(self, task: Segmentation) -> None:
         self.task = task
         self.inner: TorchMeter | None = None
+        self.matrix: Any = None  # pixels by class of the mask, and by class of the answer
 
     def update(self, outputs: Any, target: Any) -> None:
         logits, masks = self.task.pair(outputs, target)
@@ -106,8 +107,18 @@ class _SegmentationMeter:
                     "classification.MulticlassAccuracy", average="micro", **facts
                 ),
             })  # fmt: skip
+            matrix = torch_metric("classification.MulticlassConfusionMatrix", **facts)
+            self.matrix = matrix.to(masks.device)
+        self.matrix.update(logits.argmax(1), masks)
         self.inner.update(logits.argmax(1), masks)
 
     def compute(self) -> dict[str, float]:
         assert self.inner is not None
         return self.inner.compute()
+
+    def by_class(self) -> list[float]:
+        """Intersection over union of every class; NaN for those that are nowhere."""
+        pixels = self.matrix.compute().double()
+        found = pixels.diag()
+        everywhere = pixels.sum(0) + pixels.sum(1) - found
+        return list((found / everywhere).tolist())

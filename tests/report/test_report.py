@@ -572,3 +572,30 @@ def test_an_error_is_written_as_it_is_and_less_of_it_is_better():
     head, first, second = compare([report]).table()
     assert head[2] == "MAE"
     assert [row[2] for row in (first, second)] == ["0.50", "0.25"]
+
+
+def test_the_page_has_the_metric_by_class_with_the_largest_losses_first(tmp_path) -> None:
+    values = {
+        "baseline": {"sky": 0.9, "road": 0.8, "car": 0.7, "tree": None},
+        "fine-tuned": {"sky": 0.85, "road": 0.5, "car": 0.75, "tree": None},
+    }
+    measured = [
+        Measurement(
+            stage, None if stage == "baseline" else "macs 0.5", {"miou": 0.8}, 0.1, 9, 0, 100, 10,
+            metric="miou", by_class=own,
+        )
+        for stage, own in values.items()
+    ]  # fmt: skip
+    report = dataclasses.replace(make_report(), measurements=measured)
+    assert measurement.from_json(json.loads(json.dumps(measurement.to_json(report)))) == report
+    write_html(report, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    section = page.partition('<section id="by-class">')[2].partition("</section>")[0]
+    assert "MIoU by class" in section
+    order = [section.index(f">{name}<") for name in ("road", "sky", "car", "tree")]
+    assert order == sorted(order)
+    row = section[order[0] : order[1]]
+    assert "80.00 %" in row
+    assert "50.00 %" in row
+    write_html(make_report(), tmp_path / "plain.html")
+    assert 'id="by-class"' not in (tmp_path / "plain.html").read_text()

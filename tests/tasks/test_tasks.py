@@ -275,3 +275,54 @@ def test_missing_metrics_name_the_extra(monkeypatch):
     with pytest.raises(EnvironmentFault, match="torchmetrics and pycocotools") as caught:
         evaluate(Echo(), [(torch.rand(4, 1) * 9, torch.rand(4, 1) * 9)], task=Regression())
     assert caught.value.fix == 'pip install "seprune[tasks]"'
+
+
+def test_the_deciding_metric_of_every_class_is_that_of_numpy():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 5, 8, 8)
+    logits[:, 4] = -99  # class 4 is never answered, nor in the masks
+    masks = torch.randint(4, (6, 8, 8))
+    masks[0, :2] = 255
+
+    class Table(nn.Module):
+        def forward(self, rows):
+            return {"out": logits[rows.long()]}
+
+    batches = [(torch.arange(0, 3.0), masks[:3]), (torch.arange(3, 6.0), masks[3:])]
+    found = evaluate(Table(), batches, task=Segmentation(), device="cpu")
+    answers, counted = logits.argmax(1), masks != 255
+    expected = []
+    for number in range(4):
+        own, given = answers == number, masks == number
+        both = (own & given & counted).sum().item()
+        expected.append(both / ((own | given) & counted).sum().item())
+    assert found.by_class[:4] == pytest.approx(expected)
+    assert math.isnan(found.by_class[4])
+    assert found.value == pytest.approx(sum(expected) / 4, abs=1e-6)
+
+
+def test_the_precision_of_every_class_averages_to_that_of_all():
+    pytest.importorskip("pycocotools", reason="the extra tasks is not installed")
+    boxes = torch.tensor([[0.0, 0, 20, 20], [30, 30, 60, 60]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 3])}
+    answer = {**target, "scores": torch.tensor([0.9, 0.8])}
+    wrong = {**answer, "labels": torch.tensor([1, 1])}
+
+    class Told(nn.Module):
+        def __init__(self, answers):
+            super().__init__()
+            self.answers = answers
+
+        def forward(self, images, targets=None):
+            if targets is not None:
+                return {"loss": torch.zeros(())}
+            return self.answers
+
+    images = [torch.zeros(3, 64, 64)] * 2
+    model = Told([answer, wrong]).eval()
+    found = evaluate(model, [(images, [target, target])], device="cpu")
+    assert math.isnan(found.by_class[0])
+    assert math.isnan(found.by_class[2])
+    assert found.by_class[1] == pytest.approx(1)  # the wrong one comes after both right ones
+    assert found.by_class[3] == pytest.approx(51 / 101)  # COCO asks at 101 recalls; one of two
+    assert found.value == pytest.approx((found.by_class[1] + found.by_class[3]) / 2, abs=1e-6)

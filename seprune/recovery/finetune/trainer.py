@@ -161,7 +161,7 @@ class Trainer:
         return best_rate(tried)
 
     def _judge(self, images: Batches, precision: str = "no") -> Evaluation:
-        return evaluate(
+        found = evaluate(
             self.state.judged,
             images,
             task=self.task,
@@ -169,6 +169,7 @@ class Trainer:
             precision=precision,
             track=self.track,
         )
+        return replace(found, by_class=())  # nothing is chosen by it
 
     def epoch(self, validation: Batches | None) -> None:
         """The rest of one epoch, its validation, and the commit."""
