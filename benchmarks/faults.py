@@ -1,6 +1,7 @@
 """Many rounds of the faults in tests/reliability; what came out goes to benchmarks/results.
 
     python benchmarks/faults.py kills [--rounds 300] [--minutes 8]
+    python benchmarks/faults.py commands [--rounds 1000] [--minutes 60]
     python benchmarks/faults.py signals | operations | crowds | bytes
 
 Each is resumable: what was done before is in its JSON, and the same command adds what is left. A
@@ -31,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "reliability")]
 import harness  # noqa: E402
 import torch  # noqa: E402
 from child import Child  # noqa: E402
+from commands import Killed, commands  # noqa: E402
 from damage import Damaged, random_steps  # noqa: E402
 from warm import Warm  # noqa: E402
 
@@ -40,7 +42,8 @@ from seprune.runtime.files import write_json  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 10**6, "bytes": 5000}
-FILES = {"crowds": "concurrency"}
+ROUNDS["commands"] = 1000
+FILES = {"crowds": "concurrency", "commands": "kills-commands"}
 Kept = dict[str, Any]
 
 
@@ -112,6 +115,26 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
         yield
 
 
+def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
+    """SIGKILL at instants spread evenly over each command that works on its own, in turn."""
+    argv = harness.tiny(harness.tiny_images(home / "images"))
+    subject = harness.Subject.unbroken(warm, home, argv, home / "images")
+    works = {
+        name: Killed.of(warm, home / "commands" / name.replace(" ", "-"), command)
+        for name, command in commands(subject, home / "given").items()
+    }
+    while True:
+        for name, work in works.items():
+            row = kept.setdefault("commands", {}).setdefault(name, {"kills": 0, "late": 0})
+            # the fractional parts of multiples of the golden ratio: even, however many there are
+            share = (row["kills"] + row["late"]) * 0.6180339887498949 % 1
+            hit = work.kill_after(share * work.seconds)
+            row["kills" if hit else "late"] += 1
+            if hit:
+                kept["done"] += 1
+                yield
+
+
 def bytes_of_runs(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     """Flips, cuts, insertions, zeroed, deleted and copied ranges in any file of a finished run."""
     subject = harness.Subject.unbroken(
@@ -135,6 +158,7 @@ WORK: dict[str, Callable[[Kept, Path, Warm], Iterator[None]]] = {
     "signals": signals,
     "crowds": crowds,
     "operations": operations,
+    "commands": each_command,
     "bytes": bytes_of_runs,
 }
 

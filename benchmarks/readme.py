@@ -122,6 +122,7 @@ def speed(kept: dict[str, Any]) -> str:
 # what was tried of each kind of fault on run folders, in words, and what is counted
 FAULTS = {
     "kills": ("`kill -9` at random instants of a whole quickstart, until it is through", "kills"),
+    "kills-commands": ("`kill -9` at instants spread over each single command", "kills"),
     "signals": ("SIGTERM and SIGINT likewise", "signals"),
     "operations": ("each file operation of a run fails once, in four ways", "operations"),
     "concurrency": ("8 processes at once in one run folder", "rounds"),
@@ -144,8 +145,8 @@ def faults(kept: dict[str, Any]) -> str:
             tried += f" of {4 * found['operations_of_a_run']:,}, drawn by chance"
         rows.append(f"| {words} | {tried} | {hangs} | {losses} | {_outcome(name, found)} |")
     caption = (
-        "`python benchmarks/faults.py kills`, and `signals`, `operations`, `crowds`, `bytes`, "
-        f"on {kept['hardware']}, torch {kept['versions']['torch']}, {kept['date']}."
+        "`python benchmarks/faults.py kills`, and `commands`, `signals`, `operations`, `crowds`, "
+        f"`bytes`, on {kept['hardware']}, torch {kept['versions']['torch']}, {kept['date']}."
     )
     return "\n".join(rows) + "\n\n" + caption
 
@@ -156,6 +157,9 @@ def _outcome(name: str, found: dict[str, Any]) -> str:
     if name == "operations":
         ways = ", ".join(f"{how} {row['tried']}" for how, row in sorted(found["ways"].items()))
         return f"{ways}; each run then ended as the unbroken one"
+    if name == "kills-commands":
+        ways = ", ".join(f"{n} {row['kills']}" for n, row in found["commands"].items())
+        return f"{ways}; the same command then made what the undisturbed one does"
     if name == "bytes":
         return (
             f"{found['changed']:,} of them changed: `verify` found it, or it was the end of the "

@@ -1,10 +1,10 @@
-"""How many images and rows a refit needs: its error on other images, and its cost.
+"""How many images and rows a refit needs: its error on other images.
 
 A network is cut to a part of its MACs and refitted on calibration images with different numbers of
 images and of rows (output positions per layer). Columns: squared error of the logits against the
 parent's, relative to their variance, on 1,024 training images that no refit sees; top-1 on val/,
-on which nothing is chosen; processor time over that of a bare forward over the same images. Rows 0
-are the default. Every cell is a row of the CSV; rows that are there are not measured again.
+on which nothing is chosen. Rows 0 are the default. What it costs: benchmarks/scaling.py. Every cell
+is a row of the CSV; rows that are there are not measured again.
 
     python benchmarks/refit_samples.py --checkpoint CHECKPOINT.pth --data FOLDER_OR_NPZ
     python benchmarks/refit_samples.py --render
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from seprune.statistics import CollectOptions, collect_statistics
 RESULTS = Path(__file__).parent / "results" / "refit_samples.csv"
 PAGE = Path(__file__).parents[1] / "docs" / "refit.md"
 KEYS = ("network", "macs", "images", "rows", "seed")
-COLUMNS = (*KEYS, "error", "top1", "forwards", "hardware", "date")
+COLUMNS = (*KEYS, "error", "top1", "hardware", "date")
 HELD_OUT = 1024
 MOST_IMAGES = 8192
 
@@ -135,27 +135,13 @@ class Trial:
         calibration = calibration[: images // 128]
         cut = prune(parent, plan, self.network.example())
         options = RefitOptions(images=images, rows=rows or None, device="cpu")
-        forward(parent, calibration[:1])
-        bare = seconds(lambda: forward(parent, calibration))
-        made: list[nn.Module] = []
-        taken = seconds(
-            lambda: made.append(refit(parent, cut, plan, calibration, options=options).model)
-        )
-        bare += seconds(lambda: forward(parent, calibration))
+        made = refit(parent, cut, plan, calibration, options=options).model.eval()
         return {
-            "error": f"{error(parent, made[0].eval(), other):.5f}",
-            "top1": f"{evaluate(made[0], self.reporting, device='cpu').top1:.4f}",
-            "forwards": f"{2 * taken / bare:.2f}",
+            "error": f"{error(parent, made, other):.5f}",
+            "top1": f"{evaluate(made, self.reporting, device='cpu').top1:.4f}",
             "hardware": hardware(torch.device("cpu")),
             "date": time.strftime("%Y-%m-%d"),
         }
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Processor time of a call."""
-    begun = time.process_time()
-    call()
-    return time.process_time() - begun
 
 
 @torch.no_grad()
@@ -184,7 +170,7 @@ def table(rows: Rows) -> list[str]:
         own = [r for r in rows if (r["network"], r["macs"]) == (network, macs)]
         counts = sorted({int(r["rows"]) for r in own})
         names = [f"{count:,} rows" if count else "default" for count in counts]
-        lines += ["", f"{network}, {macs} of the MACs: error (top-1, cost in forwards)", ""]
+        lines += ["", f"{network}, {macs} of the MACs: error (top-1)", ""]
         lines += ["| images | " + " | ".join(names) + " |", "|--:" * (len(counts) + 1) + "|"]
         for images in sorted({int(r["images"]) for r in own}):
             cells = [_cell([r for r in own if (r["images"], r["rows"]) == (str(images), str(c))])
@@ -196,10 +182,8 @@ def table(rows: Rows) -> list[str]:
 def _cell(rows: Rows) -> str:
     if not rows:
         return ""
-    error, top1, cost = (
-        sum(float(r[name]) for r in rows) / len(rows) for name in ("error", "top1", "forwards")
-    )
-    return f"{error:.4f} ({100 * top1:.2f} %, {cost:.1f})"
+    error, top1 = (sum(float(r[name]) for r in rows) / len(rows) for name in ("error", "top1"))
+    return f"{error:.4f} ({100 * top1:.2f})"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from .errors import (
     UsageError,
 )
 from .export.architecture import Architecture
+from .export.hub import push_to_hub
 from .export.onnx import Exported, export_model
 from .export.pruned_model import load, save
 from .graph.cost_terms import Term
@@ -159,6 +160,7 @@ __all__ = [
     "measure_sensitivity",
     "open_data",
     "prune",
+    "push_to_hub",
     "recalibrate",
     "reconstruct",
     "refit",

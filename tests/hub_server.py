@@ -208,4 +208,5 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 self.hub.repos[repo][value["path"]] = self.hub.uploads[value["oid"]]
         commit = self.hub.commit(repo)
-        self._json({"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{commit}"})
+        url = f"{self.hub.url}/{repo}/commit/{commit}"
+        self._json({"success": True, "commitOid": commit, "commitUrl": url})

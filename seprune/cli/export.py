@@ -10,7 +10,6 @@ import typer
 
 from seprune.cli import console, options
 from seprune.errors import UsageError
-from seprune.runtime.text import shell_word
 
 if TYPE_CHECKING:
     from seprune.models import ModelLoader
@@ -41,7 +40,7 @@ def export(
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
     from seprune.cli import open_inputs
 
-    network = _network(Path(run))
+    network = open_inputs.network_of_run(run, "export")
     made = _write(
         network,
         {"onnx": onnx, "pt2": pt2},
@@ -104,20 +103,3 @@ def _write(
             f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}; {speeds}"
         )
     return written
-
-
-def _network(run: Path) -> Path:
-    """The network of a run folder: the fine-tuned one, if there is just one."""
-    if (run / "config.json").is_file() or not run.is_dir():
-        return run
-    for name in ("finetuned", "pruned"):
-        found = [p.parent for p in sorted(run.rglob(f"{name}/config.json"))]
-        if len(found) > 1:
-            raise UsageError(
-                f"{run}: holds {len(found)} networks",
-                why=", ".join(str(p.relative_to(run)) for p in found),
-                fix=f"seprune export {shell_word(found[0])} ...",
-            )
-        if found:
-            return found[0]
-    return run

@@ -99,8 +99,9 @@ def _tune(
         folder=out,
         track=console.track,
     )
-    first(lambda: pruned_model.save(tuned.model.cpu(), out, network.architecture))
     result, numbers = stages.measured(context, tuned.model), tuned.numbers()
+    about = {"metrics": words.finite(result["metrics"])}
+    first(lambda: pruned_model.save(tuned.model.cpu(), out, network.architecture, about=about))
     for line in words.tuning(numbers):
         console.tell(line)
     metrics = "  ".join(f"{metric_title(n)} {v:.4f}" for n, v in result["metrics"].items())

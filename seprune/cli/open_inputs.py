@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from seprune.checkpoint import is_pruned_folder
 from seprune.cli import console
+from seprune.errors import UsageError
 from seprune.export.pruned_model import read_architecture
 from seprune.models import ModelLoader
 from seprune.models.usercode import is_code
@@ -14,6 +15,7 @@ from seprune.pipeline import inputs
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.network import LoadedNetwork, open_network
 from seprune.recipe import CommandRecipe, Recipe
+from seprune.runtime.text import shell_word
 from seprune.statistics import GateStatistics, fingerprint
 
 if TYPE_CHECKING:
@@ -33,6 +35,28 @@ def loader(allow_code: bool, model: str, *, pickles: bool = False) -> ModelLoade
     if is_pruned_folder(Path(model)):
         model = read_architecture(Path(model)).name
     return ModelLoader.allowing(*filter(is_code, [model]), pickles=pickles)
+
+
+def network_of_run(run: str, command: str) -> Path:
+    """The network of a run folder: the fine-tuned one, if there is just one; or a network itself.
+
+    Raises:
+        UsageError: it holds several; one is named for `command`.
+    """
+    folder = Path(run)
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return folder
+    for name in ("finetuned", "pruned"):
+        found = [p.parent for p in sorted(folder.rglob(f"{name}/config.json"))]
+        if len(found) > 1:
+            raise UsageError(
+                f"{run}: holds {len(found)} networks",
+                why=", ".join(str(p.relative_to(folder)) for p in found),
+                fix=f"seprune {command} {shell_word(found[0])} ...",
+            )
+        if found:
+            return found[0]
+    return folder
 
 
 def network_and_data(

@@ -36,7 +36,7 @@ def prune(
         typer.Option(help="none, bn, refit, reconstruct or scratch. Refit if there are images."),
     ] = None,
     round_to: Annotated[
-        int | None, typer.Option(help="Widths are multiples of this; 8 on a GPU, else 1.")
+        int | None, typer.Option(help="Widths are multiples of this; else 8 or 16, which is fast.")
     ] = None,
     statistics: options.Statistics = None,
     plan: Annotated[
@@ -185,6 +185,7 @@ def _result(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
         "macs_after": facts["macs"][1],
         "params_before": facts["params"][0],
         "params_after": facts["params"][1],
+        "latency": facts.get("latency"),
         "groups": plan.widths(),
         "not_pruned": {g.name: g.reason for g in plan.groups if g.reason},
         "seconds": seconds,

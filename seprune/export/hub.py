@@ -1,13 +1,75 @@
-"""Saved folders on a Hub."""
+"""Saved folders on a Hub: pushed there, and loaded from there."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-from seprune.errors import InputError
-from seprune.models.hub import HubRepo, fetch, fetch_config
-from seprune.runtime.files import SUMS, SUMS_LIMIT
-from seprune.runtime.reading import read_text
+from seprune.errors import EnvironmentFault, InputError, first_line
+from seprune.models.hub import PREFIX, HubRepo, fetch, fetch_config, hub_api
+from seprune.report.card import folder_card
+from seprune.runtime.files import CARD, SUMS, SUMS_LIMIT, check_sums
+from seprune.runtime.reading import read_json, read_text
+from seprune.runtime.text import shell_word
+
+
+def push_to_hub(folder: Path | str, name: str, *, private: bool = False) -> str:
+    """Put a saved folder into the repository ORG/NAME, which is made if need be; its URL.
+
+    All files go in one commit: those of `SHA256SUMS`, itself, and the card, which is written from
+    `config.json` where the folder has none.
+
+    Raises:
+        InputError: not such a folder, a damaged one, or the Hub does not let you.
+        EnvironmentFault: no connection, or `huggingface_hub` is not installed.
+    """
+    folder, repo, api = Path(folder), HubRepo.of(PREFIX + name), hub_api()
+    if wrong := check_sums(folder, need=["config.json"]):
+        raise InputError(
+            f"{folder}: not pushed, {', '.join(wrong)} changed or missing since seprune wrote it",
+            why="the hashes in SHA256SUMS do not match",
+            fix=f"seprune verify {shell_word(folder)}",
+            code="damaged",
+        )
+    config, card = read_json(folder / "config.json"), folder / CARD
+    names = _listed(folder / SUMS)
+    contents: dict[str, str | bytes] = {n: str(folder / n) for n in (*names, SUMS)}
+    text = read_text(card) if card.is_file() else folder_card(config, repo.name)
+    contents[CARD] = text.encode()
+    add = importlib.import_module("huggingface_hub").CommitOperationAdd
+    operations = [add(path_in_repo=n, path_or_fileobj=c) for n, c in contents.items()]
+    try:
+        api.create_repo(repo.name, private=private, exist_ok=True)
+        made = api.create_commit(
+            repo.name, operations, commit_message="Add a network that seprune pruned"
+        )
+    except Exception as error:  # of the library or of its HTTP client
+        raise _not_pushed(repo, error) from error
+    return str(made.commit_url)
+
+
+def _not_pushed(repo: HubRepo, error: Exception) -> InputError | EnvironmentFault:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    missing = type(error).__name__ == "LocalTokenNotFoundError"
+    if missing or status in (401, 403):
+        return InputError(
+            f"{repo}: the Hub does not let you push",
+            why=first_line(error),
+            fix="hf auth login, with a token that may write there",
+            code="hub",
+        )
+    return EnvironmentFault(
+        f"{repo}: not pushed",
+        why=first_line(error),
+        fix="check the connection and run the same command again: a push is one commit",
+        code="offline",
+    )
+
+
+def _listed(sums: Path) -> list[str]:
+    """The names in a `SHA256SUMS`."""
+    text = read_text(sums, limit=SUMS_LIMIT)
+    return [line.partition("  ")[2] for line in text.splitlines()]
 
 
 def pushed(name: str) -> Path:
@@ -38,8 +100,7 @@ def pushed_folder(name: str) -> Path | None:
     if not isinstance(fetch_config(repo).get("seprune"), dict):
         return None
     sums = fetch(repo, SUMS)
-    names = [line.partition("  ")[2] for line in read_text(sums, limit=SUMS_LIMIT).splitlines()]
-    for name in names:
+    for name in _listed(sums):
         if "/" not in name:  # any other is refused where the folder is read
             fetch(repo, name)
     return sums.parent

@@ -6,6 +6,7 @@ network, plans are carried out on that copy, and what it then holds goes back in
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib
 import tempfile
@@ -21,8 +22,10 @@ from torch.utils._pytree import tree_leaves
 from seprune.export.onnx import TOLERANCE, Run, difference, export_model, open_onnx
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
+from seprune.runtime.text import within
 
 _LAYERS = ("Conv", "Gemm")
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class ExportedParent:
@@ -76,6 +79,8 @@ class ExportedParent:
         """The file of the plan's network."""
         small = prune(self.model, plan)
         proto = copy.deepcopy(self.proto)
+        for module in plan.removed.modules:
+            self.take_out(proto, module)
         held = {i.name: i for i in proto.graph.initializer}
         groups = {names[0]: getattr(module, "groups", 1) for module, _, names in self.layers(small)}
         for module, _, names in self.layers(small):
@@ -91,6 +96,21 @@ class ExportedParent:
         content: bytes = proto.SerializeToString()
         return content
 
+    def take_out(self, proto: Any, module: str) -> None:
+        """Let what reads the output of a module read its input."""
+        nodes = proto.graph.node
+        inside = [node for node in nodes if any(within(s, module) for s in _scopes(node))]
+        made = {name for node in inside for name in node.output}
+        known = {i.name for i in proto.graph.initializer}
+        read = {name for node in inside for name in node.input} - made - known
+        after = [node for node in nodes if node not in inside]
+        used = made & {name for node in after for name in node.input}
+        (given,), (output,) = read, used  # another number of them: not a module of this kind
+        for node in after:
+            node.input[:] = [given if name == output else name for name in node.input]
+        for node in inside:
+            nodes.remove(node)
+
     def tensor(self, name: str, values: Tensor) -> Any:
         """A tensor as the file holds it."""
         return self.onnx.numpy_helper.from_array(values.detach().contiguous().numpy(), name)
@@ -103,3 +123,10 @@ class ExportedParent:
             shape.CopyFrom(self.tensor(shape.name, torch.tensor([0, -1, *sizes[2:]])))
             return True
         return False
+
+
+def _scopes(node: Any) -> list[str]:
+    """The modules in which the exporter found a node, from the outermost on."""
+    texts = [p.value for p in node.metadata_props if p.key == _SCOPES]
+    found: list[str] = ast.literal_eval(texts[0])[:-1] if texts else []
+    return found

@@ -21,6 +21,7 @@ class Term:
 
     cost: int
     factors: tuple[tuple[int, Mapping[str, int], int], ...]
+    layer: str = ""
 
     def at(self, kept: Mapping[str, int]) -> int:
         """The cost with `kept` units in each group."""
@@ -53,7 +54,7 @@ class CostTerms:
     def macs(self) -> tuple[Term, ...]:
         """Multiply-accumulates of one sample."""
         return tuple(
-            Term(cost.macs, tuple(self.factor(f) for f in cost.factors))
+            Term(cost.macs, tuple(self.factor(f) for f in cost.factors), cost.layer)
             for cost in self.channel_ids.costs
         )
 
@@ -71,7 +72,7 @@ class CostTerms:
             for ids in module:
                 if not any(np.array_equal(self.classes_of(ids), other) for other in known):
                     factors.append(ids)
-            terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors)))
+            terms.append(Term(parameter.numel(), tuple(self.factor(f) for f in factors), path))
         return tuple(terms)
 
     def _of_module(

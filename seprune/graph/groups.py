@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +19,7 @@ from seprune.graph.sizes import is_size, written_sizes
 from seprune.graph.tap_points import Tap
 from seprune.graph.trace import Trace, record
 from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.runtime.text import within
 
 Positions: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -117,6 +118,14 @@ class NetworkStructure(Tabular):
     def params_at(self, kept: Mapping[str, int]) -> int:
         """Parameters with `kept` units in each group."""
         return sum(t.at(kept) for t in self.params)
+
+    def without(self, modules: Collection[str]) -> NetworkStructure:
+        """The costs of the network without some modules; groups and gates stay as they are."""
+
+        def left(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+            return tuple(t for t in terms if not any(within(t.layer, m) for m in modules))
+
+        return replace(self, macs=left(self.macs), params=left(self.params))
 
     def _short_table(self) -> ShortTable:
         costs = self.costs()

@@ -142,12 +142,14 @@ def speed_warning(
     macs_before: int,
     macs_after: int,
     layers: Sequence[LayerTime] = (),
+    causes: Sequence[str] = (),
 ) -> str | None:
     """A sentence where the time won is less than half of what the MACs promise, else None.
 
     Args:
         pairs: of the dense and the smaller network, one for each runtime.
         layers: of the smaller network, slowest first.
+        causes: sentences on why, and what to do about it.
     """
     promised = macs_before / macs_after
     slow = [
@@ -163,7 +165,9 @@ def speed_warning(
     eaters = ", ".join(f"{layer.name} {layer.share:.0%}" for layer in layers[:5])
     return (
         f"{after.name}: {', '.join(slow)} on {after.device}, where the MACs promise "
-        f"{promised:.2f}x" + (f"; the time goes to {eaters}" if eaters else "")
+        f"{promised:.2f}x"
+        + (f"; the time goes to {eaters}" if eaters else "")
+        + "".join(f"; {cause}" for cause in causes)
     )
 
 

@@ -21,7 +21,7 @@ from seprune.measure.latency_runtimes import require_onnx
 from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent
-from seprune.runtime.text import shell_word
+from seprune.runtime.text import shell_word, within
 from seprune.runtime.typed import read_typed
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
@@ -160,13 +160,30 @@ def build_table(
 class LatencyModel:
     """Milliseconds of a network by the units that its groups keep, from a table.
 
-    Between widths that were measured, times are interpolated linearly in each side.
+    Between widths that were measured, times are interpolated linearly in each side. Modules that
+    can be taken out count like groups of one unit under their names in `parts`.
+
+    Args:
+        parts: name -> path of the module.
     """
 
-    def __init__(self, items: Sequence[WorkItem], table: LatencyTable) -> None:
-        self.items, self.table = list(items), table
+    def __init__(
+        self,
+        items: Sequence[WorkItem],
+        table: LatencyTable,
+        parts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.items, self.table, self.parts = list(items), table, dict(parts or {})
         self.beside: dict[tuple[str, ...], list[WorkItem]] = {}
         self.known: dict[tuple[int, int, int], float] = {}
+        self.holders = {
+            id(item): tuple(n for n, path in self.parts.items() if within(item.module, path))
+            for item in self.items
+        }
+
+    def with_parts(self, parts: Mapping[str, str]) -> LatencyModel:
+        """The same with modules that can be taken out."""
+        return LatencyModel(self.items, self.table, parts)
 
     def at(self, kept: Mapping[str, int]) -> float:
         """Milliseconds of the network."""
@@ -175,11 +192,15 @@ class LatencyModel:
     def of_groups(self, names: tuple[str, ...], kept: Mapping[str, int]) -> float:
         """Milliseconds of everything that depends on the width of one of these groups."""
         if names not in self.beside:
-            self.beside[names] = [i for i in self.items if not i.groups.isdisjoint(names)]
+            self.beside[names] = [
+                i for i in self.items if not i.groups.union(self.holders[id(i)]).isdisjoint(names)
+            ]
         return sum(self.time(item, kept) for item in self.beside[names])
 
     def time(self, item: WorkItem, kept: Mapping[str, int]) -> float:
         """Milliseconds of one operator."""
+        if any(kept.get(part) == 0 for part in self.holders[id(item)]):
+            return 0.0
         inputs, outputs = item.inputs.at(kept), item.outputs.at(kept)
         key = (id(item), inputs, outputs)
         if key not in self.known:

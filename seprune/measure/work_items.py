@@ -73,7 +73,8 @@ class WorkItem:
     operator: Operator
     inputs: Side
     outputs: Side
-    layer: str = ""
+    layer: str = ""  # of a convolution or linear layer
+    module: str = ""  # whose forward called it
 
     @property
     def groups(self) -> frozenset[str]:
@@ -110,7 +111,7 @@ class _WorkReader:
             item = self.item(node)
             if item is not None:
                 self.widths.update(dict.fromkeys(node.outputs, item.outputs))
-                yield item
+                yield replace(item, module=node.module)
             elif (read := self.carried(node)) is not None:
                 self.widths.update(dict.fromkeys(node.outputs, read))
 

@@ -17,6 +17,7 @@ from seprune.measure.flops import Cost, count
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.measure.metrics import Evaluation, evaluate
 from seprune.pruning.analyse import analyse
+from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.search import make_plan
@@ -25,6 +26,7 @@ from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit.network import refit
 from seprune.recovery.refit.options import RefitOptions, Refitted
+from seprune.runtime.distributed import resolve_device
 from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.statistics.collect import collect_statistics
 from seprune.statistics.options import CollectOptions
@@ -89,7 +91,8 @@ def compress(
         scoring: the criterion and how its parts are combined. None: `gate_logit`, combined in
             several ways where the network is refitted; the plan whose network is nearest its
             parent is taken (docs/importance.md, "Which plan").
-        budget: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount.
+        budget: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount. Widths are
+            multiples of 16 (8 in narrow groups and on a GPU), which are fast.
 
     Raises:
         UsageError: no budget, or an unknown one.
@@ -118,6 +121,7 @@ def compress(
                 options=CollectOptions(device=device, seed=scoring.seed),
             ),
         )
+    on_cuda = resolve_device(device).type == "cuda"
     rules = alternatives(scoring, statistics) if tries else {"": scoring}
 
     def planned() -> PruningPlan:
@@ -125,6 +129,7 @@ def compress(
             name: make_plan(
                 structure,
                 score(structure, statistics, model=model, scoring=way),
+                allocation=Allocation(round_to=8 if on_cuda else None),
                 **cast(Any, budget),
             )
             for name, way in rules.items()

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +19,7 @@ from seprune.measure.latency import noise, take_turns, undisturbed_clock
 from seprune.measure.latency_model import latency_model
 from seprune.measure.latency_table import LatencyModel, TableKey
 from seprune.pipeline import timing
-from seprune.pipeline.context import Context, Runtime
-from seprune.pruning.limits import Budget
+from seprune.pipeline.context import Context
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
 from seprune.recipe.sections import PlanSection
@@ -57,10 +57,10 @@ class NetworkTimer:
             InputError: the runtime cannot run the network; names what it cannot.
             EnvironmentFault: the machine is too noisy for the measurement to mean anything.
         """
-        small = self.cut(plan) if plan.layers() else self.dense
+        small = self.cut(plan) if plan.cuts else self.dense
         ratio, dense_ms = self.ratio({"dense": self.dense, "small": small})
         self.dense_ms = dense_ms if self.dense_ms is None else self.dense_ms
-        return self.dense_ms * (ratio if plan.layers() else 1.0)
+        return self.dense_ms * (ratio if plan.cuts else 1.0)
 
     @cached_property
     def dense(self) -> Callable[..., Any]:
@@ -78,6 +78,7 @@ class NetworkTimer:
 
     def cut(self, plan: PruningPlan) -> Callable[..., Any]:
         """The plan's network as the runtime calls it."""
+        plan = replace(plan, removed=plan.removed.with_unit_means())  # takes as long
         small = prune(self.model, plan)
         quick = self.parent.cut(plan, small, self.images) if self.parent is not None else None
         return quick or self.ready(small)
@@ -137,15 +138,3 @@ def latency_of(
         network.model, context.structure, network.example(), key=key, track=runtime.track
     )
     return timer, model
-
-
-def fast_multiple(runtime: Runtime, section: PlanSection, budget: Budget) -> int:
-    """What widths are multiples of where the recipe leaves it open.
-
-    ONNX Runtime blocks channels by 16 where the CPU has AVX-512, oneDNN and XNNPACK by 8.
-    """
-    if runtime.cuda:
-        return 8
-    if budget.latency is None:
-        return 1
-    return 16 if section.runtime == "onnx" else 8

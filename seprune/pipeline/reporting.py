@@ -76,10 +76,14 @@ def with_latency(result: RunResult, loader: ModelLoader) -> RunResult:
         tuned = (budget.home / "finetuned" / pruned_model.CONFIG).is_file()
         stage, name = ("fine-tuned", "finetuned") if tuned else ("pruned", "pruned")
         networks[stage, budget.label] = pruned_model.load(budget.home / name, loader=loader)
-    setup = timing.TimingSetup.of(result.context, result.recipe.report.batch_sizes)
-    runtimes, before = timing.runtimes(result.recipe.report, setup), result.measurements
+    plan, section, before = result.recipe.plan, result.recipe.report, result.measurements
+    timed = plan.latency is not None
+    sizes = {*section.batch_sizes, *((plan.batch,) if timed else ())}
+    setup = timing.TimingSetup.of(result.context, tuple(sorted(sizes)))
+    runtimes = timing.runtimes(section, setup, *((plan.runtime,) if timed else ()))
     measurements = first(lambda: timing.with_latency(before, networks, setup, runtimes=runtimes))
-    slow = first(lambda: timing.slow(measurements, networks, setup))
+    gates = {layer for g in result.context.structure.gates for layer in g.excitation}
+    slow = first(lambda: timing.slow(measurements, networks, setup, excitations=gates))
     return replace(result, measurements=tuple(measurements), slow=tuple(slow))
 
 
@@ -113,6 +117,7 @@ def compose(result: RunResult) -> Report:
             "classes": network.architecture.classes,
             "checkpoint": network.checkpoint,
             "sha256": network.digest,
+            "base_model": network.trained_for.base_model,
             "notes": list(network.notes),
         },
         data={
@@ -137,9 +142,18 @@ def compose(result: RunResult) -> Report:
         warnings=_warnings(result),
         not_pruned=_not_pruned(result),
         seconds=dict(result.seconds),
+        runtime=_runtime_asked_for(result.recipe),
         sensitivity=result.sensitivity.plain() if result.sensitivity else {},
         not_counted=not_counted(network.model, network.example(1)),
     )
+
+
+def _runtime_asked_for(recipe: Recipe) -> str:
+    """That of a latency budget, else the first that the report lists."""
+    listed = recipe.report.latency
+    if recipe.plan.latency is None and not isinstance(listed, bool) and listed:
+        return str(listed[0])
+    return recipe.plan.runtime
 
 
 def shown_classes(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
@@ -238,6 +252,7 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
         history=[dict(t) for t in plan.history],
         tuning=dict(budget.tuning),
         choice=dict(facts.get("candidates", {})),
+        removed=plan.removed.names(),
     )
 
 
@@ -261,8 +276,7 @@ def _warnings(result: RunResult) -> list[str]:
     if result.context.network.digest is None:
         notes.append("the weights are random: accuracies say nothing, costs do")
     found = result.measurements[0].metrics if result.measurements else {}
-    base = {name: value for name, value in found.items() if value is not None}
-    notes += words.published(result.context.network.published, base)
+    notes += words.published(result.context.network.published, words.finite(found))
     unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)
     if unknown:
         notes.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")

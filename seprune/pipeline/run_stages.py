@@ -23,6 +23,7 @@ from seprune.pipeline.stage import BaselineFacts, FinetuneFacts, Output, PruneFa
 from seprune.pruning.limits import Budget
 from seprune.recipe import sections
 from seprune.recovery.finetune import METRICS, Teacher, finetune
+from seprune.report import words
 from seprune.runtime.distributed import first
 from seprune.runtime.files import SUMS, remove_folders, write_json
 from seprune.statistics import GateStatistics
@@ -248,8 +249,9 @@ def tuning(
             folder=into,
             track=context.runtime.track,
         )
-        first(lambda: pruned_model.save(tuned.model.cpu(), into, cut))
         found = stages.measured(context, tuned.model)
+        about = {"metrics": words.finite(found["metrics"])}
+        first(lambda: pruned_model.save(tuned.model.cpu(), into, cut, about=about))
         size = (into / pruned_model.WEIGHTS).stat().st_size
         facts: dict[str, Any] = {"bytes": size, "tuning": tuned.numbers()}
         if last:

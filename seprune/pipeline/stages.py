@@ -29,12 +29,14 @@ from seprune.measure.metrics import evaluate
 from seprune.models.preprocessing import remember_training
 from seprune.pipeline.collection import collect, scored_structure
 from seprune.pipeline.context import Context
-from seprune.pipeline.network_timer import fast_multiple, latency_of
+from seprune.pipeline.network_timer import latency_of
+from seprune.pipeline.parts import removable_parts
 from seprune.pipeline.settings import CutSettings
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.limits import Budget, limits
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 from seprune.pruning.prune import prune
+from seprune.pruning.removals import Part
 from seprune.pruning.search import plan_within
 from seprune.recipe.sections import PlanSection
 from seprune.recovery.candidates import TrialOptions, choose_plan
@@ -103,8 +105,14 @@ def plan(
     importance: Importance,
     budget: Budget,
     known: Sensitivity | None = None,
+    parts: tuple[Part, ...] = (),
 ) -> PruningPlan:
-    """The plan for one budget; `known`: sensitivities that were measured before."""
+    """The plan for one budget.
+
+    Args:
+        known: sensitivities that were measured before.
+        parts: gates and blocks that may be taken out.
+    """
     section = settings.plan
     if section.allocation == "sensitivity":
         importance = weighed(importance, known or sensitivity(context, settings, importance))
@@ -112,9 +120,10 @@ def plan(
         section.allocation,
         section.floor,
         section.min_channels,
-        section.round_to or fast_multiple(context.runtime, section, budget),
+        section.round_to or (8 if context.runtime.cuda else None),
         section.protect,
         section.bottleneck,
+        parts,
     )
     if section.steps > 1:
         budget = left(context, budget)
@@ -142,6 +151,7 @@ def planned(
     if settings.tries_several_plans:
         rules = alternatives(settings.scoring, statistics)
     scored = scored_structure(context, settings)
+    parts = first(partial(removable_parts, context, settings, budget))
     scores, plans = dict[str, Importance](), dict[str, PruningPlan]()
     for name, scoring in rules.items():
         work = partial(rank, context, settings, statistics, scoring=scoring, scored=scored)
@@ -150,7 +160,7 @@ def planned(
         if losses is None and settings.plan.allocation == "sensitivity":
             losses = sensitivity(context, settings, importance)
         scores[name] = importance
-        plans[name] = first(partial(plan, context, settings, importance, budget, losses))
+        plans[name] = first(partial(plan, context, settings, importance, budget, losses, parts))
     if len(rules) == 1:
         return next(iter(scores.values())), next(iter(plans.values()))
     data, runtime = context.images(settings.needs_images_for), context.runtime

@@ -6,17 +6,24 @@ import contextlib
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from seprune.errors import SepruneError, first_line
 from seprune.export.onnx import export_model, open_onnx
-from seprune.measure.latency import Latency, latency, layer_times, noise, speed_warning
+from seprune.measure.latency import (
+    Latency,
+    LayerTime,
+    latency,
+    layer_times,
+    noise,
+    speed_warning,
+)
 from seprune.pipeline.context import Context
 from seprune.recipe.sections import ReportSection
 from seprune.report import Measurement
@@ -26,6 +33,7 @@ Key = tuple[str, str | None]
 """Stage and budget of a measurement."""
 LAYER_SECONDS = 10.0  # for the times of single layers
 ROUNDS = 10
+GATES_SHARE = 0.1  # of the time that makes gates worth naming
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,17 @@ def with_latency(
 
 
 def slow(
-    measurements: Sequence[Measurement], networks: Mapping[Key, nn.Module], setup: TimingSetup
+    measurements: Sequence[Measurement],
+    networks: Mapping[Key, nn.Module],
+    setup: TimingSetup,
+    *,
+    excitations: Collection[str] = (),
 ) -> list[str]:
-    """A sentence for each network whose speed falls short, with the layers that eat the time."""
+    """A sentence for each network whose speed falls short: where the time goes, why, what to do.
+
+    Args:
+        excitations: layers between squeeze and gate.
+    """
     dense = next(m for m in measurements if m.stage == "baseline")
     notes = []
     for m in measurements:
@@ -71,18 +87,55 @@ def slow(
             continue
         costs: dict[str, Any] = {"macs_before": dense.macs, "macs_after": m.macs}
         if speed_warning(pairs, **costs) is not None:
-            layers = _layers(networks[m.stage, m.budget], pairs[0][1], setup)
-            notes.append(speed_warning(pairs, layers=layers, **costs) or "")
+            model, batch = networks[m.stage, m.budget], pairs[0][1].batch
+            layers = _layers(model, pairs[0][1], setup)
+            causes = why_slow(networks["baseline", None], model, layers, excitations, batch)
+            notes.append(speed_warning(pairs, layers=layers, causes=causes, **costs) or "")
     return notes
 
 
-def runtimes(section: ReportSection, setup: TimingSetup) -> Sequence[str]:
-    """Those that the recipe lists; else eager, and ONNX Runtime where it can run here."""
+def why_slow(
+    dense: nn.Module,
+    small: nn.Module,
+    layers: Sequence[LayerTime],
+    excitations: Collection[str],
+    batch: int,
+) -> list[str]:
+    """What keeps a cut network from the speed that its MACs promise, and what mends it."""
+    full = {n: m.weight.shape[0] for n, m in dense.named_modules() if _has_width(m)}
+    now = {n: m.weight.shape[0] for n, m in small.named_modules() if _has_width(m)}
+    cut = [width for name, width in now.items() if width < full.get(name, 0)]
+    odd = [width for width in cut if width % 8]
+    share = sum(layer.share for layer in layers if layer.name in excitations)
+    causes = []
+    if 2 * len(odd) > len(cut):
+        causes.append(f"{len(odd)} of {len(cut)} cut layers have widths that are no multiples of 8:"
+                      " plan.round_to=16 mends it")  # fmt: skip
+    if share > GATES_SHARE:
+        causes.append(f"the gates' layers take {share:.0%}, and hardly any MACs: plan.latency=0.5 "
+                      "counts them")  # fmt: skip
+    if batch == 1 and not causes:
+        causes.append("at batch 1 the calls of the layers cost time as well: plan.latency=0.5 "
+                      "counts them")  # fmt: skip
+    return causes
+
+
+def _has_width(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    return isinstance(module, nn.Conv2d | nn.Linear)
+
+
+def runtimes(section: ReportSection, setup: TimingSetup, *also: str) -> Sequence[str]:
+    """Those that the recipe lists; else eager, and ONNX Runtime where it can run here.
+
+    Args:
+        also: that a latency budget is on.
+    """
     asked = section.latency
     if not isinstance(asked, bool):
-        return tuple(asked)
+        return tuple(dict.fromkeys((*asked, *also)))
     there = all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript", "onnxruntime"))
-    return ("eager", "onnx") if there and setup.device == "cpu" else ("eager",)
+    usual = ("eager", "onnx") if there and setup.device == "cpu" else ("eager",)
+    return tuple(dict.fromkeys((*usual, *also)))
 
 
 def _measure(models: Mapping[str, nn.Module], runtime: str, setup: TimingSetup) -> list[Latency]:

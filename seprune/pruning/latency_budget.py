@@ -9,7 +9,7 @@ with a measurement for each candidate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from seprune.errors import InputError
 from seprune.measure.latency_table import LatencyModel
 from seprune.pruning.coordinate import Choices, allocate
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
+from seprune.pruning.removals import Removals
 from seprune.recipe.budget import Limit
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class LatencySearch:
 
     def __init__(self, search: Search, limit: Limit, measure: Measure) -> None:
         self.search, self.measure = search, measure
+        self.parts = search.allocation.parts if search.importance.additive else ()
         self.uncut_ms = measure(plan_of(search.structure.groups, {}, {}))
         self.budget = float(limit.value) * (self.uncut_ms if limit.is_fraction else 1.0)
 
@@ -51,12 +53,26 @@ class LatencySearch:
         """The plan, with the budget and what was reached as shares of the network given."""
         shares = {"budget": self.budget / self.uncut_ms, "reached": found.ms / self.uncut_ms}
         return with_facts(
-            self.search.plan(found.kept), latency={**shares, "ms": [self.uncut_ms, found.ms]}
+            self.planned(found.kept), latency={**shares, "ms": [self.uncut_ms, found.ms]}
         )
+
+    def planned(self, kept: Kept) -> PruningPlan:
+        """The plan of these widths, without the parts that are left out."""
+        gone = [part for part in self.parts if kept.get(part.name) == 0]
+        plan = self.search.plan(kept)
+        if not gone:
+            return plan
+        removed = Removals.of_parts(gone)
+        left = self.search.structure.without(removed.modules)
+        costs = {
+            "macs": [plan.facts["macs"][0], left.macs_at(kept)],
+            "params": [plan.facts["params"][0], left.params_at(kept)],
+        }
+        return replace(with_facts(plan, **costs), removed=removed)
 
     def timed(self, kept: Kept, **more: Any) -> Candidate:
         """A candidate, measured and noted in the search's history."""
-        found = Candidate(kept, self.measure(self.search.plan(kept)))
+        found = Candidate(kept, self.measure(self.planned(kept)))
         self.search.history.append({**more, "latency": found.ms / self.uncut_ms})
         return found
 
@@ -86,11 +102,12 @@ class LatencySearch:
 
     def modelled(self, model: LatencyModel, ratio: float) -> Candidate:
         """The widths that lose least within the model's budget, which measurements correct."""
-        choices = self.choices(model)
-        target = self.budget * choices.times(self.search.structure.full_widths()) / self.uncut_ms
+        choices = self.choices(model.with_parts({p.name: p.module for p in self.parts}))
+        full = self.full()
+        target = self.budget * choices.times(full) / self.uncut_ms
         best: Candidate | None = None
-        floors = self.search.kept(1.0)
-        low, high = choices.times(floors), choices.times(self.search.structure.full_widths())
+        floors = {**self.search.kept(1.0), **dict.fromkeys((p.name for p in self.parts), 0)}
+        low, high = choices.times(floors), choices.times(full)
         seen: dict[tuple[int, ...], Candidate] = {}
         for _ in range(CORRECTIONS):
             kept = allocate(choices, target, self.starts(choices, target, ratio)) or floors
@@ -158,6 +175,9 @@ class LatencySearch:
             sums = np.concatenate([[0.0], np.cumsum(search.losses(group))])
             losses[group.name] = {u: float(sums[group.units - u]) for u in options[group.name]}
         beside = {g.name: search.with_follower(g.name) for g in search.free}
+        for part in self.parts:
+            options[part.name], losses[part.name] = [0, 1], {0: part.loss, 1: 0.0}
+            beside[part.name] = (part.name,)
         return Choices(
             options,
             losses,
@@ -173,11 +193,15 @@ class LatencySearch:
             middle = (low + high) / 2
             slow = choices.times(self.search.kept(middle)) > target
             low, high = (middle, high) if slow else (low, middle)
-        ranked = {n: self.search.kept(high)[n] for n in choices.options}
+        full = self.full()
+        ranked = {n: {**full, **self.search.kept(high)}[n] for n in choices.options}
         nearest = {n: min(choices.options[n], key=lambda o: (abs(o - u), o))
                    for n, u in ranked.items()}  # fmt: skip
-        full = self.search.structure.full_widths()
         return [full, {**full, **nearest}]
+
+    def full(self) -> Kept:
+        """The network given."""
+        return {**self.search.structure.full_widths(), **{p.name: 1 for p in self.parts}}
 
     def too_slow(self, least: float) -> InputError:
         """The budget is out of reach."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from seprune.errors import InputError
 from seprune.graph.groups import ChannelGroup, Member, Positions
+from seprune.pruning.removals import Removals
 from seprune.runtime.files import write_text
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.short_table import ShortTable, Tabular
@@ -50,11 +51,18 @@ class PruningPlan(Tabular):
         facts: how the plan came about (budget, criterion, allocation, predicted costs); plain
             JSON types, read by people and reports and by no code that cuts.
         history: the search for the budget, one entry a candidate.
+        removed: gates and blocks that are taken out as a whole.
     """
 
     groups: tuple[PlannedGroup, ...]
     facts: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...] = ()
+    removed: Removals = field(default_factory=Removals)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it changes anything."""
+        return bool(self.removed or self.layers())
 
     def _short_table(self) -> ShortTable:
         changed = [g for g in self.groups if g.kept_channels < g.channels]
@@ -82,6 +90,8 @@ class PruningPlan(Tabular):
         for group in self.groups:
             gone = sorted(set(range(group.units)) - set(group.keep))
             for member in group.members if gone else ():
+                if self.removed.covers(member.layer):
+                    continue
                 key = member.layer, member.side
                 removed.setdefault(key, []).append(member.index[gone].reshape(-1))
                 totals[key] = member.total
@@ -112,8 +122,9 @@ class PruningPlan(Tabular):
 
         facts = json.dumps(dict(self.facts), ensure_ascii=False, allow_nan=False)
         groups = lines(_group_json(g) for g in self.groups)
+        removed = f' "removed": {json.dumps(self.removed.plain())},\n' if self.removed else ""
         return (
-            f'{{"format": {FORMAT},\n "facts": {facts},\n'
+            f'{{"format": {FORMAT},\n "facts": {facts},\n{removed}'
             f' "history": [\n  {lines(self.history)}\n ],\n'
             f' "groups": [\n  {groups}\n ]}}\n'
         )
@@ -147,7 +158,7 @@ class PruningPlan(Tabular):
         entries = [_entry(group, path) for group in read.groups]
         _refuse_oversized(entries, path)
         groups = tuple(_read_group(entry, path) for entry in entries)
-        return cls(groups, read.facts, read.history)
+        return cls(groups, read.facts, read.history, read.removed)
 
 
 def plan_of(
@@ -157,17 +168,8 @@ def plan_of(
     planned = []
     for group in groups:
         units = tuple(sorted(keep.get(group.name, range(group.units))))
-        planned.append(
-            PlannedGroup(
-                group.name,
-                group.channels,
-                group.units,
-                units,
-                group.members,
-                group.reason,
-                group.caveat,
-            )
-        )
+        size, reasons = (group.channels, group.units), (group.reason, group.caveat)
+        planned.append(PlannedGroup(group.name, *size, units, group.members, *reasons))
     return PruningPlan(tuple(planned), dict(facts))
 
 
@@ -252,9 +254,10 @@ class _PlanFacts(TypedDict, total=False):
 class _PlanEntry:
     """What surrounds the groups in the file."""
 
-    groups: list[dict[str, Any]]
+    groups: list[Any]
     facts: dict[str, Any] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
+    removed: Removals = field(default_factory=Removals)
 
 
 def _entry(content: Any, path: Path) -> _GroupEntry:
@@ -262,7 +265,8 @@ def _entry(content: Any, path: Path) -> _GroupEntry:
     try:
         return typed(_GroupEntry, content, source="the entry", fix="")
     except InputError as error:
-        raise _impossible(path, str(content.get("name")), error.what) from error
+        name = content.get("name") if isinstance(content, dict) else None
+        raise _impossible(path, str(name), error.what) from error
 
 
 def _refuse_oversized(groups: Iterable[_GroupEntry], path: Path) -> None:

@@ -14,6 +14,7 @@ from seprune.errors import InputError
 from seprune.graph.sizes import is_size, size_set
 from seprune.graph.trace import record
 from seprune.pruning.plan import PruningPlan
+from seprune.pruning.removals import take_out
 from seprune.pruning.surgery import cut_layer
 
 _PLANS = "_seprune_plans"  # in the module's own dict, so that copies of the module have it too
@@ -50,6 +51,7 @@ def _run(small: nn.Module, inputs: Any) -> None:
 def apply(model: nn.Module, plan: PruningPlan) -> None:
     """Cut `model` itself as `plan` says (used on models that nobody else holds)."""
     _check(model, plan)
+    take_out(model, plan.removed)
     with tied(model):
         for layer, sides in plan.layers().items():
             cut_layer(model, layer, {s: torch.from_numpy(k) for s, k in sides.items()})

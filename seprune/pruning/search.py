@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from seprune.pruning.plan import PruningPlan, plan_of
 
 Kept = dict[str, int]
 SLACK = 0.002  # of a budget may stay unused
+FAR = 0.05  # of it: widths are then too coarse
 
 
 def make_plan(
@@ -68,8 +70,7 @@ def plan_within(
     times: LatencyModel | None = None,
 ) -> PruningPlan:
     """`make_plan` for a budget that has been parsed."""
-    search = Search(structure, importance, allocation, limits(structure, budget))
-    ratio = search.solve()
+    search, ratio = _solved(structure, importance, allocation, limits(structure, budget))
     if budget.latency is not None:
         if measure is None:
             raise UsageError(
@@ -82,6 +83,26 @@ def plan_within(
             by_time.modelled(times, ratio) if times is not None else by_time.measured(ratio)
         )
     return search.plan(search.refill(search.kept(ratio)))
+
+
+def _solved(
+    structure: NetworkStructure,
+    importance: Importance,
+    allocation: Allocation,
+    targets: Mapping[str, int],
+) -> tuple[Search, float]:
+    """The search and its ratio: where the multiples are left open, in the largest ones that come
+    near the targets. In narrow networks those of fast widths may be far apart."""
+    for multiple in (None, 8, 4, 2) if allocation.round_to is None and targets else ():
+        finer = replace(allocation, round_to=multiple)
+        search = Search(structure, importance, finer, targets)
+        if search.meets(search.kept(1.0)):
+            ratio = search.solve()
+            if search.slack(search.refill(search.kept(ratio))) <= FAR:
+                return search, ratio
+    last = replace(allocation, round_to=1) if targets and not allocation.round_to else allocation
+    search = Search(structure, importance, last, targets)
+    return search, search.solve()
 
 
 class Search:
@@ -193,7 +214,8 @@ class Search:
         1 where units of several channels leave hardly such a width (9 of a shuffled convolution).
         """
         each = group.channels // group.units
-        step = self.allocation.round_to // math.gcd(self.allocation.round_to, each)
+        multiple = self.allocation.multiple(group.channels)
+        step = multiple // math.gcd(multiple, each)
         return 1 if each > 1 and 2 * step > group.units else step
 
     # -- search -------------------------------------------------------------------------------
@@ -290,8 +312,8 @@ class Search:
     def in_the_way(self) -> str:
         uncut = [f"{n} ({r})" for n, r in self.reasons.items() if r is not None]
         what = f"{len(uncut)} groups are not pruned: {'; '.join(uncut[:4])}" if uncut else ""
-        step = self.allocation.round_to
-        rounded = f", in multiples of {step}" if step > 1 else ""
+        steps = sorted({self.allocation.multiple(g.channels) for g in self.free} - {1})
+        rounded = f", in multiples of {' or '.join(map(str, steps))}" if steps else ""
         return (
             f"every group keeps at least {self.allocation.floor:.0%} and "
             f"{self.allocation.fewest} channels{rounded}. {what}"

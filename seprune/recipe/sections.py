@@ -238,21 +238,21 @@ class PlanSection(Section):
     )
     round_to: Count | None = Field(
         default=None,
-        description="widths are multiples of this; null: 8 on a GPU; for a latency budget on the "
-        "CPU 16 with onnx, else 8; for other budgets there 1",
+        description="widths are multiples of this; null: what is fast and near the budget, 8 or "
+        "16 where a group has as many; 1: as they come",
     )
     protect: tuple[str, ...] = Field(default=(), description="globs of layers that are not pruned")
     bottleneck: Literal["keep", "scale", "rank"] = Field(
         default="keep", description="SE's own width"
     )
+    gates: bool = Field(default=True, description="latency budgets may hold them at their mean")
+    blocks: bool = Field(default=True, description="latency budgets may leave residual ones out")
     candidates: bool = Field(
         default=True,
         description="try plans of several rules, refitted, and keep the one whose outputs are "
         "nearest the parent's; label-free",
     )
-    steps: Count = Field(
-        default=1, description="cuts on the way, statistics collected anew before each"
-    )
+    steps: Count = Field(default=1, description="cuts on the way, each with new statistics")
 
     @model_validator(mode="after")
     def _check_budgets(self) -> PlanSection:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from seprune.data.preprocessing import as_code
 from seprune.measure.metric_names import metric_title, metric_value
-from seprune.models.preprocessing import Preprocessing
 from seprune.report import words
 from seprune.report.measurement import Measurement, Report
 from seprune.runtime.text import printable
+
+TAGS = {  # of a Hub, by task
+    "classification": "image-classification",
+    "multi_label": "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "embedding": "image-feature-extraction",
+}
 
 
 def model_card(report: Report, measurement: Measurement) -> str:
@@ -25,7 +33,7 @@ def model_card(report: Report, measurement: Measurement) -> str:
         f"`{_line(report.model.get('name'))}`, {measurement.stage}: {kept} of the MACs{made}.",
         "## Use",
         '```python\nimport seprune\n\nmodel = seprune.load("path/to/this/folder")\n```',
-        *_preparing(report),
+        *_preparing(report.data.get("preprocessing")),
         "No pickle is read: `config.json` names the architecture and the cuts, "
         "`model.safetensors` holds the weights, `SHA256SUMS` their hashes.",
         "## Results",
@@ -40,11 +48,13 @@ def model_card(report: Report, measurement: Measurement) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _preparing(report: Report) -> list[str]:
+def _preparing(given: Any) -> list[str]:
     """How an image becomes an input, in words and as code that needs no seprune."""
-    given = report.data.get("preprocessing")
     if given is None:
         return []
+    from seprune.data.preprocessing import as_code  # with torch, which reading a report needs not
+    from seprune.models.preprocessing import Preprocessing
+
     known = Preprocessing.of(given)
     return [
         f"## Images\n\n{_line(known)}. Without seprune:",
@@ -55,7 +65,7 @@ def _preparing(report: Report) -> list[str]:
 def _front_matter(report: Report, m: Measurement) -> str:
     """YAML; JSON strings are YAML strings, so quoting is left to json."""
     lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
-    lines.append("pipeline_tag: image-classification")
+    lines += tagged(report.data.get("task"), report.model.get("base_model"))
     if m.metric == "top1" and m.value is not None:
         name, data = (json.dumps(str(x)) for x in (report.name, report.data.get("source")))
         lines += [
@@ -69,6 +79,38 @@ def _front_matter(report: Report, m: Measurement) -> str:
             f"    - type: accuracy\n      value: {m.value}",
         ]
     return "---\n" + "\n".join(lines) + "\n---"
+
+
+def tagged(task: object, base: object) -> list[str]:
+    """Front matter for the task, and for the published weights that a network comes from."""
+    lines = [f"pipeline_tag: {TAGS[str(task)]}"] if str(task) in TAGS else []
+    if isinstance(base, str) and not base.startswith("torchvision/"):  # a repository of a Hub
+        lines.append(f"base_model: {json.dumps(base)}")
+    return lines
+
+
+def folder_card(config: Mapping[str, Any], name: str) -> str:
+    """The card of a folder that no report has described, from its `config.json`.
+
+    Args:
+        name: ORG/NAME, which the card shows how to load.
+    """
+    metrics, base = config.get("metrics") or {}, config.get("base_model")
+    lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
+    sections = [
+        "---\n" + "\n".join([*lines, *tagged(config.get("task"), base)]) + "\n---",
+        f"# {_line(name.partition('/')[2])}",
+        f"`{_line(config.get('architecture'))}`, pruned by seprune"
+        + (f", from `{_line(base)}`." if base else "."),
+        "## Use",
+        f'```python\nimport seprune\n\nmodel = seprune.load("hf-hub:{name}")\n```',
+    ]
+    if (given := config.get("preprocessing")) is not None:
+        sections += _preparing(given)
+    if metrics:
+        rows = [f"| {metric_title(k)} | {metric_value(k, v)} |" for k, v in metrics.items()]
+        sections += ["## Results", "\n".join(["| metric | value |", "|---|--:|", *rows])]
+    return "\n\n".join(sections) + "\n"
 
 
 def _results(report: Report, measurement: Measurement) -> str:

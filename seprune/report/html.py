@@ -54,6 +54,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "title": f"{report.name} – seprune",
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
+        "headline": words.headline(report),
         "source": Path(str(report.data.get("source"))).name,
         "others": [other.name for other in others],
         "tiles": [_tile(report, budget) for budget in report.budgets],
@@ -75,7 +76,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
             (why, len(names), ", ".join(names)) for why, names in words.not_pruned(report)
         ],
         "missing": words.missing(report),
-        "choices": [(b.label, t) for b in report.budgets for t in words.choice(b.choice)],
+        "choices": [(b.label, t) for b in report.budgets for t in words.plan(b)],
         "tuning": [(b.label, t) for b in report.budgets for t in words.tuning(b.tuning)],
         "setting": _setting(report),
         "seconds": [(stage, words.duration(time)) for stage, time in report.seconds.items()],

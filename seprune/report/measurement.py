@@ -91,6 +91,7 @@ class BudgetReport:
     history: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, Any] = field(default_factory=dict)  # `FineTuned.numbers`
     choice: dict[str, Any] = field(default_factory=dict)  # `PlanChoice.facts`
+    removed: dict[str, list[str]] = field(default_factory=dict)  # modules: `gates`, `blocks`
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class Report:
     sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py
     not_pruned: list[dict[str, str]] = field(default_factory=list)  # group, reason
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    runtime: str = "eager"  # that speed was asked for on
     not_counted: list[str] = field(default_factory=list)  # operators without a MAC formula
     format: int = FORMAT
 

@@ -38,7 +38,9 @@ def show(
 
 def overview(report: Report) -> RenderableType:
     """Everything in short: results, groups, gates, warnings."""
-    parts: list[RenderableType] = [results(report), *_latencies(report)]
+    line = words.headline(report)
+    first: list[RenderableType] = [Text(line, style="bold"), ""] if line else []
+    parts: list[RenderableType] = [*first, results(report), *_latencies(report)]
     if report.budgets:
         parts += ["", groups(report)]
     if report.gates:
@@ -46,7 +48,7 @@ def overview(report: Report) -> RenderableType:
     if report.sensitivity:
         parts += ["", losses(report)]
     for title, lines in (
-        ("Plan", [f"{b.label}: {t}" for b in report.budgets for t in words.choice(b.choice)]),
+        ("Plan", [f"{b.label}: {t}" for b in report.budgets for t in words.plan(b)]),
         (
             "Fine-tuning",
             [f"{b.label}: {t}" for b in report.budgets for t in words.tuning(b.tuning)],

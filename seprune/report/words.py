@@ -132,6 +132,20 @@ def speed_up(report: Report, latency: Latency) -> float | None:
     return dense.median_ms / latency.median_ms
 
 
+def headline(report: Report) -> str:
+    """`1.83x as fast (macs 0.5) in ONNX Runtime, batch 1, 1 thread`; empty without latencies."""
+    ends = [m for budget in report.budgets if (m := last_of(report, budget)) is not None]
+    timed = [x for m in ends for x in m.latency if x.median_ms is not None]
+    if not timed:
+        return ""
+    like = min(timed, key=lambda x: (x.runtime != report.runtime, x.batch))
+    found = [(m.budget, match(m.latency, like)) for m in ends]
+    speeds = [(b, s) for b, x in found if x is not None and (s := speed_up(report, x)) is not None]
+    texts = ", ".join(f"{speed:.2f}x as fast ({budget})" for budget, speed in speeds)
+    where = f"{RUNTIMES.get(like.runtime, like.runtime)}, batch {like.batch}"
+    return f"{texts} in {where}, {threads(like.threads)}" if texts else ""
+
+
 def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
     """Saturation, rank agreement and idle gates, in words: a sentence each, naming the gates."""
     full = [(g, g.saturated) for g in gates if (g.saturated or 0) > SATURATED]
@@ -231,6 +245,11 @@ def choice(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that have a value."""
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
 def published(known: Mapping[str, float], measured: Mapping[str, float]) -> list[str]:
     """What was published beside what was measured; a warning where they are far apart."""
     lines = []
@@ -242,6 +261,13 @@ def published(known: Mapping[str, float], measured: Mapping[str, float]) -> list
             line += "text: 10 comes before 2), at the preprocessing, and at the images"
         lines.append(line)
     return lines
+
+
+def plan(budget: BudgetReport) -> list[str]:
+    """How a plan was chosen, and what it takes out as a whole."""
+    kinds = {"gates": "gates held at their mean", "blocks": "blocks left out"}
+    out = [f"{kinds[kind]}: {_named(names)}" for kind, names in budget.removed.items() if names]
+    return choice(budget.choice) + out
 
 
 def tuning(numbers: Mapping[str, float | str | None]) -> list[str]:

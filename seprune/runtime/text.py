@@ -84,3 +84,8 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def within(layer: str, module: str) -> bool:
+    """Whether a path is that of a module or of something inside it."""
+    return layer == module or layer.startswith(f"{module}.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from nets import SE, Chain, Shuffle, images
+from nets import SE, Chain, Residual, Shuffle, images
 from torch import Tensor, nn
 
 from seprune.export import onnx_cut
 from seprune.export.onnx_cut import ExportedParent
 from seprune.graph.groups import find_structure
+from seprune.graph.removable import find_removable
 from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.prune import prune
+from seprune.pruning.removals import FrozenGate, Removals
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -75,3 +79,19 @@ def test_other_weights_are_found_out(mixed, monkeypatch):
     assert parent.cut(plan, small, images()) is None
     monkeypatch.setattr(onnx_cut, "TOLERANCE", float("inf"))
     assert parent.cut(plan, small, images()) is not None
+
+
+def test_gates_and_blocks_are_taken_out_of_the_file():
+    model = Residual(8).eval()
+    parts = find_removable(model, find_structure(model, images()), images())
+    gates = tuple(
+        FrozenGate(p.module, p.layer, p.side, (0.5,) * 8) for p in parts if p.kind == "gate"
+    )
+    _, plan = network(model)
+    parent = ExportedParent.of(model, images().shape[1:])
+    plan = replace(plan, removed=Removals(gates, ("blocks.1",)).with_unit_means())
+    assert len(gates) == 2
+    small = prune(model, plan)
+    run = parent.cut(plan, small, images())
+    assert run is not None
+    torch.testing.assert_close(run(images())[0], small(images()).detach(), rtol=1e-4, atol=1e-5)

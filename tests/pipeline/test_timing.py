@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seprune.measure.latency import Latency
+from seprune.measure.latency import Latency, LayerTime
 from seprune.pipeline import timing
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.network import LoadedNetwork, open_network
@@ -100,3 +100,31 @@ def test_a_warning_tells_of_every_runtime_at_its_largest_batch():
         "where the MACs promise 2.00x; the time goes to "
     )
     assert "conv" in warning
+    assert "round_to" not in warning
+
+
+def conv(out: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, out, 1), torch.nn.Linear(4, 4))
+
+
+def test_a_warning_names_what_keeps_the_network_slow_and_what_mends_it():
+    layers = [LayerTime("gate", "Linear", 2.0, 0.2), LayerTime("0", "Conv2d", 8.0, 0.8)]
+
+    def why(out: int, gates: tuple[str, ...] = (), batch: int = 8) -> list[str]:
+        return timing.why_slow(conv(32), conv(out), layers, gates, batch)
+
+    assert why(17) == [
+        "1 of 1 cut layers have widths that are no multiples of 8: plan.round_to=16 mends it"
+    ]
+    assert why(16, ("gate",)) == [
+        "the gates' layers take 20%, and hardly any MACs: plan.latency=0.5 counts them"
+    ]
+    assert why(16) == []
+    assert why(16, batch=1) == [
+        "at batch 1 the calls of the layers cost time as well: plan.latency=0.5 counts them"
+    ]
+
+
+def test_the_runtime_of_a_latency_budget_is_measured_too():
+    section, _, made = setup(["eager"])
+    assert timing.runtimes(section, made, "onnx", "eager") == ("eager", "onnx")

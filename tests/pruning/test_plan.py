@@ -108,13 +108,14 @@ HUGE = [{"layer": "stem", "side": "out", "total": 10**12, "at": 0}]
         ({"keep": [0, 8]}, "unit 8 is not one of 0..7"),
         ({"keep": [-1, 3]}, "unit -1 is not one of 0..7"),
         ({"keep": [0.5]}, "keep[0]: expected int, got float"),
-        ({"keep": [True]}, "unit True is not one of 0..7"),
-        ({"keep": ["1"]}, "unit 1 is not one of 0..7"),
+        ({"keep": [True]}, "keep[0]: expected int, got bool"),
+        ({"keep": ["1"]}, "keep[0]: expected int, got str"),
         ({"keep": []}, "no unit is kept"),
         ({"keep": [1, 1]}, "units are repeated or not in ascending order"),
         ({"keep": [3, 1]}, "units are repeated or not in ascending order"),
-        ({"keep": None}, "'NoneType' object is not iterable"),
+        ({"keep": None}, "keep: expected array, got null"),
         ({"units": 9}, "9 units do not fit into 8"),
+        ({"members": [], "units": 2**62, "channels": 2**62}, "are no part of any layer"),
         ({"units": 0}, "0 units do not fit into 8"),
         ({"channels": 9}, "9 channels are not 8 equal units"),
         ({"members": WIDE}, "stem has positions 0..7 only"),
@@ -123,7 +124,7 @@ HUGE = [{"layer": "stem", "side": "out", "total": 10**12, "at": 0}]
         ({"members": [{**WIDE[0], "index": [[10**18]] * 8}]}, "stem has positions 0..7 only"),
         ({"members": [{**SAME[0], "side": "__class__"}]}, "'__class__' is no side of a layer"),
         ({"members": [{**SAME[0], "side": ".__class__"}]}, "'.__class__' is no side of a layer"),
-        ({"members": [{"layer": "stem", "side": "out"}]}, "it has no 'total'"),
+        ({"members": [{"layer": "stem", "side": "out"}]}, "missing required field total"),
         ({"members": [{"layer": "stem", "side": "out", "total": 8, "at": 3}]},
          "stem has positions 0..7 only"),
     ],
@@ -152,10 +153,17 @@ def test_other_json_is_no_plan(tmp_path, content):
     assert caught.value.fix == "make one with: seprune prune MODEL --dry-run --out DIR"
 
 
-@pytest.mark.parametrize("extra", ['"facts": "x"', '"history": {"a": 1}'])
-def test_facts_and_trace_of_another_kind_are_refused(tmp_path, extra):
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ('"facts": "x"', "facts: expected object, got str"),
+        ('"history": {"a": 1}', "history: expected array, got object"),
+        ('"facts": {"macs": 3}', "facts: macs: expected array, got int"),
+    ],
+)
+def test_facts_and_trace_of_another_kind_are_refused(tmp_path, extra, says):
     (tmp_path / "p.json").write_text(f'{{"format": 1, "groups": [], {extra}}}')
-    with pytest.raises(InputError, match="'facts' is no mapping or 'history' no list"):
+    with pytest.raises(InputError, match=says):
         PruningPlan.load(tmp_path / "p.json")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -30,7 +32,8 @@ from seprune.pruning.constraints import Allocation
 from seprune.pruning.limits import Budget, limits
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
-from seprune.pruning.search import make_plan
+from seprune.pruning.removals import Part, Removals
+from seprune.pruning.search import Search, make_plan
 
 
 @cache
@@ -159,6 +162,27 @@ def test_conv_groups_are_rounded_by_channels_not_by_units():
     assert len(plan.groups[0].keep) * 2 == after
     small = prune(model, plan, images())
     assert small.middle.groups == after // 2
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_by_default_narrow_networks_have_the_multiples_that_meet_the_budget(width):
+    structure, given = structure_of(width), scores(structure_of(width))
+    allocation = Allocation("cost_aware", floor=0.0, min_channels=1, round_to=None)
+
+    def used(plan: PruningPlan) -> float:
+        return plan.facts["macs"][1] / (0.6 * plan.facts["macs"][0])
+
+    assert 0.95 <= used(make_plan(structure, given, allocation=allocation, macs=0.6)) <= 1
+    by_8 = dataclasses.replace(allocation, round_to=8)
+    with suppress(InputError):  # out of reach, or far from it
+        assert used(make_plan(structure, given, allocation=by_8, macs=0.6)) < 0.95
+
+
+@pytest.mark.parametrize(("width", "multiple"), [(48, 8), (64, 16), (128, 16)])
+def test_by_default_wide_groups_are_cut_to_multiples_of_16_and_narrow_ones_of_8(width, multiple):
+    structure = structure_of(width)
+    search = Search(structure, scores(structure), Allocation(round_to=None), {})
+    assert {search.stride(g) for g in structure.groups if g.channels == width} == {multiple}
 
 
 def test_units_that_leave_hardly_a_rounded_width_are_not_rounded():
@@ -408,6 +432,31 @@ def test_a_model_of_time_meets_a_budget_in_milliseconds_and_one_in_macs_as_well(
                      latency=f"{0.5 * full}ms", macs=0.4)  # fmt: skip
     assert structure.macs_at(kept(both)) <= 0.4 * structure.macs_at(structure.full_widths())
     assert measure(both) <= 0.5 * full
+
+
+@pytest.mark.parametrize(("loss", "left_out"), [(1e-9, True), (1e9, False)])
+def test_a_budget_in_time_takes_out_the_parts_that_lose_less_than_channels(loss, left_out):
+    """Half of the blocks' time goes with one of them, and a MACs budget asks for no part."""
+    structure, parts = structure_of(), (Part("block blocks.1", "blocks.1", loss),)
+    given = replace(scores(structure), additive=True)
+
+    def measure(plan: PruningPlan) -> float:
+        gone = {f"block {name}": 0 for name in plan.removed.modules}
+        with_part = a_model().with_parts({"block blocks.1": "blocks.1"})
+        return with_part.at({**kept(plan), **gone})
+
+    allocation = Allocation("cost_aware", min_channels=2, parts=parts)
+    plan = make_plan(structure, given, allocation=allocation, measure=measure,
+                     times=a_model(), latency=0.6)  # fmt: skip
+    assert plan.removed == Removals(blocks=("blocks.1",) if left_out else ())
+    assert measure(plan) <= 0.6 * measure(make_whole(structure))
+    small = prune(Residual(32), plan, images())
+    assert plan.facts["macs"][1] == counted(small, images())[0]
+    assert plan.facts["params"][1] == counted(small, images())[1]
+    assert not make_plan(structure, given, allocation=allocation, macs=0.5).removed
+    other = make_plan(structure, scores(structure), allocation=allocation, measure=measure,
+                      times=a_model(), latency=0.6)  # fmt: skip
+    assert not other.removed  # of scores that do not add up
 
 
 def test_a_model_of_time_says_what_can_be_had():

@@ -12,7 +12,7 @@ import errno
 import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ ROOM = ("open", "write", "mkdir", "save_file")  # what needs room on the disk
 class _Plan:
     """What fails, and how many operations there were."""
 
-    def __init__(self, root: str, at: int, how: str, log: str | None):
+    def __init__(self, root: str, at: int, how: str, log: str | None, only: Collection[str]):
         self.root, self.at, self.how, self.log = os.path.realpath(root), at, how, log
-        self.count = 0
+        self.count, self.only = 0, only
 
     def due(self, name: str, path: object, *, writing: bool = True) -> bool:
         """Whether this operation fails; it is counted if it concerns the folder."""
+        if self.only and name not in self.only:
+            return False
         if isinstance(path, int):
             path = f"/proc/self/fd/{path}"
         if not os.path.realpath(os.fsdecode(path)).startswith(self.root):  # type: ignore[call-overload]
@@ -62,14 +64,21 @@ class _Plan:
 _open = os.open
 
 
-def install(root: str, at: int = 0, how: str = "exit", log: str | None = None) -> None:
+def install(
+    root: str,
+    at: int = 0,
+    how: str = "exit",
+    log: str | None = None,
+    only: Collection[str] = (),
+) -> None:
     """From now on, operation number `at` below `root` fails.
 
     Args:
         how: the name of an errno or of a signal, or `exit`.
         log: a file that gets one line an operation.
+        only: names of operations; no others count.
     """
-    plan = _Plan(root, at, how, log)
+    plan = _Plan(root, at, how, log, only)
 
     def wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(path: Any, *rest: Any, **named: Any) -> Any:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ SMALL = (
 )
 
 
-def launch(world: int, out: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+def launch(
+    world: int, out: Path, *overrides: str, only: Sequence[str] = SMALL, **environment: str
+) -> subprocess.Popen[str]:
     """`seprune run quickstart` by `torchrun`, or alone where `world` is 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,7 +48,7 @@ def launch(world: int, out: Path, *overrides: str, **environment: str) -> subpro
     torchrun = ["torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(port)]
     command = [sys.executable, "-m", *([*torchrun, "-m"] if world else []), "seprune"]
     return subprocess.Popen(
-        [*command, "run", "quickstart", "--out", str(out), *SMALL, *overrides],
+        [*command, "run", "quickstart", "--out", str(out), *only, *overrides],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -155,6 +158,33 @@ def test_a_process_that_hangs_ends_all(tmp_path: Path):
     assert process.returncode != 0
     assert "another of the 2 processes ended without a word, or hangs" in output, output
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("begun", ["journal.jsonl", "trained/state", "trained/config.json",
+                                   "statistics.safetensors", "pruned/config.json"])  # fmt: skip
+def test_one_process_gone_in_any_stage_ends_all_and_more_go_on(tmp_path, begun, signum):
+    """From the training to the fine-tuning; then with one process more than before."""
+    out, few = tmp_path / "run", ("train.epochs=2", "train.batch_size=100", "finetune.epochs=2")
+    plain = [word for word in SMALL if not word.startswith(("train=", "finetune.epochs"))]
+    process = launch(2, out, *few, only=plain, SEPRUNE_TIMEOUT="10")
+    wait_for(out / begun, process)
+    pids = ranks(process)
+    if 1 in pids:  # else it is through already
+        os.kill(pids[1], signum)
+    output = end(process)
+    assert process.returncode != 0, output
+    assert "Traceback (most recent call last)" not in output.partition("torch.distributed")[0]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    before = stages(out)
+    more = launch(3, out, *few, only=plain)
+    assert end(more) is not None
+    assert more.returncode == 0
+    assert stages(out)[: len(before)] == before
+    assert stages(out)[-1] == "report"
 
 
 HUNGRY = """

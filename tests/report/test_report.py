@@ -282,6 +282,20 @@ def test_every_runtime_and_batch_size_has_its_latency() -> None:
     assert ["fine-tuned", "·", "macs", "0.5", "eager", *cells] in lines
 
 
+def test_the_first_line_is_the_speed_on_the_runtime_asked_for() -> None:
+    report = make_report()
+    on_onnx = dataclasses.replace(report, runtime="onnxruntime")
+    speeds = {t: 1 / (t - 0.004) ** 0.6 for t in (0.7, 0.5, 0.3)}
+    texts = ", ".join(f"{speed:.2f}x as fast (macs {t})" for t, speed in speeds.items())
+    for made, runtime in ((report, "eager"), (on_onnx, "onnxruntime")):
+        line = f"{texts} in {runtime}, batch 1, 2 threads"
+        assert words.headline(made) == line
+        shown = " ".join(printed(made).split())
+        assert shown.startswith(line)
+    untimed = [dataclasses.replace(m, latency=[]) for m in report.measurements]
+    assert words.headline(dataclasses.replace(report, measurements=untimed)) == ""
+
+
 def test_other_runs_stand_in_the_accuracy_figure() -> None:
     one, two = make_report(), make_report(criterion="l2", budgets=(0.6,))
     alone, both = accuracy(one)["data"], accuracy(one, [two])["data"]
@@ -467,6 +481,19 @@ def test_the_same_report_gives_the_same_page(tmp_path) -> None:
     for name in ("a.html", "b.html"):
         write_html(make_report(), tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_the_report_names_what_a_plan_takes_out(tmp_path):
+    report = make_report()
+    removed = {"gates": ["layer1.0.se", "layer1.1.se"], "blocks": ["layer3.2"]}
+    report.budgets[1] = dataclasses.replace(report.budgets[1], removed=removed)
+    lines = ["gates held at their mean: layer1.0.se, layer1.1.se", "blocks left out: layer3.2"]
+    assert words.plan(report.budgets[1]) == lines
+    shown = " ".join(printed(report).split())
+    write_html(report, tmp_path / "page.html")
+    for line in lines:
+        assert f"macs 0.5: {line}" in shown
+        assert line in (tmp_path / "page.html").read_text()
 
 
 def test_the_report_names_chosen_and_rejected_plans(tmp_path):

@@ -70,7 +70,8 @@ class LayerFit:
         self.layout, self.checked = WeightLayout.of(self.layer), False
         self.norm: Any = model.get_submodule(target.norm) if target.norm else None
         self.limits = limits
-        self.wait = 2 * target.alive * forwards.own <= limits.wait
+        networks = 1 if forwards.at_once else 2
+        self.wait = networks * target.alive * forwards.own <= limits.wait
         self.offset = self.slope = self.centre = None  # type: Any
         self.cache: list[SampledRows] | None = None
         self.strange: int | None = None  # the first image with a value that is not finite

@@ -211,6 +211,7 @@ class Forwards:
         self.shared = 1 < world <= blocks
         self.world = world if self.shared else 1
         self.waiting: list[Pair] = []
+        self.parents: list[WholeForward] = []  # of every batch so far, if they run at once
 
     def __enter__(self) -> Forwards:
         return self
@@ -249,6 +250,7 @@ class Forwards:
     def halve(self) -> bool:
         """Take smaller batches from now on; False if they cannot be smaller."""
         self.stop()
+        self.parents.clear()
         self.batch, before = max(1, self.batch // 2), self.batch
         return self.batch < before
 
@@ -264,8 +266,7 @@ class Forwards:
                 self.stop()
             if not wait or number == len(self.waiting):
                 later = self.targets[self.targets.index(target) :]
-                wanted = later if wait else [target]
-                self.waiting.append(self.start(part, wanted, at_once=wait and self.at_once))
+                self.waiting.append(self.start(number, part, later if wait else [target]))
             yield part, *self.show(target, *self.waiting[-1 if not wait else number])
         if not wait:
             self.stop()
@@ -282,27 +283,54 @@ class Forwards:
             seen["gap"] = seen["other"] - cut.take(f"{name}:other")
         return seen, x
 
-    def start(self, part: tuple[int, int], targets: Sequence[Target], *, at_once: bool) -> Pair:
+    def start(self, number: int, part: tuple[int, int], targets: Sequence[Target]) -> Pair:
         """The forwards of a batch through both networks, that of the cut one not yet under way."""
-        dense: dict[str, tuple[Tap, Take]] = {}
-        cut: dict[str, tuple[Tap, Take]] = {}
+        dense = self.parent(number, part, targets)  # first: where it fails, no thread is left
+        reads: dict[str, tuple[Tap, Take]] = {}
         for t in targets:
-            read = Reader(self.sampling(t), part[0], part[1] - part[0], t.dim, t.keep)
-            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
-            dense |= {f"{t.layer}:{part}": (tap, read) for part, tap in taps.items() if tap}
-            cut[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows
+            reads[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows
             if t.other is not None:
-                cut[f"{t.layer}:other"] = t.other, replace(read, keep=None)
-        batch, run = self.images.part(*part, device_of(self.model)), self.images.forward
-        parent = WholeForward if at_once else Forward
-        return parent(run, self.teacher, batch, dense), Forward(run, self.model, batch, cut)
+                reads[f"{t.layer}:other"] = t.other, replace(self.reader(part, t), keep=None)
+        return dense, Forward(self.images.forward, self.model, self.batch_of(part), reads)
+
+    def parent(
+        self, number: int, part: tuple[int, int], targets: Sequence[Target]
+    ) -> Forward | WholeForward:
+        """A batch's forward through the parent: done, or not yet under way."""
+        run, model = self.images.forward, self.teacher
+        if not self.at_once:
+            return Forward(run, model, self.batch_of(part), self.reads_of_parent(part, targets))
+        if number == len(self.parents):
+            reads = self.reads_of_parent(part, self.targets)
+            self.parents.append(WholeForward(run, model, self.batch_of(part), reads))
+        return self.parents[number]
+
+    def reads_of_parent(
+        self, part: tuple[int, int], targets: Sequence[Target]
+    ) -> dict[str, tuple[Tap, Take]]:
+        """What is taken from a batch's forward through the parent."""
+        reads: dict[str, tuple[Tap, Take]] = {}
+        for t in targets:
+            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
+            read = self.reader(part, t)
+            reads |= {f"{t.layer}:{name}": (tap, read) for name, tap in taps.items() if tap}
+        return reads
+
+    def reader(self, part: tuple[int, int], target: Target) -> Reader:
+        """Takes a layer's rows out of a batch."""
+        start, stop = part
+        return Reader(self.sampling(target), start, stop - start, target.dim, target.keep)
+
+    def batch_of(self, part: tuple[int, int]) -> Any:
+        """The images of a batch, on the device."""
+        return self.images.part(*part, device_of(self.model))
 
     def forget(self, target: Target) -> None:
         """Give back what the layer needed."""
         names = [f"{target.layer}:{name}" for name in ("x", "y", "branch", "other")]
-        for pair in self.waiting:
-            for forward in pair:
-                forward.forget(names)
+        pairs = (forward for pair in self.waiting for forward in pair)
+        for forward in (*pairs, *self.parents):
+            forward.forget(names)
 
     def stop(self) -> None:
         """End all forwards."""

@@ -57,6 +57,8 @@ def find_targets(
     consumers = {layer for layer, sides in cut.items() if reader.consumes(layer, sides)}
     targets, skipped = [], {n: "it never runs" for n in consumers if n not in reader.calls}
     for call in reader.layers(consumers):
+        if plan.removed.covers(call.module):
+            continue
         reason = reader.obstacle(call.module)
         if reason is None:
             sides = cut.get(call.module, {})

@@ -1,0 +1,129 @@
+"""A folder pushed to a Hub on loopback and loaded from there, by real requests."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from cutting import random_plan
+from hub_server import Hub, serving
+from huggingface_hub import ModelCard, constants
+from nets import images
+
+import seprune
+from seprune import cli
+from seprune.errors import EnvironmentFault, InputError
+from seprune.models.preprocessing import Preprocessing, TrainedFor, remember_training
+from seprune.pipeline.network import open_network
+from seprune.recipe.sections import ModelSection
+
+HOW = Preprocessing((3, 32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (36, 36), source="a test")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with serving(Hub()) as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    model = seprune.build("seprune/se_resnet20", classes=4).eval()
+    small = seprune.prune(model, random_plan(seprune.analyse(model, images(2, 32)), share=0.5))
+    known = TrainedFor(HOW, "classification", tuple("abcd"), "timm/seresnet18.x")
+    path = tmp_path_factory.mktemp("saved") / "small"
+    seprune.save(remember_training(small, known), path, about={"metrics": {"top1": 0.875}})
+    return path
+
+
+def test_what_was_pushed_comes_back_bit_for_bit(hub, folder):
+    url = seprune.push_to_hub(folder, "us/small")
+    assert url.startswith(hub.url)
+    assert set(hub.repos["us/small"]) == {p.name for p in folder.iterdir()} | {"README.md"}
+    for path in folder.iterdir():
+        assert hub.repos["us/small"][path.name] == path.read_bytes()
+    loaded, own = seprune.load("hf-hub:us/small"), seprune.load(folder)
+    with torch.no_grad():
+        assert torch.equal(loaded(images(2, 32)), own(images(2, 32)))
+    known = seprune.trained_for(loaded)
+    assert (known.labels, known.base_model) == (tuple("abcd"), "timm/seresnet18.x")
+    assert known.preprocessing.mean == HOW.mean
+    network = open_network(ModelSection(name="hf-hub:us/small"))
+    assert network.published == {"top1": 0.875}
+
+
+def test_the_card_says_what_it_is_and_how_to_use_it(hub, folder):
+    seprune.push_to_hub(folder, "us/small")
+    text = hub.repos["us/small"]["README.md"].decode()
+    data = ModelCard(text).data
+    assert (data.library_name, data.base_model) == ("seprune", "timm/seresnet18.x")
+    assert data.pipeline_tag == "image-classification"
+    assert 'seprune.load("hf-hub:us/small")' in text
+    assert "np.float32([0.1, 0.2, 0.3])" in text
+    assert "| top-1 | 87.50 % |" in text
+
+
+def test_a_card_that_is_there_is_pushed_as_it_is(hub, folder, tmp_path):
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for path in folder.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    (copied / "README.md").write_text("my own words\n")
+    seprune.push_to_hub(copied, "us/small")
+    assert hub.repos["us/small"]["README.md"] == b"my own words\n"
+    (copied / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match=r"not pushed, plan\.json changed"):
+        seprune.push_to_hub(copied, "us/small")
+
+
+def test_a_push_needs_permission_and_a_connection(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(InputError, match="the Hub does not let you push") as caught:
+        seprune.push_to_hub(folder, "us/small")
+    assert caught.value.code == "hub"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(EnvironmentFault, match="not pushed"):
+        seprune.push_to_hub(folder, "us/small")
+    assert hub.repos == {}
+
+
+def test_a_damaged_copy_on_the_hub_is_named(hub, folder):
+    seprune.push_to_hub(folder, "us/small")
+    hub.repos["us/small"]["plan.json"] += b" "
+    with pytest.raises(InputError, match=r"plan\.json changed or missing") as caught:
+        seprune.load("hf-hub:us/small")
+    assert caught.value.code == "damaged"
+    hub.repos["us/small"]["SHA256SUMS"] += b"0" * 64 + b"  ../../x\n"
+    with pytest.raises(InputError):
+        seprune.load("hf-hub:us/small")
+    assert not any("/x" in request for request in hub.requests)
+
+
+def test_other_repositories_are_no_folders_of_seprune(hub):
+    hub.repos["us/other"] = {"config.json": b'{"model_type": "bert"}'}
+    with pytest.raises(InputError, match="not pushed by seprune"):
+        seprune.load("hf-hub:us/other")
+
+
+def test_the_command_pushes_the_network_of_a_run(hub, folder, monkeypatch, capsys, tmp_path):
+    run = tmp_path / "run" / "finetuned"
+    run.parent.mkdir()
+    folder.rename(run)
+    try:
+        monkeypatch.setattr(sys, "argv", ["seprune", "push", str(run.parent), "us/run", "--json"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+    finally:
+        run.rename(folder)
+    assert not stop.value.code, output.err
+    assert json.loads(output.out)["name"] == "us/run"
+    assert "model.safetensors" in hub.repos["us/run"]

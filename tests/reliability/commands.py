@@ -1,0 +1,221 @@
+"""Single commands that are killed, and what their folders must hold afterwards.
+
+`kill_at` ends a command at its n-th rename or fsync, `kill_after` after some time. In both cases
+what was there before is whole, or what the command makes is, and the same command then makes what
+an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from failing import DIED
+from folders import contents, leftovers
+from harness import Subject
+from warm import Done, Warm
+
+from seprune.runtime.transaction import settle
+
+PUT = ("replace", "rename", "fsync")  # what puts files in place
+BUSY = ("lock", "lock.json", "log.txt")
+TIMES = re.compile(
+    r'"(images_per_second|seconds|created|since|time|disk_free)": ("[^"]*"|[^,}\]]+)'
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`seprune WORDS` with `{out}` in them, the folder that it writes in.
+
+    Attributes:
+        exact: what it writes is the same byte for byte each time; else names, sizes of weights and
+            what is not a time are compared.
+        goes_on: it leaves a state, from which the same command goes on.
+    """
+
+    words: tuple[str, ...]
+    exact: bool = True
+    goes_on: bool = False
+
+
+def commands(run: Subject, home: Path) -> dict[str, Command]:
+    """Each command that works on its own, on what a whole run has left.
+
+    Args:
+        run: a finished tiny run.
+        home: where further inputs go.
+    """
+    whole, images = run.home / "whole", str(run.inputs)
+    trained, pruned = str(whole / "trained"), str(whole / "pruned")
+    pickled = home / "model.pkl"
+    if not pickled.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2)), pickled)
+    few = ("--data", images, "--set", "collect.images=16", "--set", "data.validation=0.25")
+    cut = (*("prune", trained, "--importance", "l2", "--macs", "0.5"), *few)
+    cut += ("--set", "plan.min_channels=2", "--out", "{out}", "--recover")
+    tuning = ("--epochs", "2", "--lr", "0.01", "--set", "finetune.recalibrate=16")
+    kept = [word for word in run.argv if not word.startswith(("finetune.", "plan.macs"))]
+    swept = ("finetune.epochs=0", "finetune.recalibrate=0", "plan.macs=0.6,0.5")
+    times = {"exact": False, "goes_on": True}
+    return {
+        "save": Command((*cut, "none")),
+        "refit": Command((*cut, "refit")),
+        "reconstruct": Command((*cut, "reconstruct", "--set", "prune.reconstruct.epochs=2")),
+        "finetune": Command(("finetune", pruned, *few, *tuning, "--out", "{out}"), **times),
+        "collect": Command(("collect", trained, *few, "--out", "{out}/s.safetensors")),
+        "rank": Command(("rank", trained, "--importance", "l2", "--out", "{out}/scores.csv")),
+        "sensitivity": Command(("sensitivity", trained, *few, "--importance", "l2")),
+        "export": Command(("export", pruned, "--onnx", "{out}/small.onnx"), exact=False),
+        "convert": Command(("convert", str(pickled), "--allow-pickle", "--out", "{out}/w.pt")),
+        "report": Command(("report", str(whole), "--csv", "{out}/r.csv")),
+        "page": Command(("report", str(whole), "--html", "{out}/r.html")),
+        "compare": Command(("compare", str(whole), str(whole), "--csv", "{out}/c.csv")),
+        "sweep": Command(("sweep", *kept, *swept, "--out", "{out}"), **times),
+        "latency tables": Command(("latency-table", "build", trained), **times),
+    }
+
+
+@dataclass(frozen=True)
+class Killed:
+    """One command on its way through kills.
+
+    Attributes:
+        made: what an undisturbed one makes.
+        seconds: that it took.
+    """
+
+    warm: Warm
+    home: Path
+    command: Command
+    made: dict[str, str]
+    operations: int
+    seconds: float
+
+    @classmethod
+    def of(cls, warm: Warm, home: Path, command: Command) -> Killed:
+        """After one that nothing disturbs."""
+        home.mkdir(parents=True)
+        log, out = home / "operations", home / "whole"
+        out.mkdir()
+        start = time.monotonic()
+        done = _run(warm, home, command, out, fail={"root": str(out), "log": str(log), "only": PUT})
+        seconds = time.monotonic() - start
+        assert done.status == 0, done.output
+        count = len(log.read_text().splitlines()) if log.exists() else 0
+        return cls(warm, home, command, _made(command, out), count, seconds)
+
+    def kill_at(self, number: int, *, over: bool = True) -> None:
+        """Kill it at its n-th rename or fsync, over what is there or in an empty folder."""
+        out = self.home / "at"
+        old = self._fresh(out, over=over)
+        fail = {"root": str(out), "at": number, "how": "exit", "only": PUT}
+        done = _run(self.warm, self.home, self.command, out, fail=fail)
+        assert done.status == DIED, done.output
+        self._old_or_new(out, old)
+        self.finished(out)
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill it after some seconds; whether it was still at work."""
+        out = self.home / "after"
+        self._fresh(out, over=False)
+        pid = _start(self.warm, self.home, self.command, out)
+        done = self.warm.kill(pid, seconds, signal.SIGKILL)
+        assert done.status in (0, -signal.SIGKILL), done.output
+        self.finished(out)
+        return done.status != 0
+
+    def finished(self, out: Path) -> None:
+        """The same command makes what an undisturbed one does, and leaves nothing else."""
+        done = _run(self.warm, self.home, self.command, out)
+        for _ in range(100):  # children of a sweep that was killed are still on their way out
+            if done.status != 6:
+                break
+            done = _run(self.warm, self.home, self.command, out)
+        assert done.status == 0, done.output
+        made = _made(self.command, out)
+        different = sorted(n for n in made.keys() | self.made if made.get(n) != self.made.get(n))
+        assert not different, different
+        assert leftovers(out) == []
+
+    def _fresh(self, out: Path, *, over: bool) -> dict[str, bytes]:
+        """A folder that is empty, or where an older result lies: the same with other weights."""
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        if not over or self.command.goes_on:
+            return {}
+        for name, content in contents(self.home / "whole").items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(b"old " + content)
+        return contents(out)
+
+    def _old_or_new(self, out: Path, old: dict[str, bytes]) -> None:
+        """Every file is what it was or what it shall be, and of one folder all are the same."""
+        for folder in {p.parent for p in out.rglob("*")} | {out}:
+            settle(folder)  # as whoever reads it does
+        found = {n: c for n, c in contents(out).items() if ".part/" not in n}
+        assert set(old) <= set(found), "a file is lost"
+        if self.command.exact and old:
+            new = contents(self.home / "whole")
+            kept = [n for n in old if n not in BUSY]
+            fresh = {n for n in kept if found[n] == new[n]}
+            stale = {n for n in kept if found[n] == old[n]}
+            assert fresh | stale == set(kept), set(kept) - fresh - stale
+            assert not fresh or not stale, (fresh, stale)
+
+
+def _environment(out: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(out)}  # latency tables lie there
+
+
+def _words(command: Command, out: Path) -> list[str]:
+    words = [word.replace("{out}", str(out)) for word in command.words]
+    return [*words, "--json"] if words[0] == "sensitivity" else words
+
+
+def _start(warm: Warm, home: Path, command: Command, out: Path, **how: Any) -> int:
+    log = home / f"log-{random.getrandbits(60):x}"
+    return warm.start(log, *_words(command, out), env=_environment(out), **how)
+
+
+def _run(warm: Warm, home: Path, command: Command, out: Path, **how: Any) -> Done:
+    pid = _start(warm, home, command, out, **how)
+    done = warm.wait(pid)
+    assert done is not None, f"a hang: {command.words}"
+    if command.words[0] == "sensitivity" and done.status == 0:
+        (out / "printed.json").write_text(done.output[done.output.index("{") :])
+    return done
+
+
+def _made(command: Command, out: Path) -> dict[str, str]:
+    """Names and digests of what a command has made, times and states left out."""
+    found = {}
+    for name, content in contents(out).items():
+        path = Path(name)
+        if path.name in (*BUSY, ".lock") or path.parent.name == "state" or path.suffix == ".sha256":
+            continue
+        if (
+            command.exact
+            or path.suffix == ".safetensors"
+            or path.name in ("plan.json", "importance.csv")
+        ):
+            found[name] = hashlib.sha256(content).hexdigest()
+        elif path.name == "metrics.jsonl":
+            found[name] = TIMES.sub("", content.decode())
+        elif "latency" in path.parts:
+            found[name] = json.dumps(sorted(json.loads(content)["times"]))
+        elif path.name == "report.json":
+            found[name] = json.dumps(json.loads(content)["measurements"])
+        else:
+            found[name] = "there"
+    return found

@@ -1,0 +1,56 @@
+"""Single commands killed at every rename and fsync: old or new, never neither."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from commands import Killed, commands
+
+NAMES = (
+    *("save", "refit", "reconstruct", "finetune", "collect", "rank", "sensitivity", "export"),
+    *("convert", "report", "page", "compare", "sweep", "latency tables"),
+)
+HANDFUL = [("save", 0.7), ("convert", 0.5), ("report", 1.0), ("finetune", 0.6)]
+
+
+@pytest.fixture
+def killed(warm, tiny_run, tmp_path):
+    def start(name: str) -> Killed:
+        return Killed.of(warm, tmp_path / "work", commands(tiny_run, tmp_path / "given")[name])
+
+    return start
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize(("name", "where"), HANDFUL)
+def test_a_kill_while_files_are_put_in_place(killed, name, where):
+    command = killed(name)
+    assert command.operations >= 2
+    command.kill_at(max(1, round(where * command.operations)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("sensitivity", "sweep")])
+def test_a_kill_at_every_rename_and_fsync(killed, name):
+    """A sweep's are those of its runs, and a sensitivity is only printed."""
+    command = killed(name)
+    for number in range(1, command.operations + 1):
+        command.kill_at(number)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("name", NAMES)
+def test_kills_at_random_instants(killed, name):
+    """benchmarks/faults.py commands does it a thousand times."""
+    command, instants = killed(name), random.Random(name)
+    for _ in range(5):
+        command.kill_after(instants.uniform(0, command.seconds))
+
+
+def test_the_commands_are_those_that_are_tried(tiny_run, tmp_path):
+    assert set(commands(tiny_run, tmp_path)) == set(NAMES)
