@@ -198,6 +198,8 @@ def _config(architecture: Architecture, about: Mapping[str, Any]) -> dict[str, A
 def _trained_for(model: nn.Module) -> dict[str, Any]:
     known = trained_for(model)
     made = known.preprocessing.plain() if known.preprocessing else None
+    if made is not None:
+        del made["source"]  # a path perhaps: the same run in another folder writes the same file
     entries = {"preprocessing": made, "task": known.task, "labels": list(known.labels) or None,
                "base_model": known.base_model}  # fmt: skip
     return {name: value for name, value in entries.items() if value is not None}

@@ -1,7 +1,8 @@
 """Every file that seprune reads, changed with its checksums made right, and read by what reads it.
 
 As a script it is a child process: `[SUBJECT, SEED]` on stdin, one JSON line for each: what reading
-the changed file came to. Anything that is no SepruneError ends it with a traceback.
+the changed file came to, and the CPU seconds that it took. Anything that is no SepruneError ends it
+with a traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -400,7 +402,9 @@ def answer(limit_mib: int) -> None:
                 place = Path(folder) / str(len(shooters))
                 shooters[name] = Shooter(world, SUBJECTS[name], place)
             resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
-            print(json.dumps(shooters[name].shoot(seed)), flush=True)
+            start = time.process_time()
+            found = shooters[name].shoot(seed)
+            print(json.dumps([found, time.process_time() - start]), flush=True)
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
