@@ -1,4 +1,4 @@
-"""Make the tables of README.md and docs from the JSON that runs and benchmarks wrote.
+"""Make the tables of README.md and docs from what runs and benchmarks wrote.
 
     python benchmarks/readme.py [RUN/report.json]
 
@@ -18,6 +18,8 @@ from typing import Any
 
 import curves
 import standings
+import task_table
+from csv_rows import read
 
 from seprune.runtime.files import write_json, write_text
 
@@ -186,6 +188,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "inner": ("docs/results.md", "leaderboard-inner.json", standings.long),
     "iterative": ("docs/results.md", "leaderboard-iterative.json", standings.choice),
     "choice": ("docs/results.md", "leaderboard-choice.json", standings.choice),
+    "tasks": ("docs/results.md", "tasks.csv", task_table.table),
     "calibration": ("docs/results.md", "leaderboard-calibration.json", standings.study),
 }
 # figure -> network and budget of one panel of the leaderboard, or what draws it
@@ -209,6 +212,8 @@ def drawn(figure: str) -> str:
 
 def results(files: str) -> dict[str, Any]:
     """What is kept in a file; of several leaderboards all rows, under the facts of the first."""
+    if files.endswith(".csv"):
+        return {"rows": read(KEPT.parent / files)}
     first, *others = [json.loads((KEPT.parent / file).read_text()) for file in files.split()]
     for other in others:
         first["rows"] += other["rows"]
