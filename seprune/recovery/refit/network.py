@@ -89,11 +89,12 @@ def _work(
     budget = memory_budget(device_of(model), options.memory)
     need = peak_bytes(record(model, images.example(model)))
     targets = [
-        replace(t, rows=options.rows_of(_columns(model.get_submodule(t.layer)))) for t in targets
+        replace(t, rows=_rows(t, model.get_submodule(t.layer), len(images), options))
+        for t in targets
     ]
     kept = sum(t.rows * _bytes_of_row(t, teacher) for t in targets)
     forwards = Forwards(
-        teacher, model, images, targets, batch=_batch(budget, need), at_once=kept <= budget // 8
+        teacher, model, images, targets, batch=_batch(budget, need), at_once=kept <= budget // 4
     )
     return _Work(forwards, options, Limits.of(budget))
 
@@ -199,15 +200,15 @@ def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> N
 
 def _bytes_of_row(target: Target, teacher: nn.Module) -> int:
     """Bytes of what one row takes from the parent for one layer."""
-    outputs = _outputs(teacher.get_submodule(target.layer))
+    dense = _outputs(teacher.get_submodule(target.layer))
     tensors = 1 + (target.branch is not None) + (target.other is not None)
-    return 8 * outputs * tensors
+    return 4 * tensors * (dense if target.keep is None else len(target.keep))
 
 
-def _columns(layer: nn.Module) -> int:
-    """Inputs of one output: kernel x channels."""
+def _rows(target: Target, layer: nn.Module, images: int, options: RefitOptions) -> int:
+    """Rows by the inputs of an output (kernel x channels), as far as there are so many."""
     layout = WeightLayout.of(layer)
-    return layout.kernel * layout.inputs
+    return min(options.rows_of(layout.kernel * layout.inputs), images * target.positions)
 
 
 def _outputs(layer: nn.Module | None) -> int:

@@ -31,6 +31,7 @@ class Target:
             makes up for the error of that one.
         rectified: nothing but a ReLU reads the sum, or the branch where there is no sum.
         alive: bytes per sample that a forward keeps when it reaches the layer.
+        positions: of the output, per sample.
         rows: output positions that enter its regression, over all images.
     """
 
@@ -42,6 +43,7 @@ class Target:
     other: Tap | None
     rectified: bool
     alive: int
+    positions: int = 1
     rows: int = 0
 
 
@@ -151,7 +153,11 @@ class _TargetFinder:
     def target(self, call: Call, keep: Tensor | None) -> Target:
         dim = -1 if isinstance(self.modules[call.module], nn.Linear) else 1
         norm, (branch, other, rectified) = self.norm(call.outputs[0]), self.landing(call)
-        return Target(call.module, keep, dim, norm, branch, other, rectified, self.alive(call))
+        shape = self.trace.shape(call.outputs[0])
+        positions = torch.Size(shape).numel() // (self.trace.batch * shape[dim])
+        return Target(
+            call.module, keep, dim, norm, branch, other, rectified, self.alive(call), positions
+        )
 
     def norm(self, made: int) -> str | None:
         """The BatchNorm with statistics of its own that alone reads a value."""
