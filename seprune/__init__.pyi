@@ -53,7 +53,15 @@ from .recovery.reconstruct.options import Reconstructed, ReconstructOptions
 from .recovery.reconstruct.run import reconstruct
 from .recovery.refit.network import refit
 from .recovery.refit.options import RefitOptions, Refitted
-from .report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
+from .report.measurement import (
+    BudgetReport,
+    GateSummary,
+    GroupCut,
+    Measurement,
+    Report,
+    TrainedEpoch,
+    Training,
+)
 from .runtime.progress import Track
 from .runtime.threads import Threads
 from .statistics.collect import collect_statistics
@@ -140,7 +148,9 @@ __all__ = [
     "Term",
     "Threads",
     "Track",
+    "TrainedEpoch",
     "TrainedFor",
+    "Training",
     "UsageError",
     "__version__",
     "analyse",

@@ -19,17 +19,19 @@ def compare(
 ) -> None:
     """Several runs side by side.
 
-    Accuracy against MACs over seeds and criteria, the Pareto front marked.
+    Accuracy against MACs, the Pareto front marked. Runs of one recipe that differ only in
+    their seed become one row, mean ± standard deviation.
 
     Example:
       seprune compare runs/* --html compare.html
     """
     from seprune.report import compare as comparing
-    from seprune.report import measurement
+    from seprune.report import measurement, ways
 
     for path in runs:
         require_finished(path)
-    made = comparing.compare([measurement.read(r) for r in runs])
+    found = [measurement.read(r) for r in runs]
+    made = comparing.compare(found, ways.run_names(found, runs))
     if html is not None:
         from seprune.report.html import write_comparison
 

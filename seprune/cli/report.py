@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,12 +33,17 @@ def report(
       seprune report runs/quickstart --csv channels.csv
       seprune report runs/quickstart --compare runs/other --html both.html
     """
-    from seprune.report import measurement
+    from seprune.report import measurement, ways
 
     for path in (run, *(compare or ())):
         require_finished(path)
-    found = measurement.read(run)
-    others = [measurement.read(path) for path in compare or ()]
+    paths = [run, *(compare or ())]
+    reports = [measurement.read(path) for path in paths]
+    names = ways.run_names(reports, paths)
+    found, others = (
+        reports[0],
+        [replace(r, name=n) for r, n in zip(reports[1:], names[1:], strict=True)],
+    )
     if html is not None:
         from seprune.report.html import write_html
 
@@ -56,7 +62,7 @@ def report(
             from seprune.cli.tables import comparison
             from seprune.report import compare as comparing
 
-            made = comparing.compare([found, *others])
+            made = comparing.compare(reports, names)
             console.stdout().print(comparison(made.table()))
 
 

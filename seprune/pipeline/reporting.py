@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,9 @@ from seprune.pipeline.inputs import data_digests
 from seprune.pipeline.stages import Cut, distils
 from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
-from seprune.report import GateSummary, GroupCut, Measurement, Report, words
+from seprune.recovery.finetune import METRICS
+from seprune.report import GateSummary, GroupCut, Measurement, Report, Training, words
+from seprune.report.training import read_training
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
 from seprune.runtime.files import CARD, write_text
@@ -91,7 +93,7 @@ def write(result: RunResult, out: Path) -> list[Path]:
     """Write report.json, report.csv, report.html and the models' cards; returns their paths."""
     from seprune.report import html, measurement, table
 
-    report = compose(result)
+    report = compose(result, out)
     made = [out / "report.json", out / "report.csv"]
     measurement.write(report, made[0])
     table.write_csv(report, made[1])
@@ -101,8 +103,8 @@ def write(result: RunResult, out: Path) -> list[Path]:
     return made + [card for budget in result.budgets for card in _write_cards(report, budget)]
 
 
-def compose(result: RunResult) -> Report:
-    """The report of a run."""
+def compose(result: RunResult, out: Path) -> Report:
+    """The report of the run in the folder `out`."""
     info = result.context.images().info
     rows = shown_classes(info.classes, result.recipe.report.classes)
     network = result.context.network
@@ -143,6 +145,7 @@ def compose(result: RunResult) -> Report:
         not_pruned=_not_pruned(result),
         seconds=dict(result.seconds),
         runtime=_runtime_asked_for(result.recipe),
+        training=list(_trainings(result, out)),
         sensitivity=result.sensitivity.plain() if result.sensitivity else {},
         not_counted=not_counted(network.model, network.example(1)),
     )
@@ -254,6 +257,16 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
         choice=dict(facts.get("candidates", {})),
         removed=plan.removed.names(),
     )
+
+
+def _trainings(result: RunResult, out: Path) -> Iterator[Training]:
+    """Every training of the run that left its metrics."""
+    metric = result.measurements[0].metric if result.measurements else "top1"
+    places: list[tuple[str, str | None, Path]] = [("baseline", None, out / "trained")]
+    places += [("fine-tuned", b.label, b.home / "finetuned") for b in result.budgets]
+    for stage, budget, folder in places:
+        if (path := folder / METRICS).is_file():
+            yield read_training(path, stage=stage, budget=budget, metric=metric)
 
 
 def _not_pruned(result: RunResult) -> list[dict[str, str]]:

@@ -172,10 +172,12 @@ def worker_environment(slot: int, jobs: int) -> dict[str, str]:
 
 def gather(cells: Sequence[Cell], out: Path) -> Any:
     """The comparison of the cells that have ended, written as compare.html, .csv and .json."""
-    from seprune.report import compare, measurement
+    from seprune.report import compare, measurement, ways
     from seprune.report.html import write_comparison
 
-    made = compare.compare([measurement.read(out / c.name) for c in cells])
+    folders = [out / c.name for c in cells]
+    found = [measurement.read(folder) for folder in folders]
+    made = compare.compare(found, ways.run_names(found, folders))
     write_comparison(made, out / "compare.html")
     compare.write_csv(made, out / "compare.csv")
     files.write_json(out / "compare.json", measurement.plain(made.to_json()))

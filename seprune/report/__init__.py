@@ -5,11 +5,29 @@ words        how numbers are written, and what the gates say in sentences
 figures      Report -> plotly figures as plain dicts
 html         one offline page a run, or a comparison (page.html.j2, page.css, page.js)
 terminal     the same at 80 columns
+training     loss and metric by epoch: read, drawn, as a table
+drawing      a small drawing of the network
 table        one CSV row a channel
 compare      several runs: rows, means over seeds, the Pareto front
 card         the README.md of a saved folder
 """
 
-from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
+from seprune.report.measurement import (
+    BudgetReport,
+    GateSummary,
+    GroupCut,
+    Measurement,
+    Report,
+    TrainedEpoch,
+    Training,
+)
 
-__all__ = ["BudgetReport", "GateSummary", "GroupCut", "Measurement", "Report"]
+__all__ = [
+    "BudgetReport",
+    "GateSummary",
+    "GroupCut",
+    "Measurement",
+    "Report",
+    "TrainedEpoch",
+    "Training",
+]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from seprune.measure.metric_names import FRACTIONS, metric_title
-from seprune.report import words
+from seprune.report import ways, words
 from seprune.report.measurement import STAGES, Measurement, Report
 from seprune.runtime import files
 from seprune.runtime.text import csv_text
+
+_Key = tuple[str, str, str, str, str, str]  # model, criterion, allocation, budget, stage, way
+_Member = tuple[Report, Measurement]
+UNRECOVERED = ("pruned", "recalibrated")  # stages that a later one mends
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class ComparisonRow:
     params: float
     latency_ms: float | None  # eager, smallest batch size
     pareto: bool = False
+    label: str = ""  # how it was made, in words that tell it from the others
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,21 @@ class Comparison:
         lines: dict[tuple[str, str], list[ComparisonRow]] = {}
         for row in sorted(self.rows, key=lambda r: r.macs):
             if row.value is not None:
-                lines.setdefault((self._made(row), row.stage), []).append(row)
+                lines.setdefault((row.label, row.stage), []).append(row)
         return dict(sorted(lines.items()))
+
+    def interim(self, row: ComparisonRow) -> bool:
+        """Whether the row is of a network that was recovered afterwards."""
+        return row.stage in UNRECOVERED and any(
+            (r.label, r.budget) == (row.label, row.budget)
+            and STAGES.index(r.stage) > STAGES.index(row.stage)
+            for r in self.rows
+        )
 
     def table(self) -> list[list[str]]:
         """Head and rows as people read them."""
         head = ["network", "made by", self.metric, "MACs", "kept %", "params"]
-        rows = [[_network(row), self._made(row), *_numbers(row)] for row in self.rows]
+        rows = [[_network(row), row.label, *_numbers(row)] for row in self.rows]
         return [[*head, "ms", "seeds", "Pareto"], *rows]
 
     @property
@@ -68,28 +83,26 @@ class Comparison:
         """The metric of the rows as people write it."""
         return " or ".join(dict.fromkeys(metric_title(row.metric) for row in self.rows)) or "top-1"
 
-    def _made(self, row: ComparisonRow) -> str:
-        """Criterion, and model and allocation where the runs differ in them."""
-        models = {r.model for r in self.rows}
-        allocations = {r.allocation for r in self.rows if r.allocation}
-        parts = [row.model] if len(models) > 1 else []
-        parts += [row.criterion, *([row.allocation] if len(allocations) > 1 else [])]
-        return " · ".join(filter(None, parts))
 
+def compare(reports: Sequence[Report], names: Sequence[str] = ()) -> Comparison:
+    """Put runs side by side; runs of one recipe that differ only in their seed become one row.
 
-def compare(reports: Sequence[Report]) -> Comparison:
-    """Put runs side by side; those that differ only in seed or name become one row."""
-    found: dict[tuple[str, ...], list[tuple[Report, Measurement]]] = {}
-    for report in reports:
-        for m in report.measurements:
-            found.setdefault(_key(report, m), []).append((report, m))
-    rows = [_row(key, members) for key, members in found.items()]
+    Two runs with the same seed are two rows; the dense network that runs share is one.
+
+    Args:
+        names: of the runs, each another. Empty: as their recipes call them.
+    """
+    named = [
+        replace(report, name=name)
+        for report, name in zip(reports, names or ways.run_names(reports), strict=True)
+    ]
+    rows = _labelled([(key[-1], _row(key, members)) for key, members in _rows(named)])
     better = {m.metric: m.higher_is_better for r in reports for m in r.measurements}
-    rows.sort(key=lambda r: (r.model, -r.macs, STAGES.index(r.stage), r.criterion))
+    rows.sort(key=lambda r: (r.model, -r.macs, STAGES.index(r.stage), r.criterion, r.label))
     return Comparison(
-        runs=[report.name for report in reports],
+        runs=[report.name for report in named],
         rows=_mark_pareto(rows, better),
-        warnings=_warnings(reports),
+        warnings=_warnings(named),
     )
 
 
@@ -104,15 +117,76 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     files.write_text(path, csv_text([names, *body]))
 
 
-def _key(report: Report, m: Measurement) -> tuple[str, ...]:
+def _rows(reports: Sequence[Report]) -> Iterator[tuple[_Key, list[_Member]]]:
+    """What each row is made of: measurements of several seeds, each once."""
+    found: dict[_Key, list[list[_Member]]] = {}
+    for report in reports:
+        recipe = ways.values(report.recipe)
+        for m in report.measurements:
+            places = found.setdefault(_key(report, m, recipe), [])
+            own = (
+                place
+                for place in places
+                if m.stage == "baseline" or report.seed not in {r.seed for r, _ in place}
+            )
+            if (place := next(own, None)) is None:
+                places.append(place := [])
+            place.append((report, m))
+    for key, places in found.items():
+        for place in places:
+            yield key, place
+
+
+def _key(report: Report, m: Measurement, recipe: Mapping[str, str]) -> _Key:
     budget = report.budget(m.budget)
     made = (budget.criterion, budget.allocation) if budget else ("", "")
-    return (str(report.model.get("name", "")), *made, m.budget or "", m.stage)
+    way = ways.way(recipe) if budget else ways.dense_way(recipe)
+    model = str(report.model.get("name", ""))
+    return (model, *made, m.budget or "", m.stage, ways.key(way))
 
 
-def _row(key: tuple[str, ...], members: Sequence[tuple[Report, Measurement]]) -> ComparisonRow:
-    model, criterion, allocation, budget, stage = key
-    values = [m.value for _, m in members if m.value is not None]
+def _labelled(rows: Sequence[tuple[str, ComparisonRow]]) -> list[ComparisonRow]:
+    """The rows, each with a label that no other row of its budget and stage has.
+
+    Args:
+        rows: each with its way.
+    """
+    named = [(way, replace(row, label=_made(row, rows))) for way, row in rows]
+    at = Counter(map(_place, (row for _, row in named)))
+    apart = {label for (label, *_), number in at.items() if number > 1}
+    made: dict[str, dict[str, str]] = {}  # by label, what each of its ways has of its own
+    for label in apart:
+        found = list(dict.fromkeys(way for way, row in named if row.label == label))
+        told = ways.differences([json.loads(way) for way in found])
+        made[label] = dict(zip(found, told, strict=True))
+    twice = Counter((way, _place(row)) for way, row in named)
+    done = []
+    for way, row in named:
+        said = made.get(row.label, {}).get(way, "")
+        more = f" and {row.runs - 1} more" if row.runs > 1 else ""
+        alone = twice[way, _place(row)] == 1 and (said or row.label not in apart)
+        name = "" if alone else f"{row.names[0]}{more}"
+        done.append(replace(row, label=" · ".join(filter(None, (row.label, said, name)))))
+    return done
+
+
+def _made(row: ComparisonRow, rows: Sequence[tuple[str, ComparisonRow]]) -> str:
+    """Criterion, and model and allocation where the runs differ in them."""
+    models = {r.model for _, r in rows}
+    allocations = {r.allocation for _, r in rows if r.allocation}
+    parts = [row.model] if len(models) > 1 else []
+    parts += [row.criterion, *([row.allocation] if len(allocations) > 1 else [])]
+    return " · ".join(filter(None, parts))
+
+
+def _place(row: ComparisonRow) -> tuple[str, str | None, str]:
+    return (row.label, row.budget, row.stage)
+
+
+def _row(key: _Key, members: Sequence[_Member]) -> ComparisonRow:
+    model, criterion, allocation, budget, stage, _ = key
+    by_seed = {r.seed: m for r, m in members}
+    values = [m.value for m in by_seed.values() if m.value is not None]
     dense = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
     kept = [f for f in dense if f is not None]
     seeds = sorted({r.seed for r, _ in members})

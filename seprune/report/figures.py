@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from seprune.measure.metric_names import FRACTIONS, metric_title
-from seprune.report import axes
+from seprune.report import axes, words
 from seprune.report.axes import COLOURS, Figure
-from seprune.report.compare import Comparison, ComparisonRow
+from seprune.report.compare import UNRECOVERED, Comparison, ComparisonRow
 from seprune.report.measurement import STAGES, BudgetReport, GroupCut, Measurement, Report
 from seprune.report.words import fraction_of
 
@@ -40,18 +40,26 @@ def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
     base = report.baseline
     dense = base.macs if base else None
     traces = [
-        _stage_line(found, dense, STAGE_COLOURS[stage]) | {"name": stage}
+        _stage_line(found, dense, STAGE_COLOURS[stage]) | {"name": stage} | _shown(found, report)
         for stage, found in _by_stage(report)
     ]
     for number, other in enumerate(others):
         colour = OTHERS[number % len(OTHERS)]
         for stage, found in _by_stage(other):
             name = axes.label(f"{other.name} · {stage}")
-            traces.append(_stage_line(found, dense or found[0].macs, colour) | {"name": name})
+            line = _stage_line(found, dense or found[0].macs, colour) | {"name": name}
+            traces.append(line | _shown(found, other))
     layout = axes.layout("MACs kept (%)", _title(report.metric), height=420 if others else 380)
     if base and base.value is not None:
         layout["shapes"] = [axes.line(y=_scale(base.metric) * base.value)]
     return {"data": traces, "layout": layout}
+
+
+def _shown(found: Sequence[Measurement], report: Report) -> Figure:
+    """Networks before their recovery wait in the legend: they would squash the axis."""
+    ends = [words.last_of(report, b) for m in found if (b := report.budget(m.budget))]
+    interim = found[0].stage in UNRECOVERED and found[0].stage not in {e.stage for e in ends if e}
+    return {"visible": "legendonly"} if interim else {}
 
 
 def _title(metric: str) -> str:
@@ -194,6 +202,7 @@ def comparison(compared: Comparison) -> Figure:
                 "hovertemplate": "%{y:.2f} at %{x:.4g} M MACs<br>%{text}",
                 "marker": {"size": 9, "color": colour, "symbol": symbol},
                 "line": {"width": 1.5, "color": colour, "dash": dash},
+                **({"visible": "legendonly"} if all(map(compared.interim, rows)) else {}),
             }
         )
     title = " or ".join(dict.fromkeys(_title(row.metric) for row in compared.rows))

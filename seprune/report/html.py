@@ -16,8 +16,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from seprune.measure.latency import Latency
-from seprune.measure.metric_names import FRACTIONS, metric_title, metric_value
-from seprune.report import figures, gate_figures, sensitivity, words
+from seprune.measure.metric_names import metric_title, metric_value
+from seprune.report import drawing, figures, gate_figures, sensitivity, summary, training, words
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
 from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
@@ -26,8 +26,10 @@ from seprune.runtime.text import printable
 
 SECTIONS = (
     ("summary", "Summary"),
+    ("network", "Network"),
     ("accuracy", "Accuracy"),
     ("by-class", "By class"),
+    ("training", "Training"),
     ("groups", "Groups"),
     ("sensitivity", "Sensitivity"),
     ("gates", "Gates"),
@@ -49,19 +51,21 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
     by_class = _by_class(report)
     filled["by-class"] = by_class
     filled |= {"classes": ends, "not-pruned": report.not_pruned or report.budgets}
-    filled["sensitivity"] = report.sensitivity
+    filled |= {"sensitivity": report.sensitivity, "network": report.budgets}
+    filled["training"] = report.training
     content = {
         "title": f"{report.name} – seprune",
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
-        "headline": words.headline(report),
+        "headline": summary.headline(report),
         "source": Path(str(report.data.get("source"))).name,
         "others": [other.name for other in others],
-        "tiles": [_tile(report, budget) for budget in report.budgets],
+        "tiles": [summary.tile(report, budget) for budget in report.budgets],
         "metric": metric_title(report.metric),
         "summary_head": _summary_head(report),
         "summary": [_summary_row(report, m) for m in report.measurements],
         "by_class": by_class,
+        "epochs": training.table(report),
         "latency": _latency_tables(report),
         "where": words.timed_on(report),
         "counting": words.COUNTING,
@@ -149,8 +153,10 @@ def _figures(
 ) -> dict[str, Figure]:
     """Every figure by the key that the page asks for."""
     shown = {"accuracy": figures.accuracy(report, others)}
+    shown |= {"loss": training.loss(report), "metric": training.metric(report)}
     shown["overview"] = gate_figures.overview(report.gates)
     for budget in report.budgets:
+        shown[f"network/{budget.label}"] = drawing.network(budget)
         shown[f"widths/{budget.label}"] = figures.widths(budget)
         shown[f"scores/{budget.label}"] = figures.scores(budget)
         for cut in budget.groups:
@@ -164,35 +170,6 @@ def _figures(
     classes = report.data.get("classes") or []
     shown |= {f"excitation/{g.name}": gate_figures.excitation(g, classes) for g in ends}
     return shown
-
-
-def _tile(report: Report, budget: BudgetReport) -> dict[str, Any]:
-    end, base = words.last_of(report, budget), report.baseline
-    if end is None or base is None:
-        return {"label": budget.label, "value": words.DASH, "change": words.DASH, "speeds": []} | {
-            "tone": "",
-            "macs": words.percent(budget.reached, 1),
-            "params": words.DASH,
-        }
-    speeds = [(x, words.speed_up(report, x)) for x in end.latency if x.runtime == "eager"]
-    return {
-        "label": words.stage_name(end),
-        "value": metric_value(end.metric, end.value),
-        "change": words.change(end, base),
-        "tone": _tone(end, base),
-        "macs": words.percent(words.fraction_of(end.macs, base.macs), 1),
-        "params": words.percent(words.fraction_of(end.params, base.params), 1),
-        "speeds": [f"{s:.2f}x as fast at batch {x.batch}" for x, s in speeds if s],
-    }
-
-
-def _tone(end: Measurement, base: Measurement) -> str:
-    """How a tile is coloured: as good as the baseline, or more than a hundredth worse."""
-    if end.value is None or base.value is None:
-        return ""
-    gain = end.value - base.value if end.higher_is_better else base.value - end.value
-    lost = 0.01 if end.metric in FRACTIONS else 0.01 * abs(base.value)
-    return "good" if gain >= 0 else "bad" if gain < -lost else ""
 
 
 def _summary_head(report: Report) -> list[str]:

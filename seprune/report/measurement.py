@@ -154,6 +154,27 @@ class GateSummary:
 
 
 @dataclass(frozen=True)
+class TrainedEpoch:
+    """One line of `metrics.jsonl`; None where it was not measured."""
+
+    epoch: int  # from 1
+    loss: float | None  # mean over the images trained on
+    validation_loss: float | None
+    value: float | None  # the deciding metric on the validation split
+    lr: float | None  # at the end of the epoch
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network was trained, epoch by epoch."""
+
+    stage: str  # of the measurement that came of it
+    budget: str | None
+    metric: str
+    epochs: list[TrainedEpoch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a reader of the run may ask for; an unfinished run fills less of it."""
 
@@ -170,6 +191,7 @@ class Report:
     budgets: list[BudgetReport] = field(default_factory=list)
     gates: list[GateSummary] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    training: list[Training] = field(default_factory=list)  # the dense network's, the budgets'
     sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py
     not_pruned: list[dict[str, str]] = field(default_factory=list)  # group, reason
     seconds: dict[str, float] = field(default_factory=dict)  # by stage

@@ -34,6 +34,9 @@ const start = async () => {
     box.hidden = parts.length === 0;
     if (box.hidden) return;
     const { data, layout } = coloured({ data: parts.flatMap((p) => p.data), layout: parts[0].layout });
+    if (box.parentElement.querySelector("input[data-all]")?.checked) {
+      data.forEach((trace) => { if (trace.visible === "legendonly") trace.visible = true; });
+    }
     layout.font.family = getComputedStyle(document.body).fontFamily;
     Plotly.react(box, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   };
@@ -48,6 +51,7 @@ const start = async () => {
   boxes.forEach((box) => seen.observe(box));
 
   document.addEventListener("change", ({ target }) => {
+    if (target.matches("input[data-all]")) draw(target.closest("section").querySelector(".figure"));
     if (!target.matches("select")) return;
     document.querySelectorAll(`select[name="${target.name}"]`).forEach((other) => { other.value = target.value; });
     boxes.filter((box) => box.dataset.drawn && box.dataset.figure.includes(`{${target.name}}`)).forEach(draw);

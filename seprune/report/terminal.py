@@ -12,7 +12,7 @@ from rich.text import Text
 from seprune.errors import UsageError
 from seprune.measure.latency import Latency
 from seprune.measure.metric_names import metric_title, metric_value
-from seprune.report import sensitivity, words
+from seprune.report import sensitivity, summary, words
 from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
 
@@ -38,7 +38,7 @@ def show(
 
 def overview(report: Report) -> RenderableType:
     """Everything in short: results, groups, gates, warnings."""
-    line = words.headline(report)
+    line = summary.headline(report)
     first: list[RenderableType] = [Text(line, style="bold"), ""] if line else []
     parts: list[RenderableType] = [*first, results(report), *_latencies(report)]
     if report.budgets:

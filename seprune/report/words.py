@@ -132,20 +132,6 @@ def speed_up(report: Report, latency: Latency) -> float | None:
     return dense.median_ms / latency.median_ms
 
 
-def headline(report: Report) -> str:
-    """`1.83x as fast (macs 0.5) in ONNX Runtime, batch 1, 1 thread`; empty without latencies."""
-    ends = [m for budget in report.budgets if (m := last_of(report, budget)) is not None]
-    timed = [x for m in ends for x in m.latency if x.median_ms is not None]
-    if not timed:
-        return ""
-    like = min(timed, key=lambda x: (x.runtime != report.runtime, x.batch))
-    found = [(m.budget, match(m.latency, like)) for m in ends]
-    speeds = [(b, s) for b, x in found if x is not None and (s := speed_up(report, x)) is not None]
-    texts = ", ".join(f"{speed:.2f}x as fast ({budget})" for budget, speed in speeds)
-    where = f"{RUNTIMES.get(like.runtime, like.runtime)}, batch {like.batch}"
-    return f"{texts} in {where}, {threads(like.threads)}" if texts else ""
-
-
 def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
     """Saturation, rank agreement and idle gates, in words: a sentence each, naming the gates."""
     full = [(g, g.saturated) for g in gates if (g.saturated or 0) > SATURATED]

@@ -100,7 +100,7 @@ def test_a_report_opens(tmp_path, listener, width: int, dark: bool) -> None:
     assert of_page(listener) == []
     assert f'data-theme="{"dark" if dark else "light"}"' in dom
     drawn = dom.count('class="figure js-plotly-plot"')
-    assert drawn == dom.count("data-figure=") == 6 + 3
+    assert drawn == dom.count("data-figure=") == 9 + 3
     for name in ("fine-tuned", "kept", "all classes", CIFAR[0]):
         assert f">{name}</text>" in dom
 
