@@ -57,10 +57,10 @@ def _deaf(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[Tensor, int, Te
         weight, groups = modules[layer].weight, getattr(modules[layer], "groups", 1)
         dim = 0 if getattr(modules[layer], "transposed", False) else 1
         per, rows = total // groups, weight.shape[0] // groups
-        for g in range(groups) if groups > 1 else ():
+        for g in range(groups) if groups > 1 and dim == 1 else ():
             inside = gone[(gone >= g * per) & (gone < (g + 1) * per)] - g * per
             yield weight[g * rows : (g + 1) * rows], 1, inside
-        if groups == 1:
+        if groups == 1 or dim == 0:
             yield weight, dim, gone
 
 

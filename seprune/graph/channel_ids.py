@@ -59,6 +59,7 @@ class ChannelIds:
     by_conv_group: set[str] = field(
         default_factory=set
     )  # grouped convolutions that give up conv groups
+    transposed_groups: set[str] = field(default_factory=set)  # transposed ones
     even: list[tuple[Tensor, str]] = field(default_factory=list)  # rows keep as many; where
     depends: set[int] = field(default_factory=set)  # values that depend on the input
     count: int = 0
@@ -126,7 +127,7 @@ class Walker:
         self.result = ChannelIds()
         self.readers = trace.consumers()
         self.function_of = {n: f for f in trace.functions for n in range(f.first_node, f.end_node)}
-        self.stretchable: set[int] = set()  # constants of one value: as wide as what they meet
+        self.stretchable: dict[int, frozenset[int]] = {}  # constant along dimensions of free length
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
         self.first = {  # of the modules that hold the same weight

@@ -80,7 +80,8 @@ class CostTerms:
     ) -> list[Tensor]:
         """The sides of a layer along which one of its parameters lies."""
         out, into = sides.get((owner, "out")), sides.get((owner, "in"))
-        found = [out] if out is not None and len(out) in shape[:2] else []
+        turned = owner in self.channel_ids.transposed_groups and leaf == "weight"
+        found = [out] if out is not None and (turned or len(out) in shape[:2]) else []
         if leaf != "weight" or into is None or owner in self.channel_ids.by_conv_group:
             return found
         # a weight that is used in slices has inputs, and no outputs of its length

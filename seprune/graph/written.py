@@ -13,18 +13,18 @@ from seprune.graph.function_calls import FunctionCall
 from seprune.graph.trace import Node
 
 SIZED = {
-    "view": 1, "reshape": 1, "expand": 1, "broadcast_to": 1, "unflatten": 2,
+    "view": 1, "reshape": 1, "expand": 1, "repeat": 1, "broadcast_to": 1, "unflatten": 2,
     "zeros": 0, "ones": 0, "empty": 0, "full": 0,
     "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1,
 }  # fmt: skip
 """Functions that take the sizes of their result, and the first argument that is one."""
 FACTORIES = frozenset(("zeros", "ones", "empty", "full"))
 SPLITS = {"split": 1, "split_with_sizes": 1}
-_NUMBERS = {**SIZED, **SPLITS, "tensor_split": 1, "narrow": 2}
+_NUMBERS = {**SIZED, **SPLITS, "tensor_split": 1, "narrow": 2, "group_norm": 1, "layer_norm": 1}
 _INDEXED = ("__getitem__", "__setitem__")
 _KEYS = (
     "size", "shape", "sizes", "split_size_or_sections", "split_size", "split_sizes",
-    "indices_or_sections", "indices",
+    "indices_or_sections", "indices", "num_groups", "normalized_shape",
 )  # fmt: skip
 _END = 2**62  # torch's slices to the end stop at the largest integer
 

@@ -17,7 +17,7 @@ from seprune.graph.sizes import is_size, set_size
 _OUT = {
     nn.Linear: tp.prune_linear_out_channels,
     nn.LayerNorm: tp.prune_layernorm_out_channels,
-    nn.GroupNorm: tp.prune_groupnorm_out_channels,
+    nn.GroupNorm: lambda norm, removed: _cut_group_norm(norm, removed),
     nn.PReLU: tp.prune_prelu_out_channels,
     nn.modules.batchnorm._BatchNorm: tp.prune_batchnorm_out_channels,
     nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
@@ -100,6 +100,8 @@ def _cut_convolution(conv: Any, keep: dict[str, Tensor]) -> None:
         tp.prune_conv_out_channels(conv, removed)
     elif conv.groups == conv.in_channels == conv.out_channels:
         tp.prune_depthwise_conv_out_channels(conv, removed)
+    elif conv.transposed:
+        _cut_transposed_groups(conv, outs, ins)
     else:
         _cut_conv_groups(conv, outs, ins)
     for name, tensor in extra.items():
@@ -137,6 +139,34 @@ def _cut_conv_groups(conv: Any, outs: Tensor, ins: Tensor) -> None:
     if conv.bias is not None:
         conv.bias = nn.Parameter(conv.bias.detach()[outs.to(weight.device)])
     conv.in_channels, conv.out_channels = len(ins), len(outs)
+
+
+def _cut_transposed_groups(conv: Any, outs: Tensor, ins: Tensor) -> None:
+    """The weight is (inputs, outputs of a conv group, ...): block by block."""
+    groups, per_in, per_out = (
+        conv.groups, conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    )  # fmt: skip
+    if per_in == 1:  # depthwise with a channel multiplier
+        ins = torch.unique(outs // per_out)
+    weight, parts = conv.weight.detach(), []
+    for block in range(groups):
+        rows = ins[ins // per_in == block].to(weight.device)
+        columns = outs[outs // per_out == block].to(weight.device) - block * per_out
+        if len(columns):
+            parts.append(weight[rows][:, columns])
+    conv.weight, conv.groups = nn.Parameter(torch.cat(parts)), len(parts)
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(conv.bias.detach()[outs.to(weight.device)])
+    conv.in_channels, conv.out_channels = len(ins), len(outs)
+
+
+def _cut_group_norm(norm: nn.GroupNorm, removed: list[int]) -> None:
+    """Norm groups go whole, or lose as many channels each."""
+    kept = torch.ones(norm.num_groups, norm.num_channels // norm.num_groups, dtype=torch.bool)
+    kept.view(-1)[removed] = False
+    if bool((kept.all(1) | ~kept.any(1)).all()):
+        norm.num_groups = int(kept.any(1).sum())
+    tp.prune_groupnorm_out_channels(norm, removed)
 
 
 def _removed(keep: Tensor, total: int) -> list[int]:

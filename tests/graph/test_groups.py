@@ -182,6 +182,10 @@ EXPECTED: dict[str, dict[str, tuple[int, Sides]]] = {
         "a": (8, same([("a", "out"), ("middle", "out"), ("b", "in")],
                                [[u, u + 4] for u in range(4)])),
     },
+    "transposed conv groups": {  # 4 conv groups of 2
+        "a": (8, same([("a", "out"), ("middle", "in"), ("middle", "out"), ("b", "in")],
+                      [[2 * u, 2 * u + 1] for u in range(4)])),
+    },
     "instance norm": {
         "a": (8, same([("a", "out"), ("middle", "out"), ("b", "in")], each(8))),
     },
@@ -209,8 +213,6 @@ def test_groups_worked_out_by_hand(kind):
         ("zero padded", "middle.conv", "it meets a tensor of fixed size in add in middle"),
         ("sorted", "a", "sort in middle: channels change their order"),
         ("unbound", "a", "channels are taken apart one by one by unbind in middle"),
-        ("transposed conv groups", "a",
-         "convolution in middle: conv groups of a transposed convolution"),
         ("shuffled conv groups", "middle.one#2", "its channels go together or not at all"),
     ],
 )  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from seprune.graph.channel_ids import FIXED, NEUTRAL, Walker, along, varying
+from seprune.graph.channel_ids import FIXED, NEUTRAL, Slot, Walker, along, varying
+from seprune.graph.op_rules.replays import replay
 from seprune.graph.trace import Node
 from seprune.graph.written import SIZED
 
@@ -24,7 +25,8 @@ def constant(walker: Walker, node: Node) -> None:
     fill(walker, node)
     call = walker.function_of.get(node.id)
     if call is not None and call.function in SIZED and call.output == node.outputs[0]:
-        walker.stretchable.add(node.outputs[0])
+        dims = range(len(walker.trace.shape(call.output)))
+        walker.stretchable[call.output] = frozenset(dims)
 
 
 def constant_like(walker: Walker, node: Node) -> None:
@@ -37,26 +39,57 @@ def constant_like(walker: Walker, node: Node) -> None:
         walker.set(node, wide.expand(shape))
 
 
+def spread(walker: Walker, node: Node) -> None:
+    """A dimension of length 1 is repeated: it may be as wide as what it meets."""
+    replay(walker, node)
+    value, read = node.outputs[0], walker.trace.shape(node.args[0].value)
+    made, call = walker.trace.shape(value), walker.function_of.get(node.id)
+    lead = len(made) - len(read)
+    grown = {d for d, n in enumerate(made) if n > 1 and (d < lead or read[d - lead] == 1)}
+    if call is not None and call.function in SIZED and not varying(walker.ids(value)):
+        walker.stretchable[value] = frozenset(grown)
+
+
 def stretch(walker: Walker, value: int, dim: int) -> None:
-    """Give a constant channels of its own along a dimension, if it is one without."""
-    chain = [value]
-    while chain[-1] not in walker.stretchable:
-        made_by = walker.trace.values[chain[-1]].node
-        node = walker.trace.nodes[made_by] if made_by >= 0 else None
-        if node is None or node.op.split(".")[1] not in _SAME or not node.inputs():
+    """Give a constant channels of its own along a dimension, if it is one without.
+
+    So does a parameter or buffer of several dimensions (a table of positions): it is cut.
+    """
+    chain = [(value, dim)]
+    while chain[-1][1] not in walker.stretchable.get(chain[-1][0], ()):
+        info = walker.trace.values[chain[-1][0]]
+        if info.kind in ("parameter", "buffer"):
+            break
+        node = walker.trace.nodes[info.node] if info.node >= 0 else None
+        before = None if node is None else _before(walker, node, chain[-1][1])
+        if node is None or before is None:
             return
-        chain.append(node.inputs()[0])
-    shapes = [walker.trace.shape(v) for v in chain]
-    dims = {len(s) for s in shapes}
-    if dims != {len(shapes[0])} or any(s[dim] != shapes[0][dim] for s in shapes):
+        chain.append((node.inputs()[0], before))
+    root, along_dim = chain[-1]
+    ids = walker.ids(root)
+    if varying(ids):
         return
-    if int(walker.ids(chain[-1]).reshape(-1)[0]) != FIXED:
-        return
-    walker.stretchable.discard(chain[-1])
-    made = walker.fresh(shapes[0][dim])
-    wide = made.reshape([-1 if d == dim else 1 for d in range(len(shapes[0]))])
-    for link, shape in zip(chain, shapes):
+    walker.freeze(ids, "it is spread over channels")
+    made = walker.fresh(ids.shape[along_dim])
+    for link, place in chain:
+        shape = walker.trace.shape(link)
+        wide = made.reshape([-1 if d == place else 1 for d in range(len(shape))])
         walker.result.values[link] = wide.expand(shape)
+    if walker.trace.values[root].kind in ("parameter", "buffer"):
+        walker.slot(Slot(walker.trace.values[root].name, f"dim{along_dim}", made, -1))
+
+
+def _before(walker: Walker, node: Node, dim: int) -> int | None:
+    """Where a dimension of an operator's result was in what it read; None if it was not there."""
+    name, made = node.op.split(".")[1], walker.trace.shape(node.outputs[0])
+    if not node.inputs():
+        return None
+    read = walker.trace.shape(node.inputs()[0])
+    if name == "unsqueeze":
+        new = node.args[1] % len(made)
+        return None if dim == new else dim - (dim > new)
+    same = name in _SAME and len(read) == len(made) and read[dim] == made[dim]
+    return dim if same else None
 
 
 def stretch_operands(walker: Walker, node: Node) -> None:

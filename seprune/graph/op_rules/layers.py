@@ -25,8 +25,6 @@ def convolution(walker: Walker, node: Node) -> None:
     owned = layer in walker.modules
     into, out = ("in", "out") if owned else ("dim0", "dim1") if transposed else ("dim1", "dim0")
     depthwise = groups == shape[1] > 1
-    if transposed and groups > 1 and not (depthwise and outs == groups):
-        raise UnknownUse("conv groups of a transposed convolution")
     if not owned and groups > 1:
         if not depthwise or transposed:
             raise UnknownUse("conv groups of a bare parameter")
@@ -37,6 +35,8 @@ def convolution(walker: Walker, node: Node) -> None:
         made = walker.fresh(outs)
         walker.slot(Slot(layer, into, channels, node.id))
         _conv_groups(walker, layer, groups, channels, made)
+    if transposed and groups > 1:
+        walker.result.transposed_groups.add(layer)
     walker.slot(Slot(layer, out, made, node.id, produces=not depthwise))
     _cost_of_layer(walker, node, channels, made, groups)
     walker.set(node, made.view(1, -1, *[1] * (len(shape) - 2)))

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along
+from seprune.graph.op_rules.views import attribute
 from seprune.graph.trace import Node, Ref
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+_FEW = 8  # norm groups: their channels go one by one, and the cut norm is not its masked parent
 
 
 def batch_norm(walker: Walker, node: Node) -> None:
@@ -14,12 +23,16 @@ def batch_norm(walker: Walker, node: Node) -> None:
 
 
 def group_norm(walker: Walker, node: Node) -> None:
-    """Channels stay; those at one place of every norm group go together."""
+    """Channels stay; norm groups go whole, or lose as many channels each where they are few."""
     groups = int(node.args[6])
     channels = along(walker.ids(node.args[0].value), 1)
     if channels is not None and groups > 1:
         rows = channels.reshape(groups, -1)
-        walker.tie(rows, rows[:1].expand_as(rows), f"the groups of {node.module}")
+        whole = groups >= min(_FEW, rows.shape[1])
+        first = rows[:, :1] if whole else rows[:1]
+        walker.tie(rows, first.expand_as(rows), f"the groups of {node.module}")
+        if whole and not isinstance(walker.modules.get(node.module), nn.GroupNorm):
+            _written(walker, node, "group_norm", first.reshape(-1))
     _norm(walker, node, dim=1, parameters=range(1, 3))
 
 
@@ -28,6 +41,9 @@ def layer_norm(walker: Walker, node: Node) -> None:
     if len(node.args[1]) != 1:
         raise UnknownUse("normalised over several dimensions")
     _norm(walker, node, dim=-1, parameters=range(2, 4))
+    channels, module = along(walker.ids(node.args[0].value), -1), walker.modules.get(node.module)
+    if channels is not None and not isinstance(module, nn.LayerNorm):
+        _written(walker, node, "layer_norm", channels)
 
 
 def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
@@ -38,17 +54,19 @@ def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
         channels = channels[: module.num_features]  # torch folds samples and channels together
     if channels is None:
         raise UnknownUse("channels are mixed with positions")
-    names = [
-        walker.parameter_name(node.args[i].value)[0]
-        for i in parameters
-        if len(node.args) > i and isinstance(node.args[i], Ref)
-    ]
-    if module is not None and any(True for _ in module.parameters(recurse=False)):
+    if isinstance(module, _NORMS):
         walker.slot(Slot(node.module, "out", channels, node.id))
-    elif any(names):
+    else:
         for i in parameters:
             if len(node.args) > i and isinstance(node.args[i], Ref):
                 walker.tie(channels, walker.ids(node.args[i].value), walker.place(node))
-    elif any(hasattr(module, n) for n in ("num_features", "num_channels", "normalized_shape")):
-        walker.slot(Slot(node.module, "out", channels, node.id))
     walker.set(node, read)
+
+
+def _written(walker: Walker, node: Node, function: str, counted: Tensor) -> None:
+    """A number of norm groups, or a shape, follows: in the call, or an attribute of the module."""
+    call = walker.function_of.get(node.id)
+    if call is not None and call.function == function:
+        walker.number(call, 0, counted, node)
+    else:
+        attribute(walker, node, [len(counted)], [counted])

@@ -15,6 +15,7 @@ from seprune.graph.op_rules import (
     layers,
     norms,
     reductions,
+    replays,
     selections,
     views,
 )
@@ -92,7 +93,7 @@ _SPECIAL = (
     "modified_bessel_i0 modified_bessel_i1 modified_bessel_k0 modified_bessel_k1 ndtri "
     "scaled_modified_bessel_k0 scaled_modified_bessel_k1 spherical_bessel_j0"
 )
-_VIEWS = "permute transpose t unsqueeze squeeze expand repeat expand_as numpy_T"
+_VIEWS = "permute transpose t unsqueeze squeeze expand_as numpy_T"
 _SPATIAL = (
     "max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool1d avg_pool3d "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
@@ -111,7 +112,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise.elementwise),
     **dict.fromkeys(_UNARY.split(), elementwise.unary),
     **dict.fromkeys((f"special_{name}" for name in _SPECIAL.split()), elementwise.unary),
-    **dict.fromkeys(_VIEWS.split(), views.replay),
+    **dict.fromkeys(_VIEWS.split(), replays.replay),
     **dict.fromkeys(_SPATIAL.split(), reductions.spatial),
     **dict.fromkeys(_REDUCTIONS.split(), reductions.reduce),
     "convolution": layers.convolution,
@@ -131,6 +132,8 @@ RULES: dict[str, Rule] = {
     "_batch_norm_no_update": norms.batch_norm,
     "native_group_norm": norms.group_norm,
     "native_layer_norm": norms.layer_norm,
+    "expand": factories.spread,
+    "repeat": factories.spread,
     "cat": views.join,
     "stack": views.join,
     "view": views.reshape,

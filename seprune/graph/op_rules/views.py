@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along, varying
 from seprune.graph.op_rules.factories import stretch, stretch_operands
-from seprune.graph.trace import Node, Ref
+from seprune.graph.op_rules.replays import replay
+from seprune.graph.trace import Node
 from seprune.graph.written import SPLITS, slice_entries, slice_range
-
-
-def replay(walker: Walker, node: Node) -> None:
-    """A view: do to the ids what was done to the tensor."""
-    overload = _overload(node.op)
-    arguments = tree_map(lambda a: walker.ids(a.value) if isinstance(a, Ref) else a, node.args)
-    keywords = {k: v for k, v in node.kwargs.items() if k in ("dim", "dims", "start", "end")}
-    made = overload(*arguments, **keywords)
-    for index, part in enumerate(made if isinstance(made, (tuple, list)) else [made]):
-        walker.set(node, part, index)
 
 
 def join(walker: Walker, node: Node) -> None:
@@ -190,11 +177,6 @@ def channel_shuffle(walker: Walker, node: Node) -> None:
     walker.set(node, first.expand_as(parts).transpose(1, 2).flatten(1, 2))
 
 
-def _overload(op: str) -> Any:
-    space, name, overload = op.split(".")
-    return getattr(getattr(getattr(torch.ops, space), name), overload)
-
-
 def split(walker: Walker, node: Node) -> None:
     """Parts of channels are groups of their own, where the code says their sizes."""
     read = walker.ids(node.args[0].value)
@@ -268,7 +250,7 @@ def select(walker: Walker, node: Node) -> None:
     """Fine among positions; a channel that is picked stays, and its group with it."""
     read = walker.ids(node.args[0].value)
     dim = walker.arg(node, 1, "dim", 0) % read.dim()
-    if varying(read) == [dim]:
+    if varying(read) == [dim] and walker.readers.get(node.outputs[0]):
         walker.freeze(read, f"one channel is picked by {walker.place(node)}")
     replay(walker, node)
 
