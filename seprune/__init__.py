@@ -6,7 +6,7 @@ looked up when it is used.
 
 import lazy_loader as _lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, _, __all__ = _lazy.attach_stub(__name__, __file__)
 __all__ += ["__version__"]

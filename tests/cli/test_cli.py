@@ -338,7 +338,7 @@ def test_help_and_recipe_errors_do_not_import_torch():
 
 
 def test_the_version(seprune):
-    assert seprune("--version")[:2] == (0, "seprune 0.1.0\n")
+    assert seprune("--version")[:2] == (0, "seprune 0.2.0\n")
 
 
 def test_the_demonstration_runs_the_quickstart_and_opens_its_report(seprune, monkeypatch, tmp_path):
