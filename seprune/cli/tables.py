@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from seprune.measure.metric_names import metric_title
+from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import sensitivity as sensitivities
 from seprune.report import words
 
 if TYPE_CHECKING:
+    from seprune.export.artefacts import Artefact
     from seprune.graph.groups import NetworkStructure
     from seprune.importance import Importance
     from seprune.pipeline.preprocessing_trial import PreprocessingTrial
@@ -106,6 +107,26 @@ def preprocessing(trials: list[PreprocessingTrial]) -> Table:
     for trial in trials:
         levels = ["/".join(f"{v:.3g}" for v in values) for values in trial.preprocessing.levels]
         table.add_row(trial.name, *levels, f"{trial.loss:.4g}", f"{trial.value:.4f}")
+    return table
+
+
+def artefacts(found: list[Artefact]) -> Table:
+    """Size, metrics and latency of exported files."""
+    table = _table("Exported files, in ONNX Runtime")
+    table.add_column("file", overflow="fold", ratio=1)
+    metrics = [name for name in (found[0].metrics or {}) if name != "top5"]
+    batches = list(found[0].milliseconds)
+    titles = ["bytes", *map(metric_title, metrics), *(f"ms at batch {b}" for b in batches)]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in found:
+        times = [one.milliseconds[b] for b in batches]
+        table.add_row(
+            one.name,
+            f"{one.bytes:,}",
+            *(metric_value(name, (one.metrics or {}).get(name)) for name in metrics),
+            *(words.DASH if t is None else f"{t:.2f}" for t in times),
+        )
     return table
 
 

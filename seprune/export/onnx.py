@@ -75,7 +75,7 @@ def export_model(
         raise UsageError(f"unknown export format '{format}'", why=f"known: {', '.join(FORMATS)}",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
     if format == "onnx":
-        _extra()
+        onnx_runtime()
     path = Path(path)
     model = copy.deepcopy(model).cpu().eval()
     images = _noise(shape) if images is None else images.cpu()
@@ -228,7 +228,7 @@ def _opener(format: str) -> Callable[[Path], Run]:
 
 def open_onnx(file: Path | bytes) -> Run:
     """A file, or its content, in ONNX Runtime, with as many threads as torch has."""
-    runtime = _extra()
+    runtime = onnx_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -289,7 +289,7 @@ def _noise(shape: Sequence[int]) -> Tensor:
     return torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def _extra() -> Any:
+def onnx_runtime() -> Any:
     """onnxruntime, if all that ONNX needs is installed."""
     try:
         for package in ("onnx", "onnxscript"):

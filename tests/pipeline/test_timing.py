@@ -70,7 +70,7 @@ def test_without_onnx_runtime_only_those_who_ask_hear_of_it(monkeypatch):
     def missing() -> None:
         raise timing.SepruneError("ONNX export needs packages", why="No module named 'onnx'")
 
-    monkeypatch.setattr("seprune.export.onnx._extra", missing)
+    monkeypatch.setattr("seprune.export.onnx.onnx_runtime", missing)
     asked = measured(["onnx"])[BASE]
     assert {x.note for x in asked} == {"ONNX export needs packages: No module named 'onnx'"}
 

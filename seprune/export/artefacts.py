@@ -1,0 +1,131 @@
+"""Exported ONNX files measured beside each other: size, quality, latency, and a run by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seprune.errors import InputError
+from seprune.export.onnx import open_onnx
+from seprune.measure.latency import latency
+from seprune.measure.metrics import evaluate
+from seprune.runtime.progress import Track, silent
+from seprune.tasks import Task
+
+BATCHES = (1, 8)
+CLOSE = 1e-4  # of the largest output, between two processes with the same file and threads
+ALONE = """
+import sys
+import numpy as np
+import onnxruntime as ort
+
+shape = tuple(map(int, sys.argv[2].split(",")))
+images = np.frombuffer(sys.stdin.buffer.read(), np.float32).reshape(shape)
+session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+made = session.run(None, {session.get_inputs()[0].name: images})[0]
+assert not {"seprune", "torch"} & set(sys.modules)
+sys.stdout.buffer.write(np.ascontiguousarray(made, np.float32).tobytes())
+"""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file, and what was measured of it.
+
+    Attributes:
+        metrics: as fractions, by our names; None without images that have its labels.
+        milliseconds: medians by batch size.
+    """
+
+    name: str
+    bytes: int
+    metrics: Mapping[str, float] | None
+    milliseconds: Mapping[int, float | None]
+
+    def plain(self) -> dict[str, Any]:
+        """JSON types."""
+        times = {str(batch): value for batch, value in self.milliseconds.items()}
+        metrics = None if self.metrics is None else dict(self.metrics)
+        return {"name": self.name, "bytes": self.bytes, "metrics": metrics, "median_ms": times}
+
+
+class _FileNetwork(nn.Module):
+    """An ONNX file as a module, so that it is evaluated as any network is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.run = open_onnx(path)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.run(images)[0]
+
+
+def measure_artefacts(
+    files: Mapping[str, Path],
+    shape: Sequence[int],
+    loader: Iterable[Any] | None,
+    *,
+    task: Task | None = None,
+    track: Track = silent,
+) -> list[Artefact]:
+    """Every file evaluated on the same images, and timed in turns with the others.
+
+    Args:
+        files: by the names that people see.
+        loader: of images with labels; None: nothing is evaluated.
+    """
+    networks = {name: _FileNetwork(path).eval() for name, path in files.items()}
+    times = latency(networks, shape, batch_sizes=BATCHES)
+    made = []
+    for name, path in files.items():
+        metrics = None
+        if loader is not None:
+            found = evaluate(networks[name], loader, task=task, device="cpu", track=track)
+            metrics = found.metrics
+        own = {t.batch: t.median_ms for t in times if t.name == name}
+        made.append(Artefact(name, path.stat().st_size, metrics, own))
+    return made
+
+
+def run_alone(path: Path, images: Tensor) -> None:
+    """Run a file in a new process that has neither seprune nor torch, one image and several.
+
+    Raises:
+        InputError: it does not run there, or answers differently.
+    """
+    own = open_onnx(path)
+    for batch in sorted({1, len(images)}):
+        given = images[:batch].float().contiguous()
+        size = ",".join(map(str, given.shape))
+        ended = subprocess.run(
+            [sys.executable, "-I", "-c", ALONE, str(path.absolute()), size],
+            input=given.numpy().tobytes(),
+            capture_output=True,
+            check=False,
+        )
+        if ended.returncode:
+            said = ended.stderr.decode(errors="replace").strip().splitlines()
+            raise _does_not_run(path, said[-1] if said else f"exit status {ended.returncode}")
+        expected = own(given)[0].float()
+        answer = torch.frombuffer(bytearray(ended.stdout), dtype=torch.float32)
+        difference = (answer - expected.flatten()).abs().max() / expected.abs().max().clamp_min(
+            1e-30
+        )
+        if not float(difference) <= CLOSE:
+            raise _does_not_run(path, f"its answer differs by {float(difference):.1e}")
+
+
+def _does_not_run(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: does not run by itself",
+        why=why,
+        fix="export again with another --opset",
+        code="export-mismatch",
+    )
