@@ -178,7 +178,9 @@ def _result(plan: PruningPlan, seconds: dict[str, float]) -> dict[str, Any]:
     """The contract's JSON; the table goes to people."""
     from seprune.cli.tables import widths
 
-    facts = plan.facts
+    facts, timed = plan.facts, plan.facts.get("latency") or {}
+    if timed.get("note"):
+        console.tell(f"note: {timed['note']}")
     console.stderr().print(widths(plan))
     return {
         "macs_before": facts["macs"][0],

@@ -77,10 +77,15 @@ class TableKey:
 
 @dataclass
 class LatencyTable:
-    """Milliseconds by operator."""
+    """Milliseconds by operator.
+
+    Attributes:
+        note: why a file that was there is not used; not kept.
+    """
 
     key: TableKey
     times: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
     def save(self, path: Path) -> None:
         """Write the table as JSON."""
@@ -125,8 +130,9 @@ def open_table(path: Path, key: TableKey, note: Callable[[str], None]) -> Latenc
     if table.key != key:
         pairs = zip(asdict(table.key).items(), asdict(key).values())
         other = [f"{name} {a} instead of {b}" for (name, a), b in pairs if a != b]
-        note(f"{path} is of {', '.join(other)}: measured anew")
-        return LatencyTable(key)
+        text = f"{path} is of {', '.join(other)}: measured anew"
+        note(text)
+        return LatencyTable(key, note=text)
     return table
 
 

@@ -298,6 +298,8 @@ def _warnings(result: RunResult) -> list[str]:
     tuning = result.recipe.finetune
     if tuning.epochs and tuning.distill and not distils(result.context):
         notes.append("a detector in training gives losses, so it was tuned without a teacher")
+    timed = (budget.facts["plan"].get("latency") or {} for budget in result.budgets)
+    notes += list(dict.fromkeys(facts["note"] for facts in timed if facts.get("note")))
     return [*notes, *result.slow]
 
 

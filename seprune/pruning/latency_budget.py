@@ -45,13 +45,20 @@ class LatencySearch:
 
     def __init__(self, search: Search, limit: Limit, measure: Measure) -> None:
         self.search, self.measure = search, measure
+        self.model: LatencyModel | None = None
         self.parts = search.allocation.parts if search.importance.additive else ()
         self.uncut_ms = measure(plan_of(search.structure.groups, {}, {}))
         self.budget = float(limit.value) * (self.uncut_ms if limit.is_fraction else 1.0)
 
     def plan(self, found: Candidate) -> PruningPlan:
         """The plan, with the budget and what was reached as shares of the network given."""
-        shares = {"budget": self.budget / self.uncut_ms, "reached": found.ms / self.uncut_ms}
+        shares: dict[str, Any] = {
+            "budget": self.budget / self.uncut_ms,
+            "reached": found.ms / self.uncut_ms,
+        }
+        if self.model is not None:
+            shares["predicted"] = self.model.at(found.kept) / self.model.at(self.full())
+            shares |= {"note": self.model.table.note} if self.model.table.note else {}
         return with_facts(
             self.planned(found.kept), latency={**shares, "ms": [self.uncut_ms, found.ms]}
         )
@@ -102,7 +109,8 @@ class LatencySearch:
 
     def modelled(self, model: LatencyModel, ratio: float) -> Candidate:
         """The widths that lose least within the model's budget, which measurements correct."""
-        choices = self.choices(model.with_parts({p.name: p.module for p in self.parts}))
+        self.model = model.with_parts({p.name: p.module for p in self.parts})
+        choices = self.choices(self.model)
         full = self.full()
         target = self.budget * choices.times(full) / self.uncut_ms
         best: Candidate | None = None

@@ -116,11 +116,16 @@ def test_a_table_of_another_machine_is_measured_anew(tmp_path: Path):
     LatencyTable(KEY, {"conv": 1.0}).save(path)
     notes = []
     other = TableKey("another one", "eager", "2.14.1", 1, 1)
-    assert open_table(path, other, notes.append).times == {}
-    assert notes == [
-        f"{path} is of device a processor instead of another one, "
-        "version 2.14.0 instead of 2.14.1: measured anew"
-    ]
+    table = open_table(path, other, notes.append)
+    assert table.times == {}
+    assert (
+        notes
+        == [table.note]
+        == [
+            f"{path} is of device a processor instead of another one, "
+            "version 2.14.0 instead of 2.14.1: measured anew"
+        ]
+    )
     assert KEY.file_name() == "a-processor-eager-2.14.0-1-1-float32.json"
 
 

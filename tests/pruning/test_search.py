@@ -421,7 +421,17 @@ def test_a_model_of_time_meets_the_budget_with_few_measurements(share, allocatio
                      times=a_model(), latency=share)  # fmt: skip
     assert len(asked) <= 8
     assert 0.97 * share * full <= measure(plan) <= share * full
-    assert plan.facts["latency"]["reached"] == pytest.approx(measure(plan) / full)
+    facts, model = plan.facts["latency"], a_model()
+    assert facts["reached"] == pytest.approx(measure(plan) / full)
+    assert facts["predicted"] == pytest.approx(
+        model.at(kept(plan)) / model.at(kept(make_whole(structure)))
+    )
+    assert "note" not in facts
+    table = replace(model.table, note="a table of another machine: measured anew")
+    model = LatencyModel(model.items, table)
+    again = make_plan(structure, scores(structure), allocation=allocation, measure=measure,
+                      times=model, latency=share)  # fmt: skip
+    assert again.facts["latency"]["note"] == "a table of another machine: measured anew"
 
 
 def test_a_model_of_time_meets_a_budget_in_milliseconds_and_one_in_macs_as_well():
