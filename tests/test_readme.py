@@ -19,7 +19,7 @@ def _script():
 
 
 @pytest.mark.parametrize("marker", list(_script().TABLES))
-def test_every_table_is_what_the_kept_json_renders_to(marker):
+def test_every_table_is_what_the_kept_results_render_to(marker):
     script = _script()
     text = (ROOT / script.TABLES[marker][0]).read_text()
     assert f"<!-- {marker}: made by benchmarks/readme.py -->" in text
@@ -27,7 +27,7 @@ def test_every_table_is_what_the_kept_json_renders_to(marker):
 
 
 @pytest.mark.parametrize("figure", list(_script().FIGURES))
-def test_every_figure_is_what_the_kept_json_draws(figure):
+def test_every_figure_is_what_the_kept_results_draw(figure):
     assert (ROOT / figure).read_text() == _script().drawn(figure)
 
 

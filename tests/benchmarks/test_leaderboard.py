@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import grids
 import leaderboard
 import pytest
+import result_rows
 import standings
 
 from seprune.importance import CRITERIA
@@ -66,6 +68,56 @@ def test_differences_are_paired_by_seed_network_and_budget():
     found = standings.paired(mine, "a", "b", column="bn")
     assert (found.mean, found.spread, found.count) == (1, 0, 4)
     assert standings.paired(mine, "a", "nobody", column="bn") is None
+
+
+def test_result_files_hold_every_number_exactly(tmp_path):
+    third = 1 / 3
+    cells = [
+        row("a", 0, third, column="cut", recover="bn", macs=7, count=30),
+        row("a", 0, 0.1 + 0.2, column="cut", recover="refit", macs=8, count=30),
+        row("a", 0, 0.5, column="refit", recover="refit", macs=8, count=30),
+        row("a", 1, 0.7, column="cut", recover="none", macs=7, count=30, spearman=-third),
+    ]
+    kept = {"rows": cells, "train_images": 20, "hardware": "x, 1", "torch": "2", "date": "2026"}
+    made = result_rows.flat(kept, data="d", command="python b.py")
+    result_rows.write(tmp_path / "a.csv", made)
+    found = result_rows.leaderboard(tmp_path / "a.csv")
+    bare = [{k: v for k, v in cell.items() if k != "recover"} for cell in cells]
+    assert found == {"rows": bare, "hardware": "x, 1", "torch": "2", "date": "2026"}
+    assert [r["stage"] for r in made if r["metric"] == "top1"] == [
+        "dense", "cut before bn", "cut before refit", "refit", "cut",
+    ]  # fmt: skip
+
+
+def test_two_values_of_one_measurement_are_refused():
+    cells = [row("a", 0, top1, recover="bn", macs=7, count=30) for top1 in (0.5, 0.6)]
+    kept = {"rows": cells, "train_images": 20, "hardware": "x", "torch": "2", "date": "2026"}
+    with pytest.raises(ValueError, match=r"two values of .*0\.5, 0\.6"):
+        result_rows.flat(kept, data="d", command="c")
+
+
+def test_a_failure_is_a_row_without_accuracy(tmp_path):
+    cell = {k: v for k, v in row("a", 0, 0.5, recover="bn").items() if k not in ("top1", "dense")}
+    kept = {"rows": [cell | {"error": "too small"}], "train_images": None, "hardware": "x",
+            "torch": "2", "date": "2026"}  # fmt: skip
+    result_rows.write(tmp_path / "a.csv", result_rows.flat(kept, data="d", command="c"))
+    (found,) = result_rows.leaderboard(tmp_path / "a.csv")["rows"]
+    assert found["failed"] == "too small"
+    assert standings.standing([found], "a", column="bn") is None
+
+
+def test_the_kept_files_follow_the_schema_and_their_readme():
+    page = (leaderboard.RESULTS / "README.md").read_text()
+    files = sorted(leaderboard.RESULTS.glob("leaderboard-*.csv"))
+    assert len(files) == 6
+    for file in files:
+        head, *lines = file.read_text().splitlines()
+        assert tuple(head.split(",")) == result_rows.COLUMNS
+        assert lines
+    for column in result_rows.COLUMNS:
+        assert f"| `{column}` |" in page
+    for name in re.findall(r"`([\w-]+\.(?:csv|json))`", page):
+        assert (leaderboard.RESULTS / name).is_file(), name
 
 
 def test_a_cell_that_failed_has_no_accuracy():
