@@ -1,4 +1,4 @@
-"""Images in folders: train/CLASS/IMAGE and val/CLASS/IMAGE."""
+"""Images in folders: train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from PIL import Image
 
 from seprune.data import fingerprint
 from seprune.data.decode import FORMATS, Range, range_of_files, read_image
+from seprune.data.source import REPORTED, SPLIT_SEED, stratified
 from seprune.errors import InputError
 from seprune.runtime.text import shell_word
 
+TRAINING = ("train", "training")  # names of the part, the best first
+REPORTING = ("val", "valid", "validation", "test", "testing")
 EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 
 
@@ -53,16 +56,19 @@ class Folder:
 
 
 def find_images(root: Path, mode: str) -> Folder:
-    """The train/ and the val/ images under `root`, and their classes.
+    """The training and the reporting images under `root`, and their classes.
 
     Raises:
         InputError: missing folders, an empty class, classes that differ between the parts.
     """
-    _require_folder(root)
+    parts = _parts(root)
     left_out: Counter[str] = Counter()
-    train, val = (_scan(root / part, left_out) for part in ("train", "val"))
-    _require_same_classes(root, set(train), set(val))
+    train, *reporting = (_scan(part, left_out) for part in parts)
     classes = tuple(sorted(train))
+    if not reporting:
+        return _split(root, train, mode, left_out)
+    val = reporting[0]
+    _require_same_classes(root, set(train), set(val))
     splits: list[tuple[list[Path], list[int]]] = []
     for found in (train, val):
         paths = [path for name in classes for path in found[name]]
@@ -72,7 +78,27 @@ def find_images(root: Path, mode: str) -> Folder:
     files = [Files(*split, mode, scale=scale) for split in splits]
     digest = fingerprint.of_files(root, [*splits[0][0], *splits[1][0]])
     notes = (*_left_out(left_out), *_scaled(scale))
+    if parts[1].name != "val":
+        notes = (f"{parts[1]} reports, since there is no val/", *notes)
     return Folder(classes, files[0], files[1], digest, notes)
+
+
+def _split(root: Path, found: dict[str, list[Path]], mode: str, left_out: Counter[str]) -> Folder:
+    """Folders of classes alone: a fifth of every class reports, the same images for everybody."""
+    paths = [path for name in sorted(found) for path in found[name]]
+    labels = torch.tensor([i for i, n in enumerate(sorted(found)) for _ in found[n]])
+    rows = stratified(labels, torch.arange(len(paths)), fraction=REPORTED, seed=SPLIT_SEED)
+    scale = range_of_files(paths)
+    train, val = (
+        Files([paths[r] for r in part.tolist()], labels[part].tolist(), mode, scale=scale)
+        for part in rows
+    )
+    note = (
+        f"there are no images to report on apart: {len(val.paths):,} of {len(paths):,}, "
+        f"{REPORTED:.0%} of every class by a seed, are set aside"
+    )
+    notes = (note, *_left_out(left_out), *_scaled(scale))
+    return Folder(tuple(sorted(found)), train, val, fingerprint.of_files(root, paths), notes)
 
 
 def _left_out(endings: Counter[str]) -> tuple[str, ...]:
@@ -96,6 +122,36 @@ def _scaled(scale: Range | None) -> tuple[str, ...]:
     )
 
 
+def _parts(root: Path) -> list[Path]:
+    """The folders that train and report; one alone, which is split, where there is no other."""
+    _require_folder(root)
+    names = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    folders = [n for n in names if (root / n).is_dir() and not n.startswith(".")]
+    given = [next((n for n in known if n in folders), None) for known in (TRAINING, REPORTING)]
+    train, val = given
+    if train and val:
+        return [root / train, root / val]
+    if train and folders == [train]:
+        return [root / train]
+    if not train and not val and any(_holds_images(root / n) for n in folders):
+        return [root]
+    wanted = [f"{known[0]}/" for known, n in zip((TRAINING, REPORTING), given) if n is None]
+    near = difflib.get_close_matches("val", set(folders) - {train}, 1, cutoff=0.4)
+    raise InputError(
+        f"{root}: not a data folder: it has no {' and no '.join(wanted)}",
+        why=f"found: {', '.join(names[:8]) or ('nothing' if root.is_dir() else 'a file')}",
+        fix=f"mv {shell_word(root / near[0])} {shell_word(root / 'val')}"
+        if near and train
+        else "arrange the images as train/CLASS/IMAGE and val/CLASS/IMAGE",
+    )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there is an image directly in it, as in a folder of a class."""
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in EXTENSIONS for entry in entries)
+
+
 def _require_folder(root: Path) -> None:
     if not root.exists():
         near = difflib.get_close_matches(str(root), ["digits"], 1)
@@ -106,14 +162,6 @@ def _require_folder(root: Path) -> None:
             f"{root}: no such data folder",
             why="data is `digits`, a folder with train/ and val/, or torchvision/NAME:FOLDER",
             fix=f"did you mean {near[0]}?" if near else "check the path",
-        )
-    missing = [part for part in ("train", "val") if not (root / part).is_dir()]
-    if missing:
-        found = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else ["a file"]
-        raise InputError(
-            f"{root}: not a data folder: it has no {' and no '.join(f'{m}/' for m in missing)}",
-            why=f"found: {', '.join(found) or 'nothing'}",
-            fix="arrange the images as train/CLASS/IMAGE and val/CLASS/IMAGE",
         )
 
 

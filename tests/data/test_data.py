@@ -442,11 +442,40 @@ def test_a_missing_folder_names_the_nearest(tmp_path):
 
 def test_a_folder_without_val(tmp_path):
     (tmp_path / "train/cat").mkdir(parents=True)
-    (tmp_path / "valid").mkdir()
+    (tmp_path / "vla").mkdir()
     with pytest.raises(InputError) as caught:
         open_data(str(tmp_path))
     assert caught.value.what == f"{tmp_path}: not a data folder: it has no val/"
-    assert caught.value.why == "found: train, valid"
+    assert caught.value.why == "found: train, vla"
+    assert caught.value.fix == f"mv {tmp_path}/vla {tmp_path}/val"
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_other_names_of_the_reporting_part(tmp_path, name):
+    write_folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / name)
+    info = open_data(str(tmp_path)).info
+    assert (info.training + info.validation, info.reporting) == (40, 10)
+    assert info.notes == (f"{tmp_path / name} reports, since there is no val/",)
+    (tmp_path / name).rename(tmp_path / "val")
+    write_folder(tmp_path / "other", val=2)
+    (tmp_path / "other/val").rename(tmp_path / "test")
+    assert open_data(str(tmp_path)).info.reporting == 10  # val/ goes before test/
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_a_single_folder_is_split_by_a_seed(tmp_path, place):
+    write_folder(tmp_path / "both", train=20, val=5)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "both/train").rename(tmp_path / "one" / (place if place == "train" else "x"))
+    root = tmp_path / "one" if place == "train" else tmp_path / "one" / "x"
+    first, again = (find_images(root, "RGB") for _ in range(2))
+    assert first.classes == ("cat", "dog")
+    assert [p.name for p in first.val.paths] == [p.name for p in again.val.paths]
+    assert first.val.labels.bincount().tolist() == [4, 4]
+    assert first.train.labels.bincount().tolist() == [16, 16]
+    assert not set(first.train.paths) & set(first.val.paths)
+    assert "8 of 40, 20% of every class by a seed, are set aside" in first.notes[0]
 
 
 def test_an_empty_class_folder(tmp_path):

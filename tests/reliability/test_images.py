@@ -209,7 +209,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "classes that differ": (_differ, "only in train: dog; only in val: hound"),
     "unreadable file": (_closed, "train/cat/0002.jpg: the image cannot be read\nPermission denied"),
     "unreadable folder": (_closed_folder, "val/dog: cannot be read\nPermission denied"),
-    "no val": (lambda d: (d / "val").rename(d / "valid"), "it has no val/"),
+    "no val": (lambda d: (d / "val").rename(d / "vla"), "it has no val/"),
 }
 
 
