@@ -41,6 +41,7 @@ from .pruning.analyse import analyse
 from .pruning.constraints import Allocation
 from .pruning.plan import PlannedGroup, PruningPlan
 from .pruning.prune import prune
+from .pruning.removals import FrozenGate, Part, Removals
 from .pruning.search import make_plan
 from .recipe.budget import Budget, Limit
 from .recipe.load import load_recipe
@@ -100,6 +101,7 @@ __all__ = [
     "FineTuneSettings",
     "FineTuned",
     "FromCallables",
+    "FrozenGate",
     "Gate",
     "GateImportance",
     "GateLink",
@@ -121,6 +123,7 @@ __all__ = [
     "ModelLoader",
     "MultiLabel",
     "NetworkStructure",
+    "Part",
     "PeerError",
     "PlannedGroup",
     "Preprocessing",
@@ -132,6 +135,7 @@ __all__ = [
     "RefitOptions",
     "Refitted",
     "Regression",
+    "Removals",
     "Report",
     "Runtime",
     "Sample",

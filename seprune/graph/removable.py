@@ -41,12 +41,12 @@ def find_removable(
     model: nn.Module, structure: NetworkStructure, inputs: Any
 ) -> tuple[Removable, ...]:
     """The gates whose mean a neighbouring layer can hold, and the residual blocks."""
-    finder = _Finder(model, record(model, inputs))
+    finder = _RemovableFinder(model, record(model, inputs))
     gates = [g.name for g in structure.gates if g.runs]
     return (*finder.gates(gates), *finder.blocks())
 
 
-class _Finder:
+class _RemovableFinder:
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self.modules, self.trace = dict(model.named_modules()), trace
         self.readers = trace.consumers()
