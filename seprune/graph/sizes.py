@@ -182,7 +182,7 @@ def _with_entries(wanted: Mapping[int, int], sizes: list[Any]) -> list[Any]:
 
 def _with_ends(wanted: Mapping[int, int], ends: list[Any]) -> list[Any]:
     """Starts and stops, of which negative ones count from the end."""
-    return [e if i not in wanted else -wanted[i] if e < 0 else wanted[i]
+    return [e if i not in wanted else -wanted[i] if int(e) < 0 else wanted[i]
             for i, e in enumerate(ends)]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ for each of its places, start and stop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index  # of numbers in tensors and arrays too
 from typing import Any
 
 from seprune.graph.function_calls import FunctionCall
@@ -57,14 +58,16 @@ def _listed(given: Any, change: Change) -> Any:
     return change(list(given)) if isinstance(given, (list, tuple)) else change([given])[0]
 
 
-def _index(index: Any, change: Change) -> Any:
-    if not isinstance(index, tuple):
-        return _index((index,), change)[0]
-    ends = [end for i in index for end in ((i.start, i.stop) if _is_slice(i) else (None, None))]
+def _index(parts: Any, change: Change) -> Any:
+    if isinstance(parts, list) and any(map(_is_slice, parts)):
+        parts = tuple(parts)
+    if not isinstance(parts, tuple):
+        return _index((parts,), change)[0]
+    ends = [end for i in parts for end in ((i.start, i.stop) if _is_slice(i) else (None, None))]
     new = change(ends)
     return tuple(
         slice(new[2 * n], new[2 * n + 1], i.step) if _is_slice(i) else i
-        for n, i in enumerate(index)
+        for n, i in enumerate(parts)
     )
 
 
@@ -104,10 +107,10 @@ def slice_range(node: Node, length: int) -> tuple[int, int]:
 def _index_entries(
     call: FunctionCall, node: Node, length: int
 ) -> list[tuple[int, int, int]] | None:
-    index = call.arguments[1] if isinstance(call.arguments[1], tuple) else (call.arguments[1],)
-    taken = sum(not (i is None or i is Ellipsis) for i in index)
+    parts = call.arguments[1] if isinstance(call.arguments[1], tuple) else (call.arguments[1],)
+    taken = sum(not (i is None or i is Ellipsis) for i in parts)
     dim = 0
-    for place, part in enumerate(index):
+    for place, part in enumerate(parts):
         if part is Ellipsis:
             dim += call.dims - taken
             continue
@@ -120,13 +123,14 @@ def _index_entries(
 def _same(part: slice, node: Node) -> bool:
     """Whether a node does what a slice in an index says."""
     given = (part.start or 0, _END if part.stop is None else part.stop)
-    return all(type(g) is int and min(g, _END) == min(n or 0, _END)
+    return all(min(index(g), _END) == min(n or 0, _END)
                for g, n in zip(given, node.args[2:4]))  # fmt: skip
 
 
 def _ends(part: slice, place: int, length: int) -> list[tuple[int, int, int]]:
     found = []
     for entry, end in ((2 * place, part.start), (2 * place + 1, part.stop)):
-        if end is not None and 0 < abs(end) < length:
+        end = 0 if end is None else index(end)
+        if 0 < abs(end) < length:
             found.append((entry, 0, end) if end > 0 else (entry, length + end, length))
     return found

@@ -178,20 +178,25 @@ def test_a_trial_cut_excludes_what_fails_and_only_that():
     assert found["a"][1] == ("a trial cut fails in layer middle: 8 channels, please, not 5")
 
 
-def test_a_layer_of_an_unknown_kind_is_not_pruned():
+def test_a_norm_written_by_hand_is_cut_by_its_parameters():
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+            self.weight, self.bias = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
 
         def forward(self, x: Tensor) -> Tensor:
             mean, spread = x.mean((0, 2, 3)), x.var((0, 2, 3))
             return F.batch_norm(x, mean, spread, self.weight, self.bias)
 
-    structure = analyse(Chain(Scale()), images())
-    found = {g.name: g.reason for g in structure.groups}
-    assert found["a"] == ("layer 'middle' of type Scale cannot be cut")
-    assert found["b"] is None
+    model = Chain(Scale()).double().eval()
+    structure = analyse(model, images().double())
+    assert all(g.prunable for g in structure.groups if g.name in ("a", "b"))
+    plan = random_plan(structure)
+    small = prune(model, plan)
+    assert small.middle.weight.shape[0] == small.a.out_channels < 8
+    x = images().double()
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(model, plan)(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])

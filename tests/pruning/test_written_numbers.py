@@ -35,6 +35,11 @@ HALVES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "tensor_split": lambda x: x.tensor_split((A,), dim=1),
     "new axis": lambda x: (x[:, None, :A][:, 0], x[:, None, A:, ...].squeeze(1)),
     "computed": _computed,
+    "lists": lambda x: (x[[slice(None), slice(A)]], x[[slice(None), slice(A, None)]]),
+    "numbers in tensors": lambda x: (  # imported from ONNX
+        x[:, torch.tensor(0) : torch.tensor(A)],
+        x[:, torch.tensor(A) : torch.tensor(2**63 - 1)],
+    ),
 }
 """Ways to take the first A and the last B channels."""
 
