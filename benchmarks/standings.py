@@ -206,7 +206,7 @@ def sizes(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-CHAMPION = "gate_logit joint trade, least 2"  # what a recipe gets that says nothing
+CHAMPION = "gate_logit joint trade, least 2"  # the default of these runs
 RIVALS = (  # torch-pruning's, and width scaling
     "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform",
 )  # fmt: skip

@@ -24,6 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
     for page, source in COPIES.items():
         text = (ROOT / source).read_text()
         files.append(File.generated(config, page, content=_moved(text)))
+    files.append(File.generated(config, "examples.md", content=examples()))
     files.append(File.generated(config, "cli.md", content=command_line()))
     files.append(File.generated(config, "python.md", content=python_api()))
     return files
@@ -33,12 +34,23 @@ def _moved(text: str) -> str:
     """Links of a page in the root, as a page beside those of docs/."""
     text = text.replace("English | [简体中文](README.zh-CN.md)\n\n", "")
     text = text.replace("](docs/", "](").replace('"docs/', '"')
+    text = text.replace("](examples)", "](examples.md)")
     for page, source in COPIES.items():
         text = text.replace(f"]({source})", f"]({page})")
     return re.sub(r"<picture>.*?<img[^>]*src=\"([^\"]+)\"[^>]*>.*?</picture>",
                   r"![Top-1 against MACs kept](\1#only-light)"
                   r"![Top-1 against MACs kept](accuracy-dark.svg#only-dark)",
                   text, flags=re.DOTALL)  # fmt: skip
+
+
+def examples() -> str:
+    """Every example: what its docstring says, and its code."""
+    parts = ["# Examples", "", "Files of the folder `examples`, each run by a test.", ""]
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        text = path.read_text()
+        parts += [f"## {path.name}", "", ast.get_docstring(ast.parse(text)) or "", ""]
+        parts += ["```python", text.split('"""', 2)[2].strip(), "```", ""]
+    return "\n".join(parts)
 
 
 def command_line() -> str:

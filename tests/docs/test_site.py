@@ -81,7 +81,7 @@ def test_no_link_is_broken_and_nothing_is_loaded_from_elsewhere(site: Path) -> N
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome is installed")
-@pytest.mark.parametrize("page", ["", "results/", "python/", "cli/"])
+@pytest.mark.parametrize("page", ["", "results/", "examples/", "python/", "cli/"])
 def test_pages_open_without_an_error(address: str, tmp_path: Path, page: str) -> None:
     done = subprocess.run(
         [
