@@ -156,12 +156,12 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
         UsageError: settings that contradict each other.
     """
     settings = settings or DataSettings()
-    modes = {None: None, 1: "L", 3: "RGB"}
+    modes = {None: None, 1: "L", 3: "RGB", 4: "RGBA"}
     channels = settings.input[0] if settings.input else None
     if channels not in modes:
         raise UsageError(
-            f"input {settings.input}: images have 1 or 3 channels",
-            why="they are read as grey or as RGB",
+            f"input {settings.input}: images have 1, 3 or 4 channels",
+            why="they are read as grey, as RGB or as RGBA",
             fix="--input 3xHxW, or model.input=[3, H, W]",
         )
     found = open_source(source, mode=modes[channels], task=settings.task)

@@ -25,6 +25,7 @@ from seprune.runtime.interrupts import unbroken
 from seprune.runtime.progress import Track, silent
 from seprune.tasks import Task
 
+CPU = torch.device("cpu")
 PART = 1024  # images between two chances to stop
 
 
@@ -81,7 +82,10 @@ def targets_of(images: Images) -> Tensor:
 
 
 class Cached:
-    """Every image decoded once, at its evaluation size, into one uint8 tensor (N, C, H, W)."""
+    """Every image decoded once, at its evaluation size, into one uint8 tensor (N, C, H, W).
+
+    While no more than half of them are asked for, as for calibration, only those are decoded.
+    """
 
     def __init__(
         self,
@@ -95,12 +99,16 @@ class Cached:
         self._images, self._preprocessing, self._track = images, preprocessing, track
         self._on_device = on_device
         self._pixels: dict[torch.device, Tensor] = {}
+        self._begun: tuple[Tensor, Tensor] | None = None  # pixels, and which rows of them are there
 
     def stream(
         self, batches: list[Tensor], augment: Augment, key: tuple[int, int], device: torch.device
     ) -> Iterator[Tensor]:
-        home = device if self._on_device else torch.device("cpu")
-        pixels = self._at(home)
+        home = device if self._on_device else CPU
+        needed = torch.unique(torch.cat(batches)) if batches else torch.empty(0, dtype=torch.int64)
+        few = CPU not in self._pixels and 2 * len(needed) <= len(self.labels)
+        home = CPU if few else home
+        pixels = self._decoded(needed) if few else self._at(home)
         draws = None
         if augment.pad or augment.flip:
             size = self._preprocessing.shape[1:]
@@ -115,28 +123,33 @@ class Cached:
 
     def decode(self) -> Tensor:
         """The pixels on the CPU, decoded the first time."""
-        cpu = torch.device("cpu")
-        if cpu not in self._pixels:
-            self._pixels[cpu] = decode_all(self._images, self._preprocessing, track=self._track)
-        return self._pixels[cpu]
+        if CPU not in self._pixels:
+            self._pixels[CPU] = self._decoded(torch.arange(len(self.labels)))
+        return self._pixels[CPU]
+
+    def _decoded(self, rows: Tensor) -> Tensor:
+        """The pixels on the CPU, of which at least `rows` are decoded: Pillow frees the GIL."""
+        if self._begun is None:
+            shape = (len(self.labels), *self._preprocessing.shape)
+            there = torch.zeros(len(self.labels), dtype=torch.bool)
+            self._begun = torch.empty(shape, dtype=torch.uint8), there
+        pixels, done = self._begun
+        missing = rows[~done[rows]].tolist()
+
+        def decode(number: int) -> None:
+            row = missing[number]
+            pixels[row] = to_pixels(fit(self._images(row), self._preprocessing))
+
+        if missing:
+            in_threads(decode, len(missing), label="decoding images", track=self._track)
+            done[missing] = True
+        return pixels
 
     def _at(self, device: torch.device) -> Tensor:
         pixels = self.decode()
         if device not in self._pixels:
             self._pixels[device] = pixels.to(device)
         return self._pixels[device]
-
-
-def decode_all(images: Images, preprocessing: Preprocessing, *, track: Track = silent) -> Tensor:
-    """All images at evaluation size, uint8 (N, C, H, W), by threads: Pillow frees the GIL."""
-    count = len(images.labels)
-    pixels = torch.empty((count, *preprocessing.shape), dtype=torch.uint8)
-
-    def decode(row: int) -> None:
-        pixels[row] = to_pixels(fit(images(row), preprocessing))
-
-    in_threads(decode, count, label="decoding images", track=track)
-    return pixels
 
 
 def in_threads(work: Callable[[int], None], count: int, *, label: str, track: Track) -> None:

@@ -95,6 +95,43 @@ def test_calibration_takes_the_classes_in_turn_and_never_validation():
     assert data.calibration(10**6).count == data.info.training
 
 
+def test_calibration_decodes_what_it_shows_and_nothing_else(tmp_path, monkeypatch):
+    write_folder(tmp_path, train=20, val=5)
+    read = []
+    monkeypatch.setattr(
+        "seprune.data.folders.read_image",
+        lambda path, *more: read.append(path) or read_image(path, *more),
+    )
+    data = open_data(str(tmp_path), DataSettings(cache="memory", workers=0))
+    read.clear()  # some were looked at for their size
+    images, labels = everything(data.calibration(6))
+    assert (len(images), len(read)) == (6, 6)
+    assert {p.parent.name for p in read} == {"cat", "dog"}
+    everything(data.calibration(6))
+    assert len(read) == 6
+    shown = everything(data.training(4))[0]
+    assert len(read) == len(set(read)) == 40
+    assert len(shown) == data.info.training
+    assert torch.equal(everything(data.calibration(6))[0], images)
+    assert torch.equal(everything(data.calibration(6))[1], labels)
+
+
+def test_images_of_four_channels_keep_their_fourth(tmp_path):
+    for part in ("train", "val"):
+        for name, alpha in (("clear", 51), ("solid", 255)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGBA", (8, 8), (10 * i, 20, 30, alpha)).save(
+                    tmp_path / part / name / f"{i}.png"
+                )
+    data = open_data(str(tmp_path), DataSettings(input=(4, 8, 8), validation=0, augment="none"))
+    images, labels = everything(data.reporting())
+    assert images.shape == (4, 4, 8, 8)
+    assert "4 channels" in data.info.preprocessing.source
+    wanted = torch.tensor([51, 255])[labels] / 255
+    assert torch.allclose(images[:, 3, 0, 0] * 0.5 + 0.5, wanted, atol=1e-6)
+
+
 def test_an_epoch_repeats_and_differs_from_the_next():
     loader = open_data("digits").training(50, seed=3)
     loader.set_epoch(4)
@@ -525,7 +562,7 @@ def test_the_fingerprint_follows_names_and_sizes(tmp_path):
 
 
 def test_settings_that_contradict_each_other():
-    with pytest.raises(UsageError, match="images have 1 or 3 channels"):
+    with pytest.raises(UsageError, match="images have 1, 3 or 4 channels"):
         open_data("digits", DataSettings(input=(2, 8, 8)))
     with pytest.raises(UsageError, match=r"mean \(0.5, 0.5\) and std"):
         open_data("digits", DataSettings(mean=(0.5, 0.5)))
