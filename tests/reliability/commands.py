@@ -71,7 +71,7 @@ def commands(run: Subject, home: Path) -> dict[str, Command]:
     return {
         "save": Command((*cut, "none")),
         "refit": Command((*cut, "refit")),
-        "reconstruct": Command((*cut, "reconstruct", "--set", "prune.reconstruct.epochs=2")),
+        "reconstruct": Command((*cut, "reconstruct", "--set", "prune.epochs=2")),
         "finetune": Command(("finetune", pruned, *few, *tuning, "--out", "{out}"), **times),
         "collect": Command(("collect", trained, *few, "--out", "{out}/s.safetensors")),
         "rank": Command(("rank", trained, "--importance", "l2", "--out", "{out}/scores.csv")),
