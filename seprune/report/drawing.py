@@ -15,14 +15,14 @@ MOST_TICKS = 8  # names under the drawing
 def network(budget: BudgetReport) -> Figure:
     """From input to output a column for each dependency group, its height the number of units.
 
-    The pale column is the width before, the full one in its middle the width after.
+    The grey column is the width before, the coloured one in its middle the width after.
     """
     groups = [g for g in budget.groups if g.before]
     hover = "%{customdata[0]}<br>%{customdata[2]} of %{customdata[1]} kept<extra></extra>"
     facts = [[axes.label(g.name), g.before, g.after] for g in groups]
-    colours = ["@blue" if g.prunable else "@muted" for g in groups]
+    colours = ["@blue" if g.prunable else "@ink" for g in groups]
     traces = [
-        _columns("before", [g.before for g in groups], "@band") | {"hoverinfo": "skip"},
+        _columns("before", [g.before for g in groups], "@was") | {"hoverinfo": "skip"},
         _columns("after", [g.after for g in groups], colours)
         | {"customdata": facts, "hovertemplate": hover},
     ]

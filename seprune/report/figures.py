@@ -56,10 +56,10 @@ def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
 
 
 def _shown(found: Sequence[Measurement], report: Report) -> Figure:
-    """Networks before their recovery wait in the legend: they would squash the axis."""
+    """Networks before their recovery are not shown at first: they would squash the axis."""
     ends = [words.last_of(report, b) for m in found if (b := report.budget(m.budget))]
     interim = found[0].stage in UNRECOVERED and found[0].stage not in {e.stage for e in ends if e}
-    return {"visible": "legendonly"} if interim else {}
+    return {"visible": False} if interim else {}
 
 
 def _title(metric: str) -> str:
@@ -202,7 +202,7 @@ def comparison(compared: Comparison) -> Figure:
                 "hovertemplate": "%{y:.2f} at %{x:.4g} M MACs<br>%{text}",
                 "marker": {"size": 9, "color": colour, "symbol": symbol},
                 "line": {"width": 1.5, "color": colour, "dash": dash},
-                **({"visible": "legendonly"} if all(map(compared.interim, rows)) else {}),
+                **({"visible": False} if all(map(compared.interim, rows)) else {}),
             }
         )
     title = " or ".join(dict.fromkeys(_title(row.metric) for row in compared.rows))

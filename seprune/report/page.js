@@ -35,7 +35,7 @@ const start = async () => {
     if (box.hidden) return;
     const { data, layout } = coloured({ data: parts.flatMap((p) => p.data), layout: parts[0].layout });
     if (box.parentElement.querySelector("input[data-all]")?.checked) {
-      data.forEach((trace) => { if (trace.visible === "legendonly") trace.visible = true; });
+      data.forEach((trace) => { if (trace.visible === false) trace.visible = true; });
     }
     layout.font.family = getComputedStyle(document.body).fontFamily;
     Plotly.react(box, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });

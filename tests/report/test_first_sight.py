@@ -76,7 +76,7 @@ def test_the_drawing_is_as_wide_as_every_group_was_and_is() -> None:
     assert after["base"] == [-g.after / 2 for g in budget.groups]
     assert after["customdata"] == [[g.name, g.before, g.after] for g in budget.groups]
     colours = dict(zip((g.name for g in budget.groups), after["marker"]["color"], strict=True))
-    assert (colours["layer1.residual"], colours["fc"]) == ("@blue", "@muted")
+    assert (colours["layer1.residual"], colours["fc"]) == ("@blue", "@ink")
     axis = network(budget)["layout"]["xaxis"]
     assert axis["ticktext"] == ["layer1", "layer2", "layer3", "fc"]
     assert [budget.groups[n].name.split(".")[0] for n in axis["tickvals"]] == axis["ticktext"]
@@ -252,10 +252,10 @@ def test_networks_before_their_recovery_do_not_stretch_the_axis() -> None:
         "Pareto front": None,
         "baseline": None,
         "l2 · fine-tuned": None,
-        "l2 · pruned": "legendonly",
+        "l2 · pruned": False,
     }
     own = {t["name"]: t.get("visible") for t in accuracy(one(0.8))["data"]}
-    assert own == {"baseline": None, "pruned": "legendonly", "fine-tuned": None}
+    assert own == {"baseline": None, "pruned": False, "fine-tuned": None}
     left = dataclasses.replace(one(0.8), measurements=one(0.8).measurements[:2])
     assert [t.get("visible") for t in accuracy(left)["data"]] == [None, None]
     shown = comparison_figure(compare([left]))["data"]
