@@ -163,8 +163,7 @@ def _reasons(run: Rows) -> list[str]:
 
 def _skipped(run: Rows) -> list[str]:
     return [
-        f"- `{name}`, {len(parts)} of {len(parts) + int(row['refitted'] or 0)}: "
-        + "; ".join(dict.fromkeys(part.partition(": ")[2] for part in parts))
+        f"- `{name}`, beside {row['refitted']} refitted: {row['skipped']}"
         for name, row in run.items()
-        if (parts := list(filter(None, row["skipped"].split("; "))))
+        if row["skipped"]
     ]

@@ -210,12 +210,16 @@ def masked_error(subject: Subject, plan: PruningPlan) -> tuple[float, set[str]]:
     Where the whole plan differs, what operators across channels read is left whole for the proof.
     """
     error = _masked_error(subject, plan)
-    noted = {g.caveat.partition(" looks ")[0] for g in plan.groups if g.caveat and _cut(g)}
+    caveats = (g.caveat for g in plan.groups if g.caveat and _cut(g))
+    noted = {caveat.partition(" looks ")[0].partition(" in ")[0] for caveat in caveats}
     if error <= EXACT or not noted:
         return error, set()
     keep = {g.name: range(g.units) if g.caveat else g.keep for g in plan.groups}
     groups = [replace(g, keep=tuple(keep[g.name])) for g in plan.groups]
-    return _masked_error(subject, replace(plan, groups=tuple(groups))), noted
+    rest = replace(plan, groups=tuple(groups))
+    if not rest.layers():
+        return 0.0, noted | {"nothing else is cut"}
+    return _masked_error(subject, rest), noted
 
 
 def _cut(group: Any) -> bool:
@@ -276,7 +280,8 @@ def shortened(reasons: Counter[str]) -> Counter[str]:
 def check_refit(row: Row, refitted: Refitted) -> None:
     """The error falls, or stays, in every layer that has new weights."""
     row.facts["refitted"] = len(refitted.layers)
-    row.facts["skipped"] = "; ".join(f"{n}: {why}" for n, why in refitted.skipped.items())
+    skipped = shortened(Counter(refitted.skipped.values()))
+    row.facts["skipped"] = "; ".join(f"{n} {why}" for why, n in skipped.items())
     pairs = refitted.errors.items()
     worse = [n for n, (before, after) in pairs if not after <= before * (1 + ROUNDING)]
     row.require(not worse, f"the refit's error rises in {', '.join(worse[:3])}")

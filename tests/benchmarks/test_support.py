@@ -21,7 +21,7 @@ from seprune import RefitOptions, analyse, prune, refit
 from seprune.models import NETWORKS
 from seprune.pruning.plan import PruningPlan, plan_of
 
-NOT_RUN = 147  # networks that this path has not been tried on yet: only to be made smaller
+NOT_RUN = 131  # networks that this path has not been tried on yet: only to be made smaller
 # rows that are known to fail
 FAILING: set[str] = set()
 FEW = "seprune/se_resnet8"
@@ -78,7 +78,7 @@ def test_passing_rows_hold_what_was_checked(rows: Any) -> None:
         least = float(row["least"] or 0)
         pairs = zip(reached, support_row.BUDGETS)
         assert all(r <= max(b, least) + 5e-5 for r, b in pairs), name
-        assert int(row["refitted"]) > 0, name
+        assert int(row["refitted"]) > 0 or row["skipped"], name
         assert float(row["seconds"]) > 0, name
 
 
@@ -276,7 +276,7 @@ def _row(**changes: str) -> dict[str, str]:
 def test_the_page_names_what_failed_what_was_not_run_and_what_has_no_proof() -> None:
     found = {
         "timm/a": _row(across="layer_norm", least="0.310"),
-        "timm/b": _row(failed="refit: crash", gap="0.2 0.3", skipped="c: beyond; d: beyond"),
+        "timm/b": _row(failed="refit: crash", gap="0.2 0.3", skipped="2 beyond"),
         "smp/x": _row(whole="2 an output"),
     }
     page = support_page.render(found, [*found, "timm/c"])
@@ -288,7 +288,7 @@ def test_the_page_names_what_failed_what_was_not_run_and_what_has_no_proof() -> 
     assert "- `layer_norm`: timm/a\n" in page
     assert "- `timm/a`: down to 0.310 of the MACs\n" in page
     assert "- SE hidden: 16 groups of 2 networks\n- an output: 4 groups of 3 networks\n" in page
-    assert "- `timm/b`, 2 of 11: beyond\n" in page
+    assert "- `timm/b`, beside 9 refitted: 2 beyond\n" in page
 
 
 # -- another device --------------------------------------------------------------------------------
