@@ -74,28 +74,36 @@ VARIANTS = {
 }
 
 
+# column of the table -> stage and metric of the rows
+TUNED = {
+    "untrained": ("untrained", "validation_top1"),
+    "last": ("last", "top1"),
+    "chosen": ("chosen", "top1"),
+}
+
+
 def recovery(kept: dict[str, Any]) -> str:
     """Top-1 of every variant at every budget: mean and standard deviation over seeds."""
-    cells, keys = kept["cells"], ("validation_at_start", "last", "chosen")
-    budgets = sorted({cell["macs"] for cell in cells}, reverse=True)
-    heads = [f"{b:g} of MACs: untrained | last | chosen" for b in budgets]
-    rows = ["| fine-tuning | " + " | ".join(heads) + " |", "|---" * (1 + 3 * len(budgets)) + "|"]
-    for variant in dict.fromkeys(cell["variant"] for cell in cells):
+    dense, *rows = kept["rows"]
+    budgets = sorted({float(row["budget"]) for row in rows}, reverse=True)
+    heads = [f"{b:g} of MACs: {' | '.join(TUNED)}" for b in budgets]
+    lines = ["| fine-tuning | " + " | ".join(heads) + " |", "|---" * (1 + 3 * len(budgets)) + "|"]
+    for variant in dict.fromkeys(row["method"] for row in rows):
         texts = [VARIANTS[variant]]
         for budget in budgets:
-            same = [c for c in cells if (c["variant"], c["macs"]) == (variant, budget)]
-            texts += [_spread([c[key] for c in same]) for key in keys]
-        rows.append("| " + " | ".join(texts) + " |")
-    how, images = kept["settings"], kept["images"]
+            same = [r for r in rows if (r["method"], float(r["budget"])) == (variant, budget)]
+            for found in TUNED.values():
+                values = [r["value"] for r in same if (r["stage"], r["metric"]) == found]
+                texts.append(_spread([float(value) for value in values]))
+        lines.append("| " + " | ".join(texts) + " |")
     caption = (
-        f"{how['model'].rpartition('/')[2]}, top-1 on {images['reporting']:,} reporting images, "
-        "mean ± standard deviation over seeds of the training (their number in brackets); "
-        f"parent {100 * kept['parent']:.2f} %. {how['epochs']} epochs "
-        f"over {images['training']:,} images, "
-        f"batch {how['batch']}, lr {how['lr']:g}; each row adds to the one before. "
-        f"`{kept['command']}` on {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+        f"{dense['network'].rpartition('/')[2]}, top-1 on the reporting images (untrained: on the "
+        "validation split), mean ± standard deviation over seeds of the training (their number in "
+        f"brackets); parent {100 * float(dense['value']):.2f} %. Images: {dense['data']}. Each row "
+        f"adds to the one before. `{dense['command']}` on {dense['hardware']}, "
+        f"{dense['versions']}, {dense['date']}."
     )
-    return "\n".join(rows) + "\n\n" + caption
+    return "\n".join(lines) + "\n\n" + caption
 
 
 def _spread(values: list[float]) -> str:
@@ -180,7 +188,7 @@ WINNERS = "leaderboard-cpu.csv leaderboard-budgets.csv leaderboard-inner.csv"
 TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     NAME: ("docs/results.md", f"{NAME}.json", table),
     "faults": ("docs/reliability.md", "kills.json", faults),
-    "recovery": ("docs/finetuning.md", "recovery-cpu.json", recovery),
+    "recovery": ("docs/finetuning.md", "recovery-cpu.csv", recovery),
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
     "six": ("README.md", WINNERS, curves.six),
     "winners": ("docs/results.md", WINNERS, standings.short),

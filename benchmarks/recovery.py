@@ -25,6 +25,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import csv_rows
+import result_rows
 import torch
 from torch import nn
 
@@ -40,7 +42,6 @@ from seprune.recipe.sections import ModelSection
 from seprune.recovery.finetune import FineTuneSettings, finetune
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.runtime.distributed import resolve_device
-from seprune.runtime.files import write_json
 from seprune.statistics import CollectOptions, collect_statistics
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,18 +58,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    result = started(arguments)
+    common = told(arguments)
+    rows = kept(arguments.out, common["command"])
     data, network = opened(arguments)
-    if "parent" not in result:
-        result |= {"parent": top1(network.model, data, arguments), "images": vars(data.info)}
-        result["images"] = {k: result["images"][k] for k in ("training", "validation", "reporting")}
+    counts = [getattr(data.info, name) for name in ("training", "validation", "reporting")]
+    common["data"] = (
+        f"{arguments.data.name}: {counts[0]} train, {counts[1]} validation, "
+        f"{arguments.calibration} calibration, {counts[2]} reporting"
+    )
+    if not rows:
+        dense = {"stage": "dense", "metric": "top1", "value": top1(network.model, data, arguments)}
+        rows.append(common | dense)
     cells = itertools.product(range(arguments.seeds), arguments.macs, arguments.variants)
-    done = {(row["seed"], row["macs"], row["variant"]) for row in result["cells"]}
-    left = [cell for cell in cells if cell not in done]
+    done = {(r.get("seed"), r.get("budget"), r.get("method")) for r in rows}
+    left = [cell for cell in cells if tuple(map(str, cell)) not in done]
     for cell in left[: arguments.at_most or None]:
-        result["cells"].append(row(network, data, arguments, cell))
-        write_json(arguments.out, result)
-        print(json.dumps(result["cells"][-1]), flush=True)
+        measured = row(network, data, arguments, cell)
+        rows += flat(measured, common)
+        result_rows.write(arguments.out, rows)
+        print(json.dumps(measured), flush=True)
     print(f"{max(len(left) - arguments.at_most, 0) if arguments.at_most else 0} cells are left")
 
 
@@ -97,35 +105,44 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     network = arguments.model.split("_")[-1].removesuffix("resnet20")
     words = ("recovery", network, resolve_device(arguments.device).type)
-    name = "-".join(word for word in words if word) + ".json"
+    name = "-".join(word for word in words if word) + ".csv"
     arguments.out = arguments.out or RESULTS / name
     return arguments
 
 
-def started(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The result file as it is, or a new one; one of other settings is refused."""
+def told(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all rows have in common; the command holds every setting that changes numbers."""
     device = resolve_device(arguments.device)
-    shown = ("model", "train", "reporting", "calibration", "epochs", "batch", "lr", "ema")
-    settings = {name: getattr(arguments, name) for name in shown}
-    if arguments.out.exists():
-        found: dict[str, Any] = json.loads(arguments.out.read_text())
-        if found["settings"] != settings:
-            sys.exit(f"{arguments.out} holds results of {found['settings']}: choose another --out")
-        return found
-    paths = {str(arguments.checkpoint), str(arguments.data)}
-    words = [Path(w).name if w in paths else w for w in sys.argv[1:]]
-    where = ("--work", "--out", "--at-most")  # where and in how many calls, not what
-    command = [w for before, w in zip(["", *words], words) if not {w, before} & set(where)]
+    shown = ("train", "reporting", "calibration", "epochs", "batch", "lr", "ema")
+    settings = " ".join(f"--{name} {getattr(arguments, name)}" for name in shown)
+    places = f"--checkpoint {arguments.checkpoint.name} --data {arguments.data.name}"
+    cpu = f"{platform.machine()} CPU, {arguments.threads} thread"
     return {
-        "command": " ".join(["python", "benchmarks/recovery.py", *command]),
+        "network": arguments.model,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "versions": f"torch {torch.__version__}",
         "date": date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU, {arguments.threads} thread",
-        "torch": torch.__version__,
-        "settings": settings,
-        "cells": [],
+        "command": f"python benchmarks/recovery.py {places} {settings}",
     }
+
+
+def kept(path: Path, command: str) -> csv_rows.Rows:
+    """The rows that are there; those of other settings are refused."""
+    rows = csv_rows.read(path)
+    if rows and rows[0]["command"] != command:
+        sys.exit(f"{path} holds results of {rows[0]['command']}: choose another --out")
+    return rows
+
+
+def flat(cell: dict[str, Any], common: dict[str, Any]) -> csv_rows.Rows:
+    """A cell in the schema of result files: a number a row."""
+    own = common | {"budget": cell["macs"], "method": cell["variant"], "seed": cell["seed"]}
+    split = [("untrained", cell["validation_at_start"])]
+    split += [(f"epoch {n}", value) for n, value in enumerate(cell["validation"], 1)]
+    numbers = [(stage, "validation_top1", value) for stage, value in split if value is not None]
+    numbers += [(stage, "top1", cell[stage]) for stage in ("last", "chosen")]
+    numbers.append(("chosen", "seconds", cell["seconds"]))
+    return [own | {"stage": s, "metric": m, "value": v} for s, m, v in numbers]
 
 
 def opened(arguments: argparse.Namespace) -> tuple[Data, LoadedNetwork]:
