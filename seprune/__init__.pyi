@@ -61,7 +61,7 @@ from .report.measurement import (
     Measurement,
     Report,
     TrainedEpoch,
-    Training,
+    TrainingCurve,
 )
 from .runtime.progress import Track
 from .runtime.threads import Threads
@@ -154,7 +154,7 @@ __all__ = [
     "Track",
     "TrainedEpoch",
     "TrainedFor",
-    "Training",
+    "TrainingCurve",
     "UsageError",
     "__version__",
     "analyse",

@@ -10,7 +10,7 @@ from seprune.report import (
     Measurement,
     Report,
     TrainedEpoch,
-    Training,
+    TrainingCurve,
 )
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -72,14 +72,14 @@ def make_report(
     )
 
 
-def make_training(stage: str, budget: str | None, epochs: int) -> Training:
+def make_training(stage: str, budget: str | None, epochs: int) -> TrainingCurve:
     """Losses that fall by a quarter an epoch, and a top-1 that rises as they fall."""
     losses = [2.3 * 0.75**n for n in range(epochs)]
     rows = [
         TrainedEpoch(n, loss, 1.1 * loss + 0.1, 0.95 - 0.3 * loss, 0.05 * (1 - n / epochs))
         for n, loss in enumerate(losses, 1)
     ]
-    return Training(stage, budget, "top1", rows)
+    return TrainingCurve(stage, budget, "top1", rows)
 
 
 def make_gate(chance, name: str, width: int, *, depth: float) -> GateSummary:

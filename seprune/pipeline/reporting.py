@@ -27,7 +27,7 @@ from seprune.pipeline.stages import Cut, distils
 from seprune.pruning.plan import PruningPlan
 from seprune.recipe import Recipe, dump_recipe
 from seprune.recovery.finetune import METRICS
-from seprune.report import GateSummary, GroupCut, Measurement, Report, Training, words
+from seprune.report import GateSummary, GroupCut, Measurement, Report, TrainingCurve, words
 from seprune.report.training import read_training
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
@@ -259,7 +259,7 @@ def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
     )
 
 
-def _trainings(result: RunResult, out: Path) -> Iterator[Training]:
+def _trainings(result: RunResult, out: Path) -> Iterator[TrainingCurve]:
     """Every training of the run that left its metrics."""
     metric = result.measurements[0].metric if result.measurements else "top1"
     places: list[tuple[str, str | None, Path]] = [("baseline", None, out / "trained")]

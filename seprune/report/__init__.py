@@ -19,7 +19,7 @@ from seprune.report.measurement import (
     Measurement,
     Report,
     TrainedEpoch,
-    Training,
+    TrainingCurve,
 )
 
 __all__ = [
@@ -29,5 +29,5 @@ __all__ = [
     "Measurement",
     "Report",
     "TrainedEpoch",
-    "Training",
+    "TrainingCurve",
 ]

@@ -165,7 +165,7 @@ class TrainedEpoch:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingCurve:
     """How one network was trained, epoch by epoch."""
 
     stage: str  # of the measurement that came of it
@@ -191,7 +191,7 @@ class Report:
     budgets: list[BudgetReport] = field(default_factory=list)
     gates: list[GateSummary] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    training: list[Training] = field(default_factory=list)  # the dense network's, the budgets'
+    training: list[TrainingCurve] = field(default_factory=list)  # the dense network's, the budgets'
     sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py
     not_pruned: list[dict[str, str]] = field(default_factory=list)  # group, reason
     seconds: dict[str, float] = field(default_factory=dict)  # by stage

@@ -9,14 +9,14 @@ from typing import Any
 from seprune.measure.metric_names import FRACTIONS, metric_title, metric_value
 from seprune.report import axes, words
 from seprune.report.axes import COLOURS, Figure
-from seprune.report.measurement import Report, TrainedEpoch, Training
+from seprune.report.measurement import Report, TrainedEpoch, TrainingCurve
 from seprune.runtime.reading import parse_json, read_text
 from seprune.runtime.typed import typed
 
 _NUMBERS = ("loss", "validation_loss", "lr")
 
 
-def read_training(path: Path, *, stage: str, budget: str | None, metric: str) -> Training:
+def read_training(path: Path, *, stage: str, budget: str | None, metric: str) -> TrainingCurve:
     """The epochs in a `metrics.jsonl`.
 
     Args:
@@ -32,10 +32,10 @@ def read_training(path: Path, *, stage: str, budget: str | None, metric: str) ->
         row = typed(dict[str, float | None], parse_json(line), source=f"{path}:{number}", fix=fix)
         plain = {name: row.get(name) for name in _NUMBERS}
         epochs.append(TrainedEpoch(epoch=number, value=row.get(metric), **plain))
-    return Training(stage, budget, metric, epochs)
+    return TrainingCurve(stage, budget, metric, epochs)
 
 
-def title(training: Training) -> str:
+def title(training: TrainingCurve) -> str:
     """`baseline`, `fine-tuned · macs 0.5`."""
     return " · ".join(filter(None, (training.stage, training.budget)))
 
@@ -82,7 +82,7 @@ def table(report: Report) -> list[list[str]]:
     return [head, *(row for t in report.training for row in _rows(t))]
 
 
-def _rows(training: Training) -> Iterator[list[str]]:
+def _rows(training: TrainingCurve) -> Iterator[list[str]]:
     for e in training.epochs:
         numbers = [words.DASH if v is None else f"{v:.4g}" for v in (e.loss, e.validation_loss)]
         rate = words.DASH if e.lr is None else f"{e.lr:.2g}"
@@ -90,14 +90,16 @@ def _rows(training: Training) -> Iterator[list[str]]:
         yield [title(training), str(e.epoch), *numbers, value, rate]
 
 
-def _coloured(trainings: Sequence[Training]) -> Iterator[tuple[Training, str]]:
+def _coloured(trainings: Sequence[TrainingCurve]) -> Iterator[tuple[TrainingCurve, str]]:
     """The dense network in the colour of text, each budget in one of its own."""
     colours = iter(COLOURS * (1 + len(trainings) // len(COLOURS)))
     for training in trainings:
         yield training, "@ink" if training.budget is None else next(colours)
 
 
-def _line(training: Training, name: str, values: Sequence[float | None], colour: str) -> Figure:
+def _line(
+    training: TrainingCurve, name: str, values: Sequence[float | None], colour: str
+) -> Figure:
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -113,7 +115,7 @@ def _hover() -> str:
     return "%{y:.4g} after epoch %{x}"
 
 
-def _kept(report: Report, training: Training) -> int | None:
+def _kept(report: Report, training: TrainingCurve) -> int | None:
     """The epoch whose weights were chosen, from 0; None where it is not known or none was."""
     budget = report.budget(training.budget)
     best: Any = budget.tuning.get("best_epoch") if budget else None

@@ -93,7 +93,7 @@ def test_epochs_are_read_from_the_metrics_of_a_training(tmp_path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = training.read_training(path, stage="baseline", budget=None, metric="top1")
-    assert found == measurement.Training(
+    assert found == measurement.TrainingCurve(
         "baseline",
         None,
         "top1",
