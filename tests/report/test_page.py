@@ -64,7 +64,7 @@ def open_page(page, profile, listener, *, width: int = 1280, dark: bool = False)
     flags = [
         f"--user-data-dir={profile}",
         f"--proxy-server={listener.address}",
-        f"--window-size={width},6000",
+        f"--window-size={width},9000",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
     ]
     done = subprocess.run(
