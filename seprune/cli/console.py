@@ -32,7 +32,7 @@ from seprune.runtime.text import null_for_nan, printable
 T = TypeVar("T")
 QUIET_SECONDS = 10.0
 _ASCII = str.maketrans("█▏▎▍▌▋▊▉▁▂▃▄▅▆▇·×–—−…━╸╺─", "#:::::::_.-:=+*.x---~----")
-_ASCII[ord("±")] = "+-"  # type: ignore[assignment]
+_ASCII |= {ord("±"): "+-", ord("→"): "->"}  # type: ignore[dict-item]
 
 
 def process() -> int:

@@ -44,7 +44,7 @@ def quantize(source: Path, target: Path, batches: Iterable[Tensor]) -> int:
     name = known.graph.input[0].name
     about = {p.key: p.value for p in known.metadata_props}
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+    class Batches(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         """The batches, as ONNX Runtime asks for them."""
 
         def __init__(self) -> None:
@@ -61,7 +61,7 @@ def quantize(source: Path, target: Path, batches: Iterable[Tensor]) -> int:
             quantization.quantize_static(
                 str(folded),
                 str(temporary),
-                Reader(),
+                Batches(),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8,

@@ -72,13 +72,9 @@ def skim(kind: type[T], path: Path, *, limit: int = TEXT_LIMIT, fix: str, code: 
         InputError: too large, not JSON, or as of `typed`.
     """
     try:
-        return msgspec.json.decode(read_bytes(path, limit=limit), type=kind)
+        return _decoded(kind, path, limit, fix)
     except msgspec.ValidationError as error:
         raise _misfit(str(path), error, fix=fix, code=code) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not valid JSON", why=str(error), fix=fix or "restore the file"
-        ) from error
 
 
 def fits_file(kind: type[Any], path: Path, *, limit: int = TEXT_LIMIT) -> bool:
@@ -89,12 +85,21 @@ def fits_file(kind: type[Any], path: Path, *, limit: int = TEXT_LIMIT) -> bool:
         InputError: too large, or not JSON.
     """
     try:
-        skim(kind, path, limit=limit, fix="", code="misfit")
-    except InputError as error:
-        if error.code != "misfit":
-            raise
+        _decoded(kind, path, limit, fix="")
+    except msgspec.ValidationError:
         return False
     return True
+
+
+def _decoded(kind: type[T], path: Path, limit: int, fix: str) -> T:
+    try:
+        return msgspec.json.decode(read_bytes(path, limit=limit), type=kind)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not valid JSON", why=str(error), fix=fix or "restore the file"
+        ) from error
 
 
 def require_like(

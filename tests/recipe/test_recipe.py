@@ -280,7 +280,7 @@ def test_what_is_missing_is_required(tmp_path):
         ("model.args.x=[1]", "command line model.args.x: must be a number, a text, true or false (got [1])"),
         ("model.input=[3, 32]", "command line model.input.2: is required"),
         ("data.std=[0.5]", 'r.yaml:4:1 data: mean and std must be given together, one number per channel each (got {"source": "digits", "std": [0.5]})'),
-        ("model.args.checkpoint_path=x", 'r.yaml:2:1 model: args must not hold checkpoint_path: weights come from model.checkpoint (got {"name": "seprune/se_resnet20", "args": {"checkpoint_path...)'),
+        ("model.args.checkpoint_path=x", 'r.yaml:2:1 model: args must not hold checkpoint_path: weights come from model.checkpoint or model.pretrained (got {"name": "seprune/se_resnet20", "args": {"checkpoint_path...)'),
         ("report.batch_sizes=[]", "command line report.batch_sizes: must have at least 1 item after validation, not 0 (got [])"),
     ],
 )  # fmt: skip
