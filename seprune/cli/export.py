@@ -57,7 +57,7 @@ def export(
 
     Examples:
       seprune export runs/quickstart --onnx small.onnx --pt2 small.pt2
-      seprune export small --onnx small.onnx --int8 --data D --parent timm/seresnet50.a1_in1k
+      seprune export small --onnx small.onnx --int8 --data D
     """
     if onnx is None and pt2 is None:
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",

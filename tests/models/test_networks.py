@@ -194,7 +194,16 @@ def _pixels(path: Path) -> torch.Tensor:
     return flat.view(image.height, image.width, 3).permute(2, 0, 1) / 255
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+DEEP = ("101", "110", "152", "154", "164", "inception_resnet")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if any(d in name for d in DEEP) else name
+        for name in NETWORKS
+    ],
+)
 def test_takes_other_sizes_and_every_parameter_gets_a_gradient(name: str) -> None:
     model = on_meta(f"seprune/{name}", classes=7, input=(4, 75, 75)).train()
     assert models.input_size(f"seprune/{name}", model)[0] == 4

@@ -773,7 +773,8 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_processes.py has every stage on two processes in the default suite
+@pytest.mark.parametrize("world", [2, 3])
 def test_processes_together_equal_one(tmp_path, alone, world):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

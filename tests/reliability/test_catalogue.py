@@ -325,7 +325,7 @@ CATALOGUE: dict[str, Row] = {
     "offline": Row(
         lambda s: s(
             "inspect", "hf-hub:us/net",
-            before="import os; os.environ['HF_HUB_OFFLINE'] = '1'; "
+            before="import os, huggingface_hub.constants as hub; hub.HF_HUB_OFFLINE = True; "
             f"os.environ['HF_HUB_CACHE'] = {str(s.folder)!r}",
         ),
         "hf download us/net --local-dir net", 4,

@@ -65,7 +65,13 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
 
 
 @pytest.mark.fault(27)
-@pytest.mark.parametrize(("how", "every"), [("exit", 260), ("ENOSPC", 260), ("EIO", 330)])
+@pytest.mark.parametrize(
+    ("how", "every"),
+    [
+        ("exit", 260),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in (("ENOSPC", 260), ("EIO", 330))),
+    ],
+)
 def test_some_operations_of_a_whole_run(tiny_run, how, every):
     count = operations(tiny_run)
     assert count > 400
