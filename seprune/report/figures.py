@@ -32,6 +32,9 @@ STAGE_COLOURS = dict(
 )
 
 
+_SPAN = 0.01  # of the baseline's value: the axis shows at least so much around it
+
+
 def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
     """The metric against the MACs kept, one line a stage, over the run's budgets.
 
@@ -51,7 +54,10 @@ def accuracy(report: Report, others: Sequence[Report] = ()) -> Figure:
             traces.append(line | _shown(found, other))
     layout = axes.layout("MACs kept (%)", _title(report.metric), height=420 if others else 380)
     if base and base.value is not None:
-        layout["shapes"] = [axes.line(y=_scale(base.metric) * base.value)]
+        value = _scale(base.metric) * base.value
+        layout["shapes"] = [axes.line(y=value)]
+        span = _SPAN * abs(value)  # networks that are alike are drawn alike
+        layout["yaxis"]["autorangeoptions"] = {"include": [value - span, value + span]}
     return {"data": traces, "layout": layout}
 
 

@@ -634,3 +634,11 @@ def test_the_page_has_the_metric_by_class_with_the_largest_losses_first(tmp_path
     assert "50.00 %" in row
     write_html(make_report(), tmp_path / "plain.html")
     assert 'id="by-class"' not in (tmp_path / "plain.html").read_text()
+
+
+def test_networks_that_are_alike_do_not_squash_the_axis():
+    """Around the baseline the axis shows at least a hundredth of its value on each side."""
+    report = make_report()
+    value = 100 * report.baseline.value
+    shown = accuracy(report)["layout"]["yaxis"]["autorangeoptions"]["include"]
+    assert shown == pytest.approx([0.99 * value, 1.01 * value])
