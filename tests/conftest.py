@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -19,3 +20,21 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seprune(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, stdout, stderr)."""
+    from seprune import cli
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return int(str(status or 0)), printed.out, printed.err
+
+    return call

@@ -131,7 +131,7 @@ def artefacts(found: list[Artefact]) -> Table:
 
 
 def comparison(rows: list[list[str]]) -> Table:
-    """Runs side by side; the first row holds the column names, columns that say nothing go."""
+    """Runs side by side under the names of the first row; columns without values are left out."""
     columns = [c for c in zip(*rows) if any(cell not in ("", words.DASH) for cell in c[1:])]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for number, (name, *_) in enumerate(columns):

@@ -1,6 +1,6 @@
 """Coloured shapes on textured grounds, drawn from a seed: a small data set for any machine.
 
-Shapes lie over each other, colours say nothing about classes, and every pixel is noisy. The same
+Shapes lie over each other, colours are independent of classes, and every pixel is noisy. The same
 images serve classification (one shape each), segmentation and detection.
 """
 

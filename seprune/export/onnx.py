@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from seprune.errors import EnvironmentFault, InputError, UsageError
+from seprune.errors import InputError, UsageError
 from seprune.measure.latency import Latency, latency
 from seprune.models import origin_of
 from seprune.models.preprocessing import trained_for
+from seprune.runtime.extras import require
 from seprune.runtime.files import write_with
 
 FORMATS = ("onnx", "pt2")
@@ -291,14 +292,8 @@ def _noise(shape: Sequence[int]) -> Tensor:
 
 def onnx_runtime() -> Any:
     """onnxruntime, if all that ONNX needs is installed."""
-    try:
-        for package in ("onnx", "onnxscript"):
-            importlib.import_module(package)
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise EnvironmentFault(
-            "ONNX export needs packages that are not installed",
-            why=str(error),
-            fix="pip install 'seprune[onnx]'",
-            code="extra",
-        ) from error
+    return require(
+        *("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx",
+        what="ONNX export needs packages that are not installed",
+    )

@@ -209,7 +209,7 @@ def read_trained_for(folder: Path) -> TrainedFor:
     """What `config.json` of a folder says that its weights were trained for.
 
     Raises:
-        InputError: it says nothing that seprune wrote.
+        InputError: it does not hold what seprune writes.
     """
     config, path = read_config(folder), folder / CONFIG
     found = typed(_Purpose, config, source=str(path), fix=_AGAIN, code="damaged")

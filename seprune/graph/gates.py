@@ -68,7 +68,11 @@ def find_gates(model: nn.Module, inputs: Any) -> tuple[Gate, ...]:
     Raises:
         InputError: the forward fails; names the layer.
     """
-    trace = record(model, inputs)
+    return gates_in(record(model, inputs), model)
+
+
+def gates_in(trace: Trace, model: nn.Module) -> tuple[Gate, ...]:
+    """`find_gates` in a pass that was recorded already."""
     return gates_of(trace, assign_channel_ids(trace, model), model)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from seprune.errors import EnvironmentFault
 from seprune.measure.latency import undisturbed_clock
 from seprune.measure.operator_model import operator_model
 from seprune.measure.work_items import Operator
+from seprune.runtime.extras import require
 
 Call = Callable[[], Any]
 ENOUGH_SECONDS = 0.004  # of repeated calls; slow operators run `FEWEST` times
@@ -109,16 +109,12 @@ def require_onnx() -> None:
     Raises:
         EnvironmentFault: names the extra and its pip line.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise EnvironmentFault(
-                "the runtime 'onnx' is not installed",
-                why=str(error),
-                fix="pip install 'seprune[onnx]', or choose --runtime eager",
-                code="extra",
-            ) from error
+    require(
+        *("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx",
+        what="the runtime 'onnx' is not installed",
+        otherwise="choose --runtime eager",
+    )
 
 
 def shortest(call: Call, clock: Callable[[], float] = time.perf_counter) -> float:

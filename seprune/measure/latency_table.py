@@ -22,6 +22,7 @@ from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.text import shell_word, within
+from seprune.runtime.transaction import clear
 from seprune.runtime.typed import read_typed
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
@@ -126,6 +127,8 @@ def open_table(path: Path, key: TableKey, note: Callable[[str], None]) -> Latenc
     """The table at `path`, or an empty one where there is none or it is of something else."""
     if not path.is_file():
         return LatencyTable(key)
+    if os.access(path.parent, os.W_OK):  # a complete table is not written again
+        clear(path.parent)
     table = LatencyTable.load(path)
     if table.key != key:
         pairs = zip(asdict(table.key).items(), asdict(key).values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageError, first_line
+from seprune.runtime.extras import require
 from seprune.runtime.files import sha256
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
@@ -213,12 +214,5 @@ def hub_api() -> Any:
 
 
 def _library() -> Any:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise EnvironmentFault(
-            "the Hub needs a package that is not installed",
-            why=str(error),
-            fix="pip install 'seprune[hub]'",
-            code="extra",
-        ) from error
+    what = "the Hub needs a package that is not installed"
+    return require("huggingface_hub", extra="hub", what=what)

@@ -287,7 +287,7 @@ def _warnings(result: RunResult) -> list[str]:
         notes.append(f"gates that never run: {', '.join(idle)}")
     notes += across_channels(result.context.structure)
     if result.context.network.digest is None:
-        notes.append("the weights are random: accuracies say nothing, costs do")
+        notes.append("the weights are random: costs are meaningful, accuracies are not")
     found = result.measurements[0].metrics if result.measurements else {}
     notes += words.published(result.context.network.published, words.finite(found))
     unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)

@@ -133,7 +133,7 @@ class GateSummary:
             if tuple(value.shape) == (gate.channels,) and key not in _NOT_CHANNELS
         }
         by_class = np.asarray(values["class_mean"]) if "class_mean" in values else None
-        if by_class is not None:  # the rows of classes without images say nothing
+        if by_class is not None:  # classes without images have no value
             seen = np.asarray(values.get("class_count", np.ones(len(by_class)))) > 0
             if seen.any():
                 columns["class_average"] = by_class[seen].mean(0).tolist()

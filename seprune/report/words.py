@@ -155,7 +155,7 @@ def gate_remarks(gates: Sequence[GateSummary]) -> list[str]:
             f": {names}. No fixed choice of channels serves all images."
         )
     if idle:
-        remarks.append(f"Never ran in the forward pass, so it says nothing: {_named(idle)}.")
+        remarks.append(f"No statistics, for they never ran in the forward pass: {_named(idle)}.")
     return remarks or _all_well(gates)
 
 

@@ -260,7 +260,7 @@ def scratch(size: int) -> Tensor:
     """`size` zero bytes in a file without a name under TMPDIR, which goes when the tensor does.
 
     Raises:
-        EnvironmentFault: the disk has no room for them.
+        EnvironmentFault: the disk has too little free space.
     """
     import torch
 
@@ -275,7 +275,7 @@ def scratch(size: int) -> Tensor:
 
 
 def need_space(folder: Path, size: int) -> None:
-    """Refuse to start a write of `size` bytes that the disk under `folder` has no room for."""
+    """Refuse to start a write of `size` bytes where the disk under `folder` has less free."""
     if size and shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,11 +54,12 @@ class ShortTable:
         return [f"... and {self.left_out:,} more"] if self.left_out else []
 
 
-class Tabular:
+class Tabular(ABC):
     """What is shown as a short table, in a terminal and in a notebook."""
 
+    @abstractmethod
     def _short_table(self) -> ShortTable:
-        raise NotImplementedError(type(self).__name__)
+        """What is shown."""
 
     def __repr__(self) -> str:
         return self._short_table().text()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import nn
 
 from seprune.errors import UsageError
-from seprune.graph.trace import record
+from seprune.graph.trace import Trace
 from seprune.measure.activations import peak_bytes, saved_bytes
 from seprune.runtime.memory import memory_budget
 
@@ -16,8 +15,7 @@ _COPIES = 2  # of what a pass keeps: its values, and those that hooks and kernel
 
 
 def most_images(
-    model: nn.Module,
-    inputs: Any,
+    trace: Trace,
     device: torch.device,
     *,
     memory: int | Literal["auto"],
@@ -26,13 +24,12 @@ def most_images(
     """Images at once for which forward, and backward with `derivatives`, fit into `memory`.
 
     Args:
-        inputs: of the model; one pass on them is recorded.
+        trace: of one pass.
         memory: bytes, or `auto`: a share of what the machine, the cgroup or the GPU has free.
 
     Raises:
         UsageError: not even one image fits.
     """
-    trace = record(model, inputs)
     one = _COPIES * (saved_bytes(trace) if derivatives else peak_bytes(trace))
     budget = memory_budget(device, memory)
     if one > budget and memory != "auto":

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from seprune.errors import InputError
-from seprune.graph.gates import Gate, find_gates
+from seprune.graph.gates import Gate, gates_in
 from seprune.graph.groups import NetworkStructure
+from seprune.graph.trace import Trace, record
 from seprune.runtime.distributed import join, resolve_device, united
 from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
@@ -89,10 +90,10 @@ def collect_statistics(
         two = task.split(task.part(first, slice(0, 2)))
         _require_arguments(model, two)
         example = positional(model, two.args, two.kwargs)
-        found = tuple(structure.gates if structure else find_gates(model, example))
-        settings = _observer_settings(
-            model, found, options, _Derivatives(gradients, taps), _Example(task, first, example)
-        )
+        trace = record(model, example)
+        found = tuple(structure.gates) if structure else gates_in(trace, model)
+        shown = _Example(task, first, example, trace)
+        settings = _observer_settings(model, found, options, _Derivatives(gradients, taps), shown)
         unfinished = _unfinished(settings, options, meta, rank, world)
         with open_rows(options.per_sample, settings.layout.width) as rows:
             observer = Observer(settings, rows)
@@ -172,11 +173,12 @@ class _Derivatives:
 
 @dataclass(frozen=True)
 class _Example:
-    """The task, the first batch, and the model's arguments for two samples of it."""
+    """The task, the first batch, the model's arguments for two samples of it, and their pass."""
 
     task: Task
     batch: Any
     inputs: Any
+    trace: Trace
 
 
 def _observer_settings(
@@ -221,11 +223,7 @@ def _observer_settings(
         seed=options.seed,
         task=task,
         most=most_images(
-            model,
-            example.inputs,
-            device,
-            memory=options.memory,
-            derivatives=gradients != "none",
+            example.trace, device, memory=options.memory, derivatives=gradients != "none"
         ),
     )
 

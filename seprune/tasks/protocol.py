@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class Task(Protocol):
         """A fresh meter."""
 
 
-class BaseTask:
+class BaseTask(ABC):
     """What tasks with outputs and losses by sample have in common."""
 
     inputs: int = 1  # leading elements of a tuple batch that are arguments of the model
@@ -159,9 +160,9 @@ class BaseTask:
         """Every floating-point tensor of the outputs, side by side."""
         return flatten_outputs(self.forward(model, batch), self.size(batch))
 
+    @abstractmethod
     def losses(self, outputs: Any, target: Any) -> Tensor:
-        """Overridden."""
-        raise NotImplementedError
+        """The loss of every sample (B,)."""
 
     def loss(self, outputs: Any, target: Any) -> Tensor:
         """Mean over the samples."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import Tensor
 
-from seprune.errors import EnvironmentFault, first_line
+from seprune.runtime.extras import require
 
 
 def torch_metric(path: str, **options: Any) -> Any:
@@ -17,16 +16,14 @@ def torch_metric(path: str, **options: Any) -> Any:
         EnvironmentFault: the extra is not installed.
     """
     module, _, name = path.rpartition(".")
-    try:
-        found = importlib.import_module(f"torchmetrics.{module}")
-        return getattr(found, name)(**options)
-    except ImportError as error:
-        raise EnvironmentFault(
-            "the metrics of this task need the packages torchmetrics and pycocotools",
-            why=first_line(error),
-            fix='pip install "seprune[tasks]"',
-            code="extra",
-        ) from error
+    needs = {
+        "extra": "tasks",
+        "what": "the metrics of this task need the packages torchmetrics and pycocotools",
+    }
+    found = require(f"torchmetrics.{module}", **needs)
+    if module == "detection":
+        require("pycocotools", **needs)  # which torchmetrics asks for only when a metric is made
+    return getattr(found, name)(**options)
 
 
 class TorchMeter:

@@ -25,22 +25,6 @@ from seprune.recipe import Recipe
 NET = "seprune/se_resnet8"
 
 
-@pytest.fixture
-def seprune(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code
-        output = capsys.readouterr()
-        return int(status or 0), output.out, output.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     torch.manual_seed(0)

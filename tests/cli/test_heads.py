@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from seprune import cli
 from seprune.errors import UsageError
 from seprune.models import build
 
 timm = pytest.importorskip("timm")
 NET = "timm/test_efficientnet"
 BARE = ("--set", "model.args={num_classes: 0}")
-
-
-@pytest.fixture
-def seprune(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return int(status or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from seprune import cli
 from seprune.measure.latency_table import LatencyTable
 
 NET = "seprune/se_resnet8"
@@ -15,25 +14,14 @@ SIZE = ("--input", "3x32x32")
 
 
 @pytest.fixture
-def seprune(monkeypatch, capsys, tmp_path):
-    """Run the command line with a cache folder of its own: (exit status, stdout, stderr)."""
+def seprune(seprune, monkeypatch, tmp_path):
+    """Run `seprune latency-table` with a cache folder of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "seprune.measure.latency_model.timer_of", lambda key: lambda op: op.outputs / 64
     )
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seprune", "latency-table", *map(str, words)])
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code
-        texts = capsys.readouterr()
-        return int(str(status or 0)), texts.out, texts.err
-
-    return call
+    return lambda *words: seprune("latency-table", *words)
 
 
 def test_a_table_is_built_shown_exported_and_adopted(seprune, tmp_path, monkeypatch):

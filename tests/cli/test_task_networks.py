@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from seprune import cli, models
+from seprune import models
 from seprune.data import shapes
 from seprune.recipe import load_recipe
 
@@ -26,22 +25,6 @@ SMALL = (  # of a recipe, so that everything is seen once
     "plan.macs=0.7", "plan.candidates=false", "data.validation=0.25", "report.latency=false",
     "device=cpu", "threads=1",
 )  # fmt: skip
-
-
-@pytest.fixture
-def seprune(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return int(status or 0), printed.out, printed.err
-
-    return call
 
 
 def needs(name: str) -> None:

@@ -16,7 +16,6 @@ from reports import make_report
 from torch.nn.functional import cross_entropy
 from torchvision.models import get_model_weights
 
-from seprune import cli
 from seprune.data import DataSettings, open_data
 from seprune.data.preprocessing import as_code, fit, normalise, to_pixels
 from seprune.errors import InputError
@@ -41,23 +40,6 @@ def picture(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 def prepared(image: Image.Image, how: Preprocessing) -> torch.Tensor:
     return normalise(to_pixels(fit(image, how))[None], how)[0]
-
-
-@pytest.fixture
-def seprune(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)  # type: ignore[arg-type]
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 # -- the same pixels as those who published the weights -------------------------------------------

@@ -173,3 +173,14 @@ def test_every_copy_is_in_the_measured_model(operator: Operator):
     timed = EagerTimer(2).prepared(operator)()
     assert timed.shape[0] == 2
     assert timed.isfinite().all()
+
+
+def test_what_a_killed_writer_left_beside_a_complete_table_is_removed(tmp_path: Path):
+    """A complete table is not written again, so the look at it has to clear its folder."""
+    path = tmp_path / "table.json"
+    LatencyTable(KEY, {"one": 1.0}).save(path)
+    left = tmp_path / ".abc.seprune.part"
+    left.mkdir()
+    (left / "table.json").write_text("{")
+    assert open_table(path, KEY, pytest.fail).times == {"one": 1.0}
+    assert [p.name for p in tmp_path.iterdir()] == ["table.json"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +18,6 @@ from safetensors.torch import save
 from torchvision.models import EfficientNet_B0_Weights, WeightsEnum, get_model
 from torchvision.models._api import Weights
 
-from seprune import cli
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.models import ModelLoader, zoos
 from seprune.models.hub import HubRepo, fetch
@@ -62,18 +60,12 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def seprune(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, stdout, stderr)."""
+def seprune(seprune):
+    """What is said on stderr, without its line breaks."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seprune", *map(str, words)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)  # type: ignore[arg-type]
-        output = capsys.readouterr()
-        return status, output.out, " ".join(output.err.split())
+        status, out, err = seprune(*words)
+        return status, out, " ".join(err.split())
 
     return call
 

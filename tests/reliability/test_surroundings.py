@@ -110,7 +110,7 @@ def test_a_run_goes_on_under_other_versions(tiny_run, tmp_path):
 
 
 def many(root: Path, classes: int, each: int) -> Path:
-    """Class folders full of links to one image: as many names, no room on the disk."""
+    """Class folders full of links to one image: as many names, no space on the disk."""
     one = next(tiny_images(root / "one").rglob("*.png"))
     for part, count in (("train", each), ("val", 1)):
         for label in range(classes):

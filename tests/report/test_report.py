@@ -166,10 +166,10 @@ def test_gates_speak_in_words() -> None:
         "hardly tells channels apart; prefer a criterion that uses gradients.",
         "The order of channels changes from image to image (rank agreement below 0.5): b (0.31). "
         "No fixed choice of channels serves all images.",
-        "Never ran in the forward pass, so it says nothing: c.",
+        "No statistics, for they never ran in the forward pass: c.",
     ]
     many = words.gate_remarks([gate(f"g{n}", runs=False) for n in range(12)])
-    assert many[0].endswith("nothing: g0, g1, g2, g3, g4, g5, 5 more, and g11.")
+    assert many[0].endswith("forward pass: g0, g1, g2, g3, g4, g5, 5 more, and g11.")
     assert words.gate_remarks([gate(rank_agreement=0.8), gate(rank_agreement=0.91)]) == [
         "No gate is saturated, and images agree on the order of channels "
         "(rank agreement 0.80 to 0.91)."

@@ -274,7 +274,7 @@ def test_missing_metrics_name_the_extra(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(EnvironmentFault, match="torchmetrics and pycocotools") as caught:
         evaluate(Echo(), [(torch.rand(4, 1) * 9, torch.rand(4, 1) * 9)], task=Regression())
-    assert caught.value.fix == 'pip install "seprune[tasks]"'
+    assert caught.value.fix == "pip install 'seprune[tasks]'"
 
 
 def test_the_deciding_metric_of_every_class_is_that_of_numpy():

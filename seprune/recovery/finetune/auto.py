@@ -27,7 +27,7 @@ from seprune.runtime.progress import Track
 SHORT = 1000  # optimizer steps below which a training is short
 WARMUP = 0.2  # of all steps, at most
 TRIAL_COST = 0.05  # of the schedule, for all trials together
-TRIAL_STEPS = 8  # fewer say nothing about a rate
+TRIAL_STEPS = 8  # fewer do not tell rates apart
 FORWARD = 1 / 3  # what judging an image costs, beside training on it
 # optimizer -> rates over two decades, and the one that is taken where no trials can be paid for
 RATES = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seprune.errors import EnvironmentFault
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.recovery.finetune.settings import Epoch
+from seprune.runtime.extras import require
 from seprune.runtime.files import write_text
 from seprune.runtime.text import null_for_nan
 
@@ -78,13 +78,5 @@ def require_tensorboard() -> None:
 
 
 def _writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise EnvironmentFault(
-            "finetune.tensorboard needs the package tensorboard",
-            why=str(error),
-            fix='pip install "seprune[tensorboard]"',
-            code="extra",
-        ) from error
-    return SummaryWriter
+    what = "finetune.tensorboard needs the package tensorboard"
+    return require("torch.utils.tensorboard", extra="tensorboard", what=what).SummaryWriter

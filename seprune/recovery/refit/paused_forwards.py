@@ -25,6 +25,7 @@ from seprune.statistics.calibration_inputs import CalibrationInputs
 
 BLOCK = 128  # images per forward, and what processes share
 Take = Callable[[Tensor], Tensor]
+Run = Callable[[nn.Module, Any], Any]
 _TABLES = (dict, OrderedDict)
 
 
@@ -32,7 +33,29 @@ class _Stopped(BaseException):
     """Ends a forward that nobody needs any more; no `except Exception` on its way catches it."""
 
 
-class Forward:
+class Reads:
+    """What a forward has shown, by name."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+
+    def take(self, name: str) -> Tensor:
+        """The tensor called `name`.
+
+        Raises:
+            ArithmeticError: it never came.
+        """
+        if name not in self.seen:
+            raise ArithmeticError(f"the forward ended before it came to {name}")
+        return self.seen[name]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Give back the memory of what will not be asked for again."""
+        for name in names:
+            self.seen.pop(name, None)
+
+
+class Forward(Reads):
     """One batch on its way through one model, in a thread that runs only inside `take`.
 
     Args:
@@ -41,15 +64,11 @@ class Forward:
     """
 
     def __init__(
-        self,
-        run: Callable[[nn.Module, Any], Any],
-        model: nn.Module,
-        images: Any,
-        reads: Mapping[str, tuple[Tap, Take]],
+        self, run: Run, model: nn.Module, images: Any, reads: Mapping[str, tuple[Tap, Take]]
     ) -> None:
+        super().__init__()
         self.run, self.model, self.images = run, twin(model), images
         self.taps = [(tap, partial(self._see, name, take)) for name, (tap, take) in reads.items()]
-        self.seen: dict[str, Tensor] = {}
         self.fault: BaseException | None = None
         self.stopping = self.ended = False
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
@@ -70,20 +89,13 @@ class Forward:
         Raises:
             ArithmeticError: it never came.
         """
-        while name not in self.seen:
-            if self.ended:
-                raise ArithmeticError(f"the forward ended before it came to {name}")
+        while name not in self.seen and not self.ended:
             with unbroken():  # a signal between the two would leave a lock taken for good
                 self.go.release()
                 self.paused.acquire()
             if self.fault is not None:
                 raise self.fault
-        return self.seen[name]
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Give back the memory of what will not be asked for again."""
-        for name in names:
-            self.seen.pop(name, None)
+        return super().take(name)
 
     def stop(self) -> None:
         """End the thread wherever it is."""
@@ -116,35 +128,16 @@ class Forward:
             raise _Stopped
 
 
-class WholeForward:
+class WholeForward(Reads):
     """One batch through one model, at once; for reads that are small enough to be kept."""
 
     def __init__(
-        self,
-        run: Callable[[nn.Module, Any], Any],
-        model: nn.Module,
-        images: Any,
-        reads: Mapping[str, tuple[Tap, Take]],
+        self, run: Run, model: nn.Module, images: Any, reads: Mapping[str, tuple[Tap, Take]]
     ) -> None:
-        self.seen: dict[str, Tensor] = {}
+        super().__init__()
         taps = [(tap, partial(self._see, name, take)) for name, (tap, take) in reads.items()]
         with torch.no_grad(), tapped(model, taps):
             run(model, images)
-
-    def take(self, name: str) -> Tensor:
-        """The tensor called `name`.
-
-        Raises:
-            ArithmeticError: it never came.
-        """
-        if name not in self.seen:
-            raise ArithmeticError(f"the forward ended before it came to {name}")
-        return self.seen[name]
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Give back the memory of what will not be asked for again."""
-        for name in names:
-            self.seen.pop(name, None)
 
     def stop(self) -> None:
         """Nothing is under way."""
