@@ -44,6 +44,7 @@ QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 10**6, "bytes": 5000}
 ROUNDS["commands"] = 1000
 FILES = {"crowds": "concurrency", "commands": "kills-commands"}
+LONG = ("export", "int8", "torch.export", "sweep")  # ten times as long as the others
 Kept = dict[str, Any]
 
 
@@ -116,23 +117,26 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
 
 
 def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
-    """SIGKILL at instants spread evenly over each command that works on its own, in turn."""
+    """SIGKILL at instants spread evenly over each command, those of `LONG` a fifth as often."""
     argv = harness.tiny(harness.tiny_images(home / "images"))
     subject = harness.Subject.unbroken(warm, home, argv, home / "images")
     works = {
         name: Killed.of(warm, home / "commands" / name.replace(" ", "-"), command)
         for name, command in commands(subject, home / "given").items()
     }
+    rows = kept.setdefault("commands", {})
+    for name in works:
+        rows.setdefault(name, {"kills": 0, "late": 0})
     while True:
-        for name, work in works.items():
-            row = kept.setdefault("commands", {}).setdefault(name, {"kills": 0, "late": 0})
-            # the fractional parts of multiples of the golden ratio: even, however many there are
-            share = (row["kills"] + row["late"]) * 0.6180339887498949 % 1
-            hit = work.kill_after(share * work.seconds)
-            row["kills" if hit else "late"] += 1
-            if hit:
-                kept["done"] += 1
-                yield
+        name = min(works, key=lambda n: rows[n]["kills"] * (5 if n in LONG else 1))
+        row, work = rows[name], works[name]
+        # the fractional parts of multiples of the golden ratio: even, however many there are
+        share = (row["kills"] + row["late"]) * 0.6180339887498949 % 1
+        hit = work.kill_after(share * work.seconds)
+        row["kills" if hit else "late"] += 1
+        if hit:
+            kept["done"] += 1
+            yield
 
 
 def bytes_of_runs(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:

@@ -45,8 +45,10 @@ def convert(
 
 def _beside(file: Path) -> Path:
     """FILE.safetensors; a file that is there already may be somebody's."""
+    from seprune.runtime.files import taken
+
     target = file.with_suffix(".safetensors")
-    if target.exists():
+    if taken(target):
         raise UsageError(
             f"{target}: exists already",
             why="nothing is overwritten unasked",

@@ -67,9 +67,9 @@ def recipes_cp(name: Name, target: Target) -> None:
     Example:
       seprune recipes cp quickstart mine.yaml
     """
-    from seprune.runtime.files import write_text
+    from seprune.runtime.files import taken, write_text
 
-    if target.exists():
+    if taken(target):
         raise UsageError(f"{target}: exists already", why="nothing is overwritten",
                          fix="choose another name")  # fmt: skip
     write_text(target, _shipped(name).read_text(encoding="utf-8"))

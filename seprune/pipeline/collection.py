@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def collect(
         options=plain,
         track=runtime.track,
     )
+    if folder is not None:
+        with suppress(OSError):  # never made, gone with another process, or something else in it
+            folder.rmdir()
     own = {"model": fingerprint(network.model)}  # probes are no part of it
     notes = (NO_GATES,) if gateless else ()
     return replace(found, meta={**found.meta, **own}, warnings=(*found.warnings, *notes))

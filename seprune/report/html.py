@@ -57,6 +57,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "title": f"{report.name} – seprune",
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
+        "model": report.model.get("name") or "an unnamed network",
         "source": Path(str(report.data.get("source"))).name,
         "others": [other.name for other in others],
         "tiles": [summary.tile(report, budget) for budget in report.budgets],

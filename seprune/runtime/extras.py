@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from seprune.errors import EnvironmentFault, first_line
+
+BEFORE = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1")}
+"""Variables that a package reads when it is imported, unless the user has set them.
+
+From 1.32 on, ONNX Runtime keeps an identifier of the machine and a database of events in the user's
+cache folder, for its maker.
+"""
 
 
 def require(*modules: str, extra: str, what: str, otherwise: str = "") -> Any:
@@ -19,6 +27,8 @@ def require(*modules: str, extra: str, what: str, otherwise: str = "") -> Any:
     Raises:
         EnvironmentFault: one cannot be imported.
     """
+    for module in BEFORE.keys() & set(modules):
+        os.environ.setdefault(*BEFORE[module])
     try:
         return [importlib.import_module(module) for module in modules][-1]
     except ImportError as error:

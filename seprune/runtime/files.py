@@ -156,6 +156,14 @@ def _sort_metadata(path: Path) -> None:
             stream.write(text)
 
 
+def taken(path: Path) -> bool:
+    """Whether a new file cannot be called `path`, once a killed writer's left-overs are gone."""
+    if path.parent.is_dir():
+        with suppress(OSError):  # nobody can write there, or they are somebody else's
+            clear(path.parent)
+    return os.path.lexists(path)
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to `path` and wait until the disk has it; a line that fails leaves nothing."""
     content = line.encode() + b"\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from seprune.errors import InputError
+from seprune.runtime.transaction import clear
 from seprune.runtime.typed import Natural, require_like, typed
 from seprune.statistics.accumulate import State
 from seprune.statistics.result import require_same
@@ -89,9 +91,13 @@ class Unfinished:
 
     def done(self) -> None:
         """The statistics are complete: no state is of use any more, nor one of fewer processes."""
-        if self.path is not None:
-            for path in self.path.parent.glob("collecting-*of*.safetensors"):
-                path.unlink(missing_ok=True)
+        if self.path is None:
+            return
+        folder = self.path.parent
+        for path in folder.glob("collecting-*of*.safetensors"):
+            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # never made, or gone with another process
+            clear(folder)
 
 
 def _state(observer: Observing, kind: str) -> list[tuple[str, Tensor]]:

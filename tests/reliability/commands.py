@@ -14,7 +14,7 @@ import re
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from folders import contents, leftovers
 from harness import Subject
 from warm import Done, Warm
 
+from seprune.measure.latency_table import LatencyTable, TableKey
 from seprune.runtime.transaction import settle
 
 PUT = ("replace", "rename", "fsync")  # what puts files in place
+PRINTED = ("sensitivity", "evaluate")  # commands whose result is on stdout
 BUSY = ("lock", "lock.json", "log.txt")
 TIMES = re.compile(
     r'"(images_per_second|seconds|created|since|time|disk_free)": ("[^"]*"|[^,}\]]+)'
@@ -41,11 +43,15 @@ class Command:
         exact: what it writes is the same byte for byte each time; else names, sizes of weights and
             what is not a time are compared.
         goes_on: it leaves a state, from which the same command goes on.
+        again: its exit status where its work is done already.
+        cache: the user's cache folder.
     """
 
     words: tuple[str, ...]
     exact: bool = True
     goes_on: bool = False
+    again: int = 0
+    cache: str = "{out}"
 
 
 def commands(run: Subject, home: Path) -> dict[str, Command]:
@@ -61,11 +67,15 @@ def commands(run: Subject, home: Path) -> dict[str, Command]:
     if not pickled.exists():
         home.mkdir(parents=True, exist_ok=True)
         torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2)), pickled)
+    key = replace(TableKey.here("eager", batch=1), threads=1)
+    table = home / "seprune" / "latency" / key.file_name()
+    LatencyTable(key, {"conv": 1.0}).save(table)
     few = ("--data", images, "--set", "collect.images=16", "--set", "data.validation=0.25")
     cut = (*("prune", trained, "--importance", "l2", "--macs", "0.5"), *few)
     cut += ("--set", "plan.min_channels=2", "--out", "{out}", "--recover")
     tuning = ("--epochs", "2", "--lr", "0.01", "--set", "finetune.recalibrate=16")
     kept = [word for word in run.argv if not word.startswith(("finetune.", "plan.macs"))]
+    planned = ("plan.allocation=sensitivity", "sensitivity.images=4", "prune.recover=refit")
     swept = ("finetune.epochs=0", "finetune.recalibrate=0", "plan.macs=0.6,0.5")
     times = {"exact": False, "goes_on": True}
     return {
@@ -76,13 +86,26 @@ def commands(run: Subject, home: Path) -> dict[str, Command]:
         "collect": Command(("collect", trained, *few, "--out", "{out}/s.safetensors")),
         "rank": Command(("rank", trained, "--importance", "l2", "--out", "{out}/scores.csv")),
         "sensitivity": Command(("sensitivity", trained, *few, "--importance", "l2")),
-        "export": Command(("export", pruned, "--onnx", "{out}/small.onnx"), exact=False),
+        "rows": Command(
+            ("collect", trained, *few, "--per-sample", "{out}/g.npy", "--out", "{out}/s/t")
+        ),
+        "dry run": Command((*cut[:-1], "--dry-run")),
+        "evaluate": Command(("evaluate", pruned, "--data", images)),
+        "export": Command(("export", pruned, "--onnx", "{out}/small.onnx")),
+        "int8": Command(
+            ("export", pruned, "--onnx", "{out}/s.onnx", "--int8", "--data", images), goes_on=True
+        ),
+        "torch.export": Command(("export", pruned, "--pt2", "{out}/small.pt2")),
         "convert": Command(("convert", str(pickled), "--allow-pickle", "--out", "{out}/w.pt")),
         "report": Command(("report", str(whole), "--csv", "{out}/r.csv")),
         "page": Command(("report", str(whole), "--html", "{out}/r.html")),
         "compare": Command(("compare", str(whole), str(whole), "--csv", "{out}/c.csv")),
+        "run": Command(("run", *run.argv, *planned, "--out", "{out}"), **times),
         "sweep": Command(("sweep", *kept, *swept, "--out", "{out}"), **times),
+        "recipe": Command(("recipes", "cp", "quickstart", "{out}/mine.yaml"), again=2),
         "latency tables": Command(("latency-table", "build", trained), **times),
+        "given table": Command(("latency-table", "build", trained, "--table", str(table)), **times),
+        "table": Command(("latency-table", "export", "{out}/t.json"), cache=str(home)),
     }
 
 
@@ -142,7 +165,7 @@ class Killed:
             if done.status != 6:
                 break
             done = _run(self.warm, self.home, self.command, out)
-        assert done.status == 0, done.output
+        assert done.status in (0, self.command.again), done.output
         made = _made(self.command, out)
         different = sorted(n for n in made.keys() | self.made if made.get(n) != self.made.get(n))
         assert not different, different
@@ -152,7 +175,7 @@ class Killed:
         """A folder that is empty, or where an older result lies: the same with other weights."""
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        if not over or self.command.goes_on:
+        if not over or self.command.goes_on or self.command.again:
             return {}
         for name, content in contents(self.home / "whole").items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -160,39 +183,40 @@ class Killed:
         return contents(out)
 
     def _old_or_new(self, out: Path, old: dict[str, bytes]) -> None:
-        """Every file is what it was or what it shall be, and of one folder all are the same."""
+        """Every file is what it was or what it shall be, and those of one folder are alike."""
         for folder in {p.parent for p in out.rglob("*")} | {out}:
             settle(folder)  # as whoever reads it does
         found = {n: c for n, c in contents(out).items() if ".part/" not in n}
         assert set(old) <= set(found), "a file is lost"
         if self.command.exact and old:
             new = contents(self.home / "whole")
-            kept = [n for n in old if n not in BUSY]
-            fresh = {n for n in kept if found[n] == new[n]}
-            stale = {n for n in kept if found[n] == old[n]}
-            assert fresh | stale == set(kept), set(kept) - fresh - stale
-            assert not fresh or not stale, (fresh, stale)
+            for place in {Path(name).parent for name in old}:
+                kept = [n for n in old if Path(n).parent == place and n not in BUSY]
+                fresh = {n for n in kept if found[n] == new[n]}
+                stale = {n for n in kept if found[n] == old[n]}
+                assert fresh | stale == set(kept), set(kept) - fresh - stale
+                assert not fresh or not stale, (fresh, stale)
 
 
-def _environment(out: Path) -> dict[str, str]:
-    return {"XDG_CACHE_HOME": str(out)}  # latency tables lie there
+def _environment(command: Command, out: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": command.cache.replace("{out}", str(out))}
 
 
 def _words(command: Command, out: Path) -> list[str]:
     words = [word.replace("{out}", str(out)) for word in command.words]
-    return [*words, "--json"] if words[0] == "sensitivity" else words
+    return [*words, "--json"] if words[0] in PRINTED else words
 
 
 def _start(warm: Warm, home: Path, command: Command, out: Path, **how: Any) -> int:
     log = home / f"log-{random.getrandbits(60):x}"
-    return warm.start(log, *_words(command, out), env=_environment(out), **how)
+    return warm.start(log, *_words(command, out), env=_environment(command, out), **how)
 
 
 def _run(warm: Warm, home: Path, command: Command, out: Path, **how: Any) -> Done:
     pid = _start(warm, home, command, out, **how)
     done = warm.wait(pid)
     assert done is not None, f"a hang: {command.words}"
-    if command.words[0] == "sensitivity" and done.status == 0:
+    if command.words[0] in PRINTED and done.status == 0:
         (out / "printed.json").write_text(done.output[done.output.index("{") :])
     return done
 

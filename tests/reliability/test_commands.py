@@ -8,9 +8,11 @@ import pytest
 from commands import Killed, commands
 
 NAMES = (
-    *("save", "refit", "reconstruct", "finetune", "collect", "rank", "sensitivity", "export"),
-    *("convert", "report", "page", "compare", "sweep", "latency tables"),
+    *("save", "refit", "reconstruct", "dry run", "finetune", "collect", "rows", "rank"),
+    *("sensitivity", "evaluate", "export", "int8", "torch.export", "convert", "report", "page"),
+    *("compare", "run", "sweep", "recipe", "latency tables", "given table", "table"),
 )
+ELSEWHERE = ("sensitivity", "evaluate", "run", "sweep")
 HANDFUL = [("save", 0.7), ("convert", 0.5), ("report", 1.0), ("finetune", 0.6)]
 
 
@@ -33,9 +35,9 @@ def test_a_kill_while_files_are_put_in_place(killed, name, where):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(28)
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("sensitivity", "sweep")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ELSEWHERE])
 def test_a_kill_at_every_rename_and_fsync(killed, name):
-    """A sweep's are those of its runs, and a sensitivity is only printed."""
+    """The first two of the others only print; those of runs are in test_operations.py."""
     command = killed(name)
     for number in range(1, command.operations + 1):
         command.kill_at(number)
@@ -50,6 +52,28 @@ def test_kills_at_random_instants(killed, name):
     command, instants = killed(name), random.Random(name)
     for _ in range(5):
         command.kill_after(instants.uniform(0, command.seconds))
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("convert", "model.pkl", "--allow-pickle"),
+        ("recipes", "cp", "quickstart", "model.safetensors"),
+    ],
+)
+def test_a_command_that_finds_its_work_done_removes_what_it_left(
+    seprune, tmp_path, monkeypatch, words
+):
+    """Killed between the rename of the file and the removal of the folder that it came from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pkl").write_bytes(b"x")
+    (tmp_path / "model.safetensors").write_bytes(b"made before")
+    (tmp_path / ".abc.seprune.part").mkdir()
+    status, _, said = seprune(*words)
+    assert status == 2
+    assert "model.safetensors: exists already" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pkl", "model.safetensors"]
 
 
 def test_the_commands_are_those_that_are_tried(tiny_run, tmp_path):

@@ -485,6 +485,11 @@ def test_an_unfinished_run_has_a_page(tmp_path) -> None:
     assert "This run is not finished" in (tmp_path / "r.html").read_text()
 
 
+def test_a_page_of_a_network_without_a_name(tmp_path) -> None:
+    write_html(dataclasses.replace(make_report(), model={}), tmp_path / "r.html")
+    assert "an unnamed network on" in (tmp_path / "r.html").read_text()
+
+
 def test_the_same_report_gives_the_same_page(tmp_path) -> None:
     for name in ("a.html", "b.html"):
         write_html(make_report(), tmp_path / name)
