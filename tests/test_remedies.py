@@ -43,6 +43,7 @@ PROSE = {
 }  # "a folder that seprune wrote"
 OF_OTHERS = {
     "--local-dir",
+    "--repo-type",
     "--nproc-per-node",
     "--upgrade",
     "--force-reinstall",

@@ -25,7 +25,9 @@ Overrides = Annotated[
 ]
 DataSource = Annotated[
     str,
-    typer.Option("--data", metavar="D", help="digits, shapes, a folder, torchvision/CIFAR10:DIR"),
+    typer.Option(
+        "--data", metavar="D", help="digits, a folder, torchvision/X:DIR, hf:NAME, wds:SHARDS."
+    ),
 ]
 Calibration = Annotated[
     str | None, typer.Option("--data", metavar="D", help="Calibration images (training part).")

@@ -14,7 +14,7 @@ from PIL import Image
 from seprune.data import fingerprint
 from seprune.data.decode import read_image, size_of
 from seprune.data.loaders import in_threads
-from seprune.data.source import REPORTED, SPLIT_SEED, Source, stratified
+from seprune.data.source import REPORTED, SPLIT_SEED, Source, set_aside, stratified
 from seprune.errors import InputError
 from seprune.runtime.progress import silent
 from seprune.runtime.typed import fits_file, skim
@@ -62,14 +62,17 @@ def find_boxes(root: Path, mode: str) -> Source | None:
         return None
     names = _names(files)
     parts = [list(_rows(root, path, names)) for path in files]
+    notes = []
     if len(parts) == 1:
         labels = torch.zeros(len(parts[0]), dtype=torch.int64)
         rows = torch.arange(len(labels))
         split = stratified(labels, rows, fraction=REPORTED, seed=SPLIT_SEED)
         parts = [[parts[0][i] for i in own.tolist()] for own in split]
+        notes.append(set_aside(len(parts[1]), len(labels)))
     images = [row.image for part in parts for row in part]
     sizes = {size_of(row.image) for row in parts[0][:: max(len(parts[0]) // 16, 1)]}
-    empty = sum(not len(row.labels) for part in parts for row in part)
+    if empty := sum(not len(row.labels) for part in parts for row in part):
+        notes.append(f"{empty} images have no box: nothing is to be found in them")
     return Source(
         name=str(root),
         classes=("background", *names.values()),
@@ -79,7 +82,7 @@ def find_boxes(root: Path, mode: str) -> Source | None:
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
         task="detection",
-        notes=(f"{empty} images have no box: nothing is to be found in them",) if empty else (),
+        notes=tuple(notes),
     )
 
 

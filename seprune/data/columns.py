@@ -14,7 +14,14 @@ import torch
 from seprune.data import fingerprint
 from seprune.data.decode import size_of
 from seprune.data.folders import Files
-from seprune.data.source import REPORTED, SPLIT_SEED, Source, stratified
+from seprune.data.source import (
+    REPORTED,
+    REPORTING,
+    SPLIT_SEED,
+    Source,
+    set_aside,
+    stratified,
+)
 from seprune.errors import InputError
 from seprune.runtime.reading import read_text
 
@@ -60,7 +67,7 @@ class Table:
 
 
 def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
-    """The images and numbers of train.csv and val.csv, or of the only table of a folder.
+    """The images and numbers of train.csv and val.csv (or valid, test), or of the only table.
 
     Columns of zeros and ones, two at least, are labels; others are numbers to be predicted. A
     column called split may say train or val; without it a fifth reports.
@@ -68,7 +75,8 @@ def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
     Raises:
         InputError: a missing image, a cell that is no number, an empty table; names the line.
     """
-    paths = [root / f"{part}.csv" for part in PARTS]
+    report = next((n for n in REPORTING if (root / f"{n}.csv").is_file()), REPORTING[0])
+    paths = [root / f"{part}.csv" for part in (PARTS[0], report)]
     if not all(path.is_file() for path in paths):
         paths = sorted(root.glob("*.csv"))
         if len(paths) != 1 or all((root / part).is_dir() for part in PARTS):
@@ -80,6 +88,7 @@ def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
             f"{', '.join(tables[1].columns)} against {', '.join(tables[0].columns)}",
         )
     train, val = (list(t.rows) for t in tables) if len(tables) == 2 else _split(tables[0])
+    drawn = len(tables) == 1 and not any(row.part for row in tables[0].rows)
     values = [number for row in (*train, *val) for number in row.numbers]
     binary = set(values) <= {0.0, 1.0} and len(tables[0].columns) > 1
     sizes = {size_of(row.image) for row in train[:: max(len(train) // 16, 1)]}
@@ -91,6 +100,7 @@ def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
         fingerprint=fingerprint.of_files(root, [*paths, *(r.image for r in (*train, *val))]),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
+        notes=(set_aside(len(val), len(tables[0].rows)),) if drawn else (),
         task="multi_label" if binary and task != "regression" else "regression",
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seprune.data.augment import Augment, generator
 from seprune.data.decode import sniff
+from seprune.data.encoded import Encoded
 from seprune.data.folders import Files
 from seprune.data.joint import FEW, TargetLoader, TargetStore
 from seprune.data.loaders import Batching, Cached, Decoded, Images, Loader, Store, in_threads
@@ -149,7 +150,8 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
 
     Args:
         source: `digits`, `shapes`, a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or with
-            masks, boxes or a table (docs/tasks.md), or `torchvision/NAME:FOLDER`.
+            masks, boxes or a table (docs/tasks.md), `torchvision/NAME:FOLDER`, `hf:NAME[:SPLIT]` or
+            `wds:SHARDS`.
 
     Raises:
         InputError: no such source, an unusable layout, damaged images.
@@ -254,7 +256,7 @@ def _store(
 
 def _usable(images: Images, settings: DataSettings, track: Track) -> tuple[Images, tuple[str, ...]]:
     """The training images without damaged ones, and the messages about those."""
-    if settings.on_bad_image == "error" or not isinstance(images, Files):
+    if settings.on_bad_image == "error" or not isinstance(images, (Files, Encoded)):
         return images, ()
     bad: dict[int, InputError] = {}
 

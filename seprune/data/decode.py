@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -48,6 +50,23 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
     return _decode(path, lambda image: as_mode(ImageOps.exif_transpose(image), mode, scale))
 
 
+def read_encoded(
+    content: bytes, name: str, mode: str = "RGB", scale: Range | None = None
+) -> Image.Image:
+    """The same of an image that lies in memory; `name` says where it came from.
+
+    Raises:
+        InputError: as of `read_image`; names the image.
+    """
+
+    def use(image: Image.Image) -> Image.Image:
+        return as_mode(ImageOps.exif_transpose(image), mode, scale)
+
+    if disguise := _disguise(name, content[:32]):
+        raise disguise
+    return _opened(name, nullcontext(io.BytesIO(content)), use)
+
+
 def read_indices(path: Path) -> np.ndarray[Any, Any]:
     """The numbers (H, W) in a grey or palette image, as they are stored: classes of pixels.
 
@@ -70,14 +89,19 @@ def read_indices(path: Path) -> np.ndarray[Any, Any]:
 
 def _decode(path: Path, use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of an image while its file is open."""
+    return _opened(path, open_regular(path), use)
 
+
+def _opened(
+    path: Path | str, content: AbstractContextManager[IO[bytes]], use: Callable[[Image.Image], T]
+) -> T:
     def too_slow() -> Exception:
         return ValueError(f"decoding it does not end within {DECODE_SECONDS} s")
 
     try:
         with (
             at_most(DECODE_SECONDS, too_slow),
-            open_regular(path) as stream,
+            content as stream,
             Image.open(stream, formats=_formats()) as image,
         ):
             pixels = image.width * image.height
@@ -179,16 +203,30 @@ def range_of_files(paths: Sequence[Path]) -> Range | None:
 
     Looks at no more than `_SAMPLED` files, evenly spread; a damaged one is named when it is used.
     """
+    return range_of(paths[:: max(-(-len(paths) // _SAMPLED), 1)])
+
+
+def range_of(images: Iterable[Path | IO[bytes]]) -> Range | None:
+    """The scale of the deep images among these; None where none has more than 8 bits."""
     found = []
-    for path in paths[:: max(-(-len(paths) // _SAMPLED), 1)]:
+    for opened in images:
         try:
-            with Image.open(path, formats=_formats()) as image:
+            with Image.open(opened, formats=_formats()) as image:
                 small = image.width * image.height <= MAX_PIXELS
                 if small and _deep(image):
                     found.append(_extremes(image))
         except Exception:
             continue
     return full_range(found) if found else None
+
+
+def mode_of(content: bytes) -> str | None:
+    """The mode of an image that lies in memory; None where it is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            return image.mode
+    except Exception:  # whoever uses the image names it
+        return None
 
 
 def sniff(path: Path) -> InputError | None:
@@ -203,21 +241,22 @@ def sniff(path: Path) -> InputError | None:
     return _disguise(path, start)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path | str, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         return InputError(
             f"{path}: the image cannot be read",
             why=error.strerror or str(error),
             fix="check that the file exists and that you may read it",
         )
-    return sniff(path) or InputError(
+    disguised = sniff(path) if isinstance(path, Path) else None
+    return disguised or InputError(
         f"{path}: the image cannot be decoded",
         why=str(error).replace(str(path), "file") or type(error).__name__,
         fix=_DAMAGED,
     )
 
 
-def _disguise(path: Path, start: bytes) -> InputError | None:
+def _disguise(path: Path | str, start: bytes) -> InputError | None:
     if not start:
         why = "a copy or a download of it never began"
         return InputError(f"{path}: the image file is empty (0 bytes)", why=why, fix=_DAMAGED)

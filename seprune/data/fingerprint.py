@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from seprune.errors import InputError
@@ -30,6 +30,20 @@ def of_files(root: Path, paths: Sequence[Path]) -> str:
         content.update(f"{changed}\n".encode())
         if number % step == 0:
             content.update(_start(path))
+    return f"{names.hexdigest()[:32]}-{content.hexdigest()[:32]}"
+
+
+def of_samples(facts: str, count: int, read: Callable[[int], bytes]) -> str:
+    """The same two hashes of samples that are no files: of `facts`, and of the content of some.
+
+    Args:
+        facts: what is known of all of them: how many, their names, their labels.
+        read: the content of one.
+    """
+    content = hashlib.sha256()
+    for row in range(0, count, max(count // SAMPLED, 1)):
+        content.update(hashlib.sha256(read(row)[:SAMPLED_BYTES]).digest())
+    names = hashlib.sha256(facts.encode())
     return f"{names.hexdigest()[:32]}-{content.hexdigest()[:32]}"
 
 

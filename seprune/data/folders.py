@@ -14,12 +14,17 @@ from PIL import Image
 
 from seprune.data import fingerprint
 from seprune.data.decode import FORMATS, Range, range_of_files, read_image
-from seprune.data.source import REPORTED, SPLIT_SEED, stratified
+from seprune.data.source import (
+    REPORTED,
+    REPORTING,
+    SPLIT_SEED,
+    TRAINING,
+    set_aside,
+    stratified,
+)
 from seprune.errors import InputError
 from seprune.runtime.text import shell_word
 
-TRAINING = ("train", "training")  # names of the part, the best first
-REPORTING = ("val", "valid", "validation", "test", "testing")
 EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 
 
@@ -93,10 +98,7 @@ def _split(root: Path, found: dict[str, list[Path]], mode: str, left_out: Counte
         Files([paths[r] for r in part.tolist()], labels[part].tolist(), mode, scale=scale)
         for part in rows
     )
-    note = (
-        f"there are no images to report on apart: {len(val.paths):,} of {len(paths):,}, "
-        f"{REPORTED:.0%} of every class by a seed, are set aside"
-    )
+    note = set_aside(len(val.paths), len(paths), of="every class")
     notes = (note, *_left_out(left_out), *_scaled(scale))
     return Folder(tuple(sorted(found)), train, val, fingerprint.of_files(root, paths), notes)
 
@@ -160,7 +162,7 @@ def _require_folder(root: Path) -> None:
             near = [str(root.parent / n) for n in difflib.get_close_matches(root.name, names, 1)]
         raise InputError(
             f"{root}: no such data folder",
-            why="data is `digits`, a folder with train/ and val/, or torchvision/NAME:FOLDER",
+            why="data is `digits`, a folder, torchvision/NAME:FOLDER, hf:NAME or wds:SHARDS",
             fix=f"did you mean {near[0]}?" if near else "check the path",
         )
 

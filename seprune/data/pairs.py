@@ -14,7 +14,14 @@ from PIL import Image
 from seprune.data import fingerprint
 from seprune.data.decode import FORMATS, read_image, read_indices, size_of
 from seprune.data.loaders import in_threads
-from seprune.data.source import REPORTED, SPLIT_SEED, Source, stratified
+from seprune.data.source import (
+    REPORTED,
+    REPORTING,
+    SPLIT_SEED,
+    Source,
+    set_aside,
+    stratified,
+)
 from seprune.errors import InputError
 from seprune.runtime.progress import silent
 from seprune.runtime.reading import read_text
@@ -59,7 +66,10 @@ def find_masks(root: Path, mode: str) -> Source | None:
     if parts is None:
         return None
     train, val = parts if len(parts) == 2 else _split(parts[0])
+    notes = [] if len(parts) == 2 else [set_aside(len(val), len(parts[0]))]
     names = _names(root)
+    if not names:
+        notes.append(f"classes are as far as the masks go; names stand in {root}/classes.txt")
     most = _check([*train, *val], len(names) if names else None)
     classes = names or tuple(str(number) for number in range(max(most + 1, 2)))
     files = [path for pair in (*train, *val) for path in (pair.image, pair.mask)]
@@ -73,19 +83,19 @@ def find_masks(root: Path, mode: str) -> Source | None:
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
         task="segmentation",
-        notes=() if names else (
-            f"{len(classes)} classes, as far as the masks go; names stand in {root}/classes.txt",
-        ),
-    )  # fmt: skip
+        notes=tuple(notes),
+    )
 
 
 def _beside(root: Path) -> list[list[Pair]] | None:
     """images/ and masks/ below the folder, below train/ and val/, or parted further down."""
-    if all(_mask_folder(root / part) for part in PARTS):
-        return [_pairs(root / part / "images", _of(root / part)) for part in PARTS]
-    lonely = next((part for part in PARTS if _mask_folder(root / part)), None)
+    report = next((n for n in REPORTING if (root / n).is_dir()), REPORTING[0])
+    parts = (PARTS[0], report)
+    if all(_mask_folder(root / part) for part in parts):
+        return [_pairs(root / part / "images", _of(root / part)) for part in parts]
+    lonely = next((part for part in parts if _mask_folder(root / part)), None)
     if lonely is not None:
-        other = PARTS[1 - PARTS.index(lonely)]
+        other = parts[1 - parts.index(lonely)]
         raise InputError(
             f"{root / lonely}: images and masks, but there are none in {root / other}",
             why="one part trains and the other one reports",

@@ -13,6 +13,8 @@ from seprune.data.augment import generator
 
 SPLIT_SEED = 1998  # of what reports where a source has one part: the same images for everybody
 REPORTED = 0.2
+TRAINING = ("train", "training")  # names of the part, the best first
+REPORTING = ("val", "valid", "validation", "test", "testing")
 
 
 class Samples(Protocol):
@@ -66,3 +68,11 @@ def stratified(
         taken.append(members[:count])
         kept.append(members[count:])
     return torch.cat(kept).sort().values, torch.cat(taken).sort().values
+
+
+def set_aside(count: int, total: int, *, of: str = "them") -> str:
+    """The note on a data set that comes in one part."""
+    return (
+        f"there are no images to report on apart: {count:,} of {total:,}, {REPORTED:.0%} of {of} "
+        "by a seed, are set aside"
+    )

@@ -1,4 +1,4 @@
-"""Where images come from: digits, shapes, a folder, or a torchvision data set."""
+"""Where images come from: digits, shapes, a folder, shards, torchvision or a Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seprune.data import fingerprint
+from seprune.data import fingerprint, hub_datasets, shards
 from seprune.data.decode import as_mode
 from seprune.data.folders import find_images
 from seprune.data.layouts import find_layout, require_task
@@ -92,6 +92,10 @@ def _found(source: str, mode: str | None, task: str | None) -> Source:
         return _digits()
     if source.startswith("torchvision/"):
         return _torchvision(source, mode)
+    if source.startswith(hub_datasets.PREFIX):
+        return hub_datasets.hub_dataset(source, mode)
+    if source.startswith(shards.PREFIX):
+        return shards.shards(source, mode)
     root = Path(source).expanduser()
     if source == "shapes" and not root.exists():
         return shapes(task or "classification")

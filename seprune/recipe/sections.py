@@ -76,7 +76,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """Images to calibrate, tune and report on."""
 
-    source: Location = Field(description="digits, shapes, a folder, torchvision/X:DIR")
+    source: Location = Field(description="digits, shapes, a folder, torchvision/X:DIR, hf:X, wds:X")
     batch_size: Count = 128
     workers: int | None = Field(
         default=None, ge=0, description="loader processes; null: per usable core"

@@ -42,6 +42,21 @@ def paired(root, count=10, *, form="L", images="images", masks="masks"):
     return root
 
 
+@pytest.mark.parametrize("name", ["valid", "test"])
+def test_masks_and_tables_are_reported_on_under_other_names(tmp_path, name):
+    for part, count in (("train", 4), (name, 3)):
+        paired(tmp_path / "masks" / part, count)
+        (tmp_path / "table").mkdir(exist_ok=True)
+        lines = [f"{part}-{n}.png,{n}" for n in range(count)]
+        for n in range(count):
+            picture(n).save(tmp_path / "table" / f"{part}-{n}.png")
+        (tmp_path / "table" / f"{part}.csv").write_text("\n".join(["image,size", *lines]))
+    for folder in ("masks", "table"):
+        data = open_data(str(tmp_path / folder), PLAIN)
+        assert (data.info.training + data.info.validation, data.info.reporting) == (4, 3)
+        assert not any("set aside" in note for note in data.info.notes)
+
+
 def expected(number):
     return torch.from_numpy(mask_of(number).astype(np.int64))
 
@@ -54,6 +69,7 @@ def test_images_beside_masks_are_split_by_a_seed_and_never_read_as_classes(tmp_p
     assert data.info.classes == ("0", "1", "2")
     assert data.info.preprocessing.shape == (3, 12, 16)
     assert (data.info.training, data.info.validation, data.info.reporting) == (7, 1, 2)
+    assert "2 of 10, 20% of them by a seed, are set aside" in data.info.notes[0]
     again = open_data(str(tmp_path), PLAIN)
     seen = [y for loader in (data.reporting(), again.reporting()) for _, y in loader]
     assert torch.equal(seen[0], seen[1])

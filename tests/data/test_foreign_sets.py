@@ -1,0 +1,346 @@
+"""Data sets of other projects: `hf:` and `wds:`, every image once, and what is odd is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seprune.data import DataSettings, open_data
+from seprune.data.fingerprint import difference
+from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageError
+
+COUNT = 25
+
+
+def image(number: int, mode: str = "RGB") -> Image.Image:
+    """An image of one colour that says which it is."""
+    return Image.new("L", (6, 5), 10 * number).convert(mode)
+
+
+def png(number: int, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    image(number, mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def seen(loader) -> list[tuple[int, int]]:
+    """(number of the image, label) of everything that a loader of raw pixels gives."""
+    found = []
+    for images, labels in loader:
+        levels = (images[:, 0, 0, 0] * 255).round().int() // 10
+        found += list(zip(levels.tolist(), labels.tolist()))
+    return found
+
+
+def raw(source: str, **given: object):
+    return open_data(source, DataSettings(mean=(0,) * 3, std=(1,) * 3, input=(3, 5, 6), crop=None,
+                                          validation=0, workers=0, **given))  # fmt: skip
+
+
+# -- hf: -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets():
+    return pytest.importorskip("datasets", reason="datasets is not installed")
+
+
+@pytest.fixture
+def save(sets, tmp_path):
+    """Write a data set as `save_to_disk` does: the source's name."""
+
+    def write(parts: dict[str, dict[str, list[object]]], kind: object = None) -> str:
+        made = {}
+        for part, columns in parts.items():
+            table = sets.Dataset.from_dict(columns)
+            if "image" in columns:
+                table = table.cast_column("image", sets.Image())
+            if kind is not None:
+                table = table.cast_column("label", kind)
+            made[part] = table
+        sets.DatasetDict(made).save_to_disk(str(tmp_path / "set"))
+        return f"hf:{tmp_path / 'set'}"
+
+    return write
+
+
+def columns(numbers, label=lambda n: n % 3, mode="RGB") -> dict[str, list[object]]:
+    return {"image": [{"bytes": png(n, mode), "path": None} for n in numbers],
+            "label": [label(n) for n in numbers]}  # fmt: skip
+
+
+def test_both_splits_are_seen_once_with_the_names_of_their_classes(sets, save):
+    kind = sets.ClassLabel(names=["cat", "ant", "bee"])
+    source = save({"train": columns(range(15)), "test": columns(range(15, COUNT))}, kind)
+    data = raw(source)
+    assert data.info.classes == ("cat", "ant", "bee")  # their order is that of the numbers
+    assert sorted(seen(data.calibration(99))) == [(n, n % 3) for n in range(15)]
+    assert seen(data.reporting(4)) == [(n, n % 3) for n in range(15, COUNT)]
+    assert "train trains, test reports" in data.info.notes
+
+
+def test_names_as_labels_are_sorted_and_one_split_is_divided_with_a_note(save):
+    data = raw(save({"train": columns(range(COUNT), lambda n: "zyx"[n % 3])}))
+    assert data.info.classes == ("x", "y", "z")
+    both = seen(data.calibration(99)) + seen(data.reporting())
+    assert sorted(both) == [(n, 2 - n % 3) for n in range(COUNT)]
+    assert data.info.reporting == 6  # of 9, 8 and 8 images a fifth each: 2, 2 and 2
+    assert any("are set aside" in note for note in data.info.notes)
+
+
+def test_a_split_can_be_named_and_cut(save):
+    parts = {"train": columns(range(10)), "validation": columns(range(10, 15)),
+             "test": columns(range(15, COUNT))}  # fmt: skip
+    source = save(parts)
+    assert raw(source).info.reporting == 5  # validation before test
+    assert [n for n, _ in seen(raw(f"{source}:test").reporting())] == list(range(15, COUNT))
+    cut = raw(f"{source}:train[:6],test[50%:]")
+    assert sorted(n for n, _ in seen(cut.calibration(99))) == list(range(6))
+    assert [n for n, _ in seen(cut.reporting())] == list(range(20, COUNT))
+
+
+def test_grey_images_stay_grey_and_four_channels_are_asked_for(save):
+    source = save({"train": columns(range(COUNT), mode="L")})
+    assert open_data(source).info.preprocessing.shape == (1, 5, 6)
+    assert raw(source).info.preprocessing.shape == (3, 5, 6)
+    source = save({"train": columns(range(COUNT), mode="RGBA")})
+    assert open_data(source).info.preprocessing.shape == (3, 5, 6)
+    four = open_data(source, DataSettings(input=(4, 5, 6)))
+    assert four.info.preprocessing.shape == (4, 5, 6)
+
+
+def test_fingerprints_follow_pixels_and_labels(save):
+    first = raw(save({"train": columns(range(COUNT))})).info.fingerprint
+    assert raw(save({"train": columns(range(COUNT))})).info.fingerprint == first
+    pixels = raw(save({"train": columns(range(1, COUNT + 1), lambda n: (n - 1) % 3)}))
+    assert "the same names" in difference(first, pixels.info.fingerprint)
+    labels = raw(save({"train": columns(range(COUNT), lambda n: (n + 1) % 3)})).info.fingerprint
+    assert "other files" in difference(first, labels)
+
+
+ODD = {
+    "no labels": ({"train": {"image": columns(range(9))["image"]}}, "", "no column of labels"),
+    "no images": ({"train": {"label": [0, 1]}}, "", "no column of images"),
+    "secret labels": ({"train": columns(range(9)), "test": columns(range(9), lambda n: -1)}, "",
+                      "label is -1 in a row"),
+    "no rows": ({"train": columns(range(9)), "test": columns(range(9))}, ":test[9:]",
+                "holds no rows"),
+    "no split": ({"train": columns(range(9))}, ":tset", "there is no split tset"),
+    "odd part": ({"train": columns(range(9))}, ":train[a:b]", "is no part of a split"),
+    "three": ({p: columns(range(9)) for p in ("train", "val", "test")}, ":train,val,test",
+              "more than two splits"),
+    "new class": ({"train": columns(range(9), lambda n: "ab"[n % 2]),
+                   "test": columns(range(9), lambda n: "abc"[n % 3])}, "", "class 'c' is only in"),
+    "fractions": ({"train": columns(range(9), lambda n: n / 2)}, "", "which is no class"),
+    "damaged": ({"train": {"image": [{"bytes": png(n)[:40], "path": None} for n in range(9)],
+                           "label": [0] * 9}}, "", "row 0: the image cannot be decoded"),
+    "no content": ({"train": {"image": [None, *columns(range(8))["image"]], "label": [0] * 9}}, "",
+                   "row 0: has no image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_data_set_is_named_in_one_sentence(save, odd):
+    parts, split, said = ODD[odd]
+    with pytest.raises(SepruneError) as caught:
+        raw(save(parts) + split).decode()
+    assert said in caught.value.what
+    assert "\n" not in caught.value.what
+    assert caught.value.fix
+    assert caught.value.exit_status == 3
+
+
+def test_a_folder_that_is_none_of_theirs_is_named(sets, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    for name in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(SepruneError) as caught:
+            raw(f"hf:{name}")
+        assert caught.value.fix
+
+
+# -- wds: ----------------------------------------------------------------------------------------
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def samples(numbers, ending="cls", label=lambda n: str(n % 3)) -> dict[str, bytes]:
+    found = {}
+    for n in numbers:
+        found[f"{n:03}.png"] = png(n)
+        found[f"{n:03}.{ending}"] = label(n).encode()
+    return found
+
+
+@pytest.fixture
+def shards(tmp_path):
+    pytest.importorskip("webdataset", reason="webdataset is not installed")
+    for number in range(5):
+        shard(tmp_path / f"train-{number:03}.tar", samples(range(5 * number, 5 * number + 5)))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["{0}", "{0}/train-{{000..004}}.tar", "{0}/train-{{000..001}}.tar::{0}/train-{{002..004}}.tar"],
+)
+def test_every_sample_is_seen_once(shards, spec):
+    data = raw("wds:" + spec.format(shards))
+    both = seen(data.calibration(99)) + seen(data.reporting(4))
+    assert sorted(both) == [(n, n % 3) for n in range(COUNT)]
+    assert data.info.classes == ("0", "1", "2")
+    assert "25 images in 5 shards" in data.info.notes
+    assert any("are set aside" in note for note in data.info.notes)
+
+
+def test_processes_share_the_samples_without_one_twice(shards):
+    loader = raw(f"wds:{shards}").calibration(99, batch_size=7)
+    parts = [seen(loader.on(torch.device("cpu"), rank, 3)) for rank in range(3)]
+    assert sorted(parts[0] + parts[1] + parts[2]) == sorted(seen(loader))
+    assert len(seen(loader)) == 19  # of 25 a fifth of each class reports: 2, 2 and 2
+
+
+def test_webdataset_reads_the_same_pairs(shards):
+    """The library itself, in its own way, over the same files."""
+    library = pytest.importorskip("webdataset")
+    urls = str(shards / "train-{000..004}.tar")
+    found = [
+        (np.asarray(x)[0, 0, 0] // 10, y)
+        for x, y in library.WebDataset(urls, shardshuffle=False)
+        .decode("pil")
+        .to_tuple("png", "cls")
+    ]
+    data = raw(f"wds:{shards}")
+    assert sorted(found) == sorted(seen(data.calibration(99)) + seen(data.reporting()))
+
+
+def test_names_say_what_reports_and_classes_have_names(shards, tmp_path_factory):
+    shard(
+        shards / "val-000.tar",
+        samples(range(20, 25), "json", lambda n: json.dumps({"label": n % 3})),
+    )
+    (shards / "classes.txt").write_text("ant\nbee\ncat\n")
+    data = raw(f"wds:{shards}")
+    assert data.info.classes == ("ant", "bee", "cat")
+    assert [n for n, _ in seen(data.reporting())] == list(range(20, 25))
+    assert data.info.training == 25
+    assert not any("set aside" in note for note in data.info.notes)
+    alone = tmp_path_factory.mktemp("alone")
+    shard(alone / "a.tar", samples(range(9), "txt", lambda n: "ba"[n % 2]))
+    assert raw(f"wds:{alone}").info.classes == ("a", "b")
+
+
+def test_a_damaged_sample_can_be_left_out(tmp_path):
+    pytest.importorskip("webdataset", reason="webdataset is not installed")
+    small = [png(n) for n in range(25)]
+    both = [(n, small[n % 25]) for n in range(1400)]
+    many = {f"{n:04}.{e}": v for n, own in both for e, v in (("png", own), ("cls", b"0"))}
+    many["0700.png"] = b"\x89PNG no more"
+    source = f"wds:{shard(tmp_path / 'a.tar', many)}"
+    data = open_data(source, DataSettings(on_bad_image="skip"))
+    assert [s for s in data.info.skipped if "sample 0700: the image cannot be decoded" in s]
+    with pytest.raises(InputError, match="sample 0700"):
+        open_data(source).decode()
+
+
+def broken(shards: Path) -> dict[str, tuple[str, str]]:
+    whole = (shards / "train-000.tar").read_bytes()
+    made = {
+        "cut within a member": (whole[:2000], "a broken shard"),
+        "cut between members": (whole[: 512 * 4], "a broken shard"),
+        "nothing": (b"", "a shard without samples"),
+        "an empty tar": (bytes(10240), "a shard without samples"),
+        "compressed": (b"\x1f\x8b" + whole, "a broken shard"),
+        "a page": (b"<html>not found</html>" * 60, "a broken shard"),
+    }
+    files = {
+        "no label": ({"a.png": png(0), "a.xyz": b"1"}, "sample a: no label"),
+        "no image": ({"a.cls": b"1"}, "sample a: no image"),
+        "two images": ({"a.png": png(0), "a.jpg": png(1), "a.cls": b"0"}, "sample a: two images"),
+        "below 0": ({"a.png": png(0), "a.cls": b"-1", "b.png": png(0), "b.cls": b"0"},
+                    "sample a: class -1"),
+        "no number": ({"a.png": png(0), "a.json": b'{"width": 3}'}, "sample a: no label"),
+    }  # fmt: skip
+    for name, (members, said) in files.items():
+        made[name] = shard(shards / "made", members).read_bytes(), said
+        (shards / "made").unlink()
+    return made
+
+
+def test_an_odd_shard_is_named_in_one_sentence(shards):
+    for name, (content, said) in broken(shards).items():
+        (shards / "train-003.tar").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            raw(f"wds:{shards}").decode()
+        assert said in caught.value.what, name
+        assert "train-003.tar" in caught.value.what, name
+        assert "\n" not in caught.value.what, name
+        assert caught.value.fix, name
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "said"),
+    [
+        ("pipe:cat x.tar", UsageError, "pipe: is not read"),
+        ("s3://bucket/x.tar", UsageError, "s3: is not read"),
+        ("gone-{000..002}.tar", InputError, "gone-000.tar: no such shard"),
+    ],
+)
+def test_what_is_not_read_is_named(shards, spec, kind, said):
+    with pytest.raises(kind, match=said) as caught:
+        raw(f"wds:{spec}")
+    assert caught.value.fix
+
+
+class _Server(SimpleHTTPRequestHandler):
+    short = False
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def copyfile(self, source, outputfile) -> None:
+        content = source.read()
+        outputfile.write(content[:3000] if _Server.short else content)
+
+
+def test_shards_behind_urls_are_fetched_whole_and_once(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, directory=str(shards)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    source = f"wds:{url}/train-{{000..004}}.tar"
+    _Server.short = True
+    try:
+        with pytest.raises(InputError, match="the transfer broke off") as caught:
+            raw(source)
+        assert "nothing was kept" in caught.value.why
+        assert not list((tmp_path / "cache").glob("*.tar"))
+        _Server.short = False
+        first = raw(source).info
+        assert first.training + first.reporting == COUNT
+        with pytest.raises(InputError, match="no such shard, or a private one") as caught:
+            raw(f"wds:{url}/val-000.tar")
+        assert "404" in caught.value.why
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert raw(source).info.fingerprint == first.fingerprint  # from the cache
+    with pytest.raises(EnvironmentFault, match="cannot be downloaded") as caught:
+        raw(f"wds:{url}/other.tar")
+    assert caught.value.code == "offline"
