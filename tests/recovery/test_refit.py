@@ -4,7 +4,6 @@ import copy
 import threading
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from nets import Inner, Residual, images
@@ -418,76 +417,6 @@ def test_a_loader_that_ends_early_is_a_warning_and_batches_may_differ():
     assert result.warnings == ("the loader gave 11 of 20 images",)
     same = refit(model, small, plan, [x], options=CPU).model
     assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), same.parameters()))
-
-
-SHAPES = {1: (60, 10, 9), 2: (24, 10, 9, 8), 3: (16, 10, 5, 6, 4)}
-PADDED = [{"padding": 1, "padding_mode": mode} for mode in ("reflect", "replicate", "circular")]
-PLAIN = [
-    {"padding": 1}, {"groups": 2, "padding": 1}, {"groups": 8}, {"dilation": 2, "padding": 2},
-    {"padding": "same"}, {"padding": "valid"}, {"padding": 1, "bias": False},
-]  # fmt: skip
-TRANSPOSED = [
-    {"stride": 2}, {"stride": 2, "padding": 1, "output_padding": 1},
-    {"dilation": 2, "bias": False}, {"groups": 8, "stride": 2},
-]  # fmt: skip
-LAYERS = [
-    *((kind, o) for kind in (nn.Conv1d, nn.Conv2d) for o in (*PLAIN, *PADDED, {"stride": 2})),
-    *((nn.Conv3d, o) for o in PLAIN),
-    *((kind, o) for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d) for o in TRANSPOSED),
-    (nn.ConvTranspose3d, {"stride": 2}),
-]
-
-
-@pytest.mark.parametrize(("kind", "options"), LAYERS)
-def test_the_solution_is_that_of_plain_least_squares(kind, options):
-    """numpy's lstsq on columns made by running the layer with one weight at a time."""
-    groups = options.get("groups", 1)
-    dim = int(kind.__name__[-2])
-    first = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dim - 1]
-
-    def make():
-        layer = kind(8, 8 if groups == 8 else 6, 3, **options)
-        return Pair(
-            first(10, 8, 1, bias=False), nn.Sequential(layer, first(layer.out_channels, 2, 1))
-        )
-
-    model = seeded(make).double().eval()
-    x = torch.randn(*SHAPES[dim], dtype=torch.float64)
-    plan, small = halved(model, x)
-    kept = plan.layers()["second.0"].get("out", np.arange(6))
-    result = refit(model, small, plan, [x], options=replace(EXACT, rows=1 << 20))
-    assert result.skipped == {}
-    with torch.no_grad():
-        want, inputs = model.second[0](model.first(x))[:, kept], small.first(x)
-    weight, bias = _least_squares(small.second[0], inputs, want)
-    found = result.model.second[0]
-    assert torch.allclose(found.weight, weight, rtol=1e-4, atol=1e-6)
-    if bias is not None:
-        assert torch.allclose(found.bias, bias, rtol=1e-4, atol=1e-6)
-
-
-def _least_squares(layer, inputs, want):
-    layer, outputs = copy.deepcopy(layer), want.shape[1]
-    rows = want.movedim(1, -1).reshape(-1, outputs)
-    with torch.no_grad():
-        if layer.bias is not None:
-            layer.bias.zero_()
-        columns = []
-        for number in range(layer.weight.numel()):
-            layer.weight.zero_()
-            layer.weight.view(-1)[number] = 1
-            columns.append(layer(inputs).movedim(1, -1).reshape(-1, outputs))
-    design = torch.stack(columns)
-    weight, bias = torch.zeros(len(columns), dtype=torch.float64), torch.zeros(outputs).double()
-    for output in range(outputs):
-        used = design[:, :, output].abs().sum(1) > 0
-        matrix = design[used, :, output].T.numpy()
-        if layer.bias is not None:
-            matrix = np.column_stack([matrix, np.ones(len(matrix))])
-        solved = torch.from_numpy(np.linalg.lstsq(matrix, rows[:, output].numpy(), rcond=None)[0])
-        weight[used] = solved[: int(used.sum())]
-        bias[output] = solved[-1]
-    return weight.view_as(layer.weight), bias if layer.bias is not None else None
 
 
 @pytest.mark.parametrize("seed", range(6))

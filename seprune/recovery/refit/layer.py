@@ -255,13 +255,12 @@ class LayerFit:
         step = max(1, self.limits.chunk // (4 * some * width))
         for first_one in range(0, samples, step):
             part = slice(first_one, min(first_one + step, samples))
-            patches = call.images(part).patches(index[part])
+            patches = self.widened(call.images(part).patches(index[part]))
             own = slice(part.start * some, part.stop * some)
-            parts = {name: v[:, own] for name, v in seen.items()}
+            parts = {name: v[:, own].to(patches.dtype) for name, v in seen.items()}
             number = start + part.start * (stop - start) // samples
             self.look(number, patches, parts["y"], each=some * samples // (stop - start))
-            patches = self.centred(patches)
-            yield number, patches, {name: v.to(patches.dtype) for name, v in parts.items()}
+            yield number, self.centred(patches), parts
 
     def look(self, number: int, patches: Tensor, wanted: Tensor, *, each: int) -> None:
         """Note the first image whose inputs or wanted outputs are not finite.
@@ -275,13 +274,17 @@ class LayerFit:
             if not bool(sums.isfinite().all()):
                 self.strange = number + int((~sums.isfinite()).nonzero()[0]) // each
 
+    def widened(self, patches: Tensor) -> Tensor:
+        """Patches in the precision of the products: of networks in half precision not their own."""
+        if self.options.precision == "float64":
+            return patches.double()
+        return patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+
     def centred(self, patches: Tensor) -> Tensor:
         """Patches less one fixed row where an intercept makes up for it.
 
         Sums of squares of numbers with a large mean would drown their variance in float32.
         """
-        if self.options.precision == "float64":
-            patches = patches.double()
         if not self.intercept:
             return patches
         if self.centre is None:

@@ -34,6 +34,8 @@ from seprune.runtime.progress import Track, silent
 from seprune.statistics.calibration_inputs import CalibrationInputs, take_inputs
 
 _CPU = torch.device("cpu")
+_CACHED = 96 << 20  # bytes of a forward; beyond, page faults cost as much as the layers
+_THREADS = 128  # batches that wait, each in a thread
 
 
 def refit(
@@ -86,16 +88,17 @@ def _work(
     options: RefitOptions,
 ) -> _Work:
     """The forwards through both networks, within the memory that there is."""
-    budget = memory_budget(device_of(model), options.memory)
+    device = device_of(model)
+    budget = memory_budget(device, options.memory)
     need = peak_bytes(record(model, images.example(model)))
     targets = [
         replace(t, rows=_rows(t, model.get_submodule(t.layer), len(images), options))
         for t in targets
     ]
     kept = sum(t.rows * _bytes_of_row(t, teacher) for t in targets)
-    forwards = Forwards(
-        teacher, model, images, targets, batch=_batch(budget, need), at_once=kept <= budget // 4
-    )
+    most = _fastest(need, len(images)) if device.type == "cpu" else BLOCK
+    batch, at_once = min(most, _fitting(budget, need)), kept <= budget // 4
+    forwards = Forwards(teacher, model, images, targets, batch=batch, at_once=at_once)
     return _Work(forwards, options, Limits.of(budget))
 
 
@@ -164,8 +167,8 @@ class _Work:
         return f"{self.layer}, {rate:.1f} images/s"
 
 
-def _batch(budget: int, need: int) -> int:
-    """Images per forward: a quarter of the budget.
+def _fitting(budget: int, need: int) -> int:
+    """Images per forward that take a quarter of the budget.
 
     Raises:
         UsageError: not even one image fits.
@@ -176,7 +179,13 @@ def _batch(budget: int, need: int) -> int:
             why=f"one image needs {need:,} bytes in one forward of this network",
             fix=f"give memory={2 * need} or more, or memory=auto",
         )
-    return max(1, min(BLOCK, budget // 4 // max(1, need)))
+    return max(1, budget // 4 // max(1, need))
+
+
+def _fastest(need: int, images: int) -> int:
+    """Images per forward on a CPU: a power of 2, so that blocks divide evenly."""
+    wanted = max(1, _CACHED // max(1, need), images // _THREADS)
+    return min(BLOCK, 1 << wanted.bit_length() - 1)
 
 
 def _few(images: CalibrationInputs, wanted: int) -> list[str]:
