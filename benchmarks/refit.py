@@ -34,9 +34,10 @@ from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import open_both
 from seprune.pipeline.settings import CutSettings
 from seprune.pruning.limits import Budget
+from seprune.pruning.plan import PruningPlan
 from seprune.recipe import recipe_of
 from seprune.recovery.recalibrate import recalibrate
-from seprune.recovery.refit import network as refit
+from seprune.recovery.refit.targets import TargetFinder
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.files import write_json, write_text
 from seprune.runtime.reading import read_json
@@ -189,19 +190,19 @@ def best(rows: list[dict[str, Any]], budgets: list[float]) -> str:
 @contextmanager
 def aiming(parts: str) -> Iterator[None]:
     """Refit with less in the targets: no ReLU (`linear`), nor what residual sums need (`plain`)."""
-    unchanged = refit.find_targets
+    unchanged = TargetFinder.find
     less = {"whole": {}, "linear": {"rectified": False},
             "plain": {"rectified": False, "branch": None, "other": None}}[parts]  # fmt: skip
 
-    def find(*given: Any) -> Any:
-        targets, skipped = unchanged(*given)
+    def find(finder: TargetFinder, plan: PruningPlan) -> Any:
+        targets, skipped = unchanged(finder, plan)
         return [replace(target, **less) for target in targets], skipped
 
-    refit.find_targets = find
+    TargetFinder.find = find
     try:
         yield
     finally:
-        refit.find_targets = unchanged
+        TargetFinder.find = unchanged
 
 
 class Work:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from seprune.errors import InputError, UsageError
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
-from seprune.recovery.refit import RefitOptions, refit
+from seprune.recovery.refit import RefitOptions
+from seprune.recovery.refit.network import Refitter
 from seprune.runtime.distributed import first, resolve_device
 from seprune.runtime.inference import evaluating
 from seprune.runtime.memory import memory_budget
@@ -136,11 +138,10 @@ def choose_plan(
     if all(_keeps(other) == _keeps(plan) for other in plans.values()):
         return PlanChoice(name, plan, (), ())
     options = options or TrialOptions()
-    device = resolve_device(options.device)
     wanted = options.images + _MORE * options.held_out
     memory = memory_budget(torch.device("cpu")) // 8
     images = take_inputs(loader, wanted, memory=memory, task=options.task)
-    trials = _Trials(parent, images, options, device)
+    trials = _Trials(parent, plans, images, options)
     found: dict[str, Trial] = {}
     models: dict[str, nn.Module] = {}  # distinct ones only; a few networks at most
     work = track(list(plans.items()), label="trying plans", total=len(plans), unit="plans")
@@ -159,26 +160,58 @@ def choose_plan(
     return PlanChoice(best.name, plans[best.name], ranked, close)
 
 
+@dataclass
+class KnownOutputs:
+    """The parent's outputs batch by batch, on the CPU, as far as they fit into memory.
+
+    Attributes:
+        memory: bytes that are left.
+    """
+
+    memory: int
+    kept: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+
+    def of(self, key: tuple[int, int], make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Those of one batch, made unless they are known."""
+        if key in self.kept:
+            return self.kept[key]
+        made = make()
+        size = sum(t.numel() * t.element_size() for t in made)
+        if size <= self.memory:
+            self.memory -= size
+            self.kept[key] = [t.cpu() for t in made]
+        return made
+
+
 def output_error(
-    parent: nn.Module, model: nn.Module, batches: Iterable[Any], *, task: Task | None = None
+    parent: nn.Module,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    task: Task | None = None,
+    known: KnownOutputs | None = None,
 ) -> float:
     """Mean squared difference of two networks' outputs, over the variance of the parent's.
 
     All floating-point tensors of the outputs count alike, however large they are. Batches are on
     the device of both models, which are in eval mode.
 
+    Args:
+        known: what the parent gave for the same batches before; filled here.
+
     Raises:
         InputError: outputs without floating-point tensors, or of other shapes.
     """
-    sums: list[Tensor] = []
+    sums, known = list[Tensor](), known or KnownOutputs(0)
     with ExitStack() as stack, torch.no_grad():
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if not sums:
                 task = task or unlabelled_task(batch)
                 stack.enter_context(task.comparable(parent))
                 stack.enter_context(task.comparable(model))
             assert task is not None
-            wanted, given = (_leaves(task.forward(own, batch)) for own in (parent, model))
+            own = partial(_outputs, task, parent, batch)
+            wanted, given = known.of((number, task.size(batch)), own), _outputs(task, model, batch)
             _check(wanted, given)
             sums = sums or [torch.zeros(4, dtype=torch.float64) for _ in wanted]
             for total, a, b in zip(sums, wanted, given, strict=True):
@@ -191,8 +224,8 @@ def output_error(
     return error if math.isfinite(error) else math.inf
 
 
-def _leaves(output: Any) -> list[Tensor]:
-    return [t for t in leaves(output) if t.is_floating_point()]
+def _outputs(task: Task, model: nn.Module, batch: Any) -> list[Tensor]:
+    return [t for t in leaves(task.forward(model, batch)) if t.is_floating_point()]
 
 
 def _check(wanted: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -215,9 +248,9 @@ class _Trials:
     def __init__(
         self,
         parent: nn.Module,
+        plans: Mapping[str, PruningPlan],
         images: CalibrationInputs,
         options: TrialOptions,
-        device: torch.device,
     ) -> None:
         if len(images) < 2:
             raise InputError(
@@ -225,19 +258,20 @@ class _Trials:
                 why="candidates are judged on images that they were not refitted on",
                 fix="give more calibration images, or plan.candidates=false",
             )
-        self.parent, self.images, self.options, self.device = parent, images, options, device
+        self.parent, self.images, self.device = parent, images, resolve_device(options.device)
         spare = len(images) - options.images
         enough = spare >= min(options.held_out, len(images) // 4)
         self.fitted = options.images if enough else len(images) - max(1, len(images) // 4)
         self.held_out = min(options.held_out, len(images) - self.fitted)
+        self.known = KnownOutputs(memory_budget(torch.device("cpu")) // 8)
+        fit = RefitOptions(images=self.fitted, device=self.device, task=images.task)
+        part = list(self.batches(0, self.fitted))
+        self.refit = Refitter(parent, list(plans.values()), part, options=fit)
 
     def of(self, name: str, plan: PruningPlan) -> tuple[Trial, nn.Module]:
         """One candidate's trial, and its refitted network."""
         began = time.monotonic()
-        task = self.images.task
-        fit = RefitOptions(images=self.fitted, device=self.options.device, task=task)
-        part = list(self.batches(0, self.fitted))
-        model = refit(self.parent, prune(self.parent, plan), plan, part, options=fit).model
+        model = self.refit(prune(self.parent, plan), plan).model
         error = self.error(model, self.held_out)
         return Trial(name, error, self.held_out, time.monotonic() - began), model
 
@@ -268,7 +302,9 @@ class _Trials:
             batches = self.batches(self.fitted, self.fitted + count)
             placed = (to_device(batch, self.device) for batch in batches)
             with evaluating(self.parent, self.device), evaluating(model, self.device):
-                return output_error(self.parent, model, placed, task=self.images.task)
+                return output_error(
+                    self.parent, model, placed, task=self.images.task, known=self.known
+                )
 
         return first(judge)  # one process judges: all have to agree, to the last bit
 

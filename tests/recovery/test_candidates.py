@@ -20,6 +20,7 @@ from seprune.pruning.plan import PruningPlan
 from seprune.recovery import candidates
 from seprune.recovery.candidates import TrialOptions, choose_plan, output_error
 from seprune.recovery.refit import RefitOptions, refit
+from seprune.recovery.refit.network import Refitter
 
 OPTIONS = TrialOptions(images=32, held_out=16, device="cpu")
 
@@ -125,6 +126,23 @@ def test_the_network_nearest_its_parent_is_kept(parent, plans):
     assert "plan of last, of 3 candidates" in str(choice)
 
 
+def test_what_the_candidates_share_is_computed_once(parent, plans, monkeypatch):
+    """The parent runs over the images to fit on once, and once over those that judge."""
+    seen: dict[int, int] = {}
+    whole = Net.forward
+
+    def counted(self: Net, x: Tensor) -> Tensor:
+        if len(self.head.weight[0]) == 8 and len(x) > 2:  # the parent; not a recorded pass
+            for image in x:
+                number = int((image == images(96)).flatten(1).all(1).nonzero())
+                seen[number] = seen.get(number, 0) + 1
+        return whole(self, x)
+
+    monkeypatch.setattr(Net, "forward", counted)
+    choose_plan(parent, plans, batches(96), options=OPTIONS)
+    assert seen == dict.fromkeys(range(48), 1)
+
+
 def test_close_candidates_are_judged_on_all_images_that_are_left(parent, plans, monkeypatch):
     monkeypatch.setattr(candidates, "TIE", 1e9)
     choice = choose_plan(parent, plans, batches(96), options=OPTIONS)
@@ -155,13 +173,14 @@ def test_of_too_few_images_a_quarter_judges(parent, plans):
 
 
 def test_a_network_whose_outputs_are_not_finite_is_never_chosen(parent, plans, monkeypatch):
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        made = refit(*args, **kwargs)
-        if kept(args[2]) == kept(plans["last"]):
+    def broken(self: Refitter, pruned: nn.Module, plan: PruningPlan) -> Any:
+        made = fitted(self, pruned, plan)
+        if kept(plan) == kept(plans["last"]):
             nn.init.constant_(made.model.head.bias, math.inf)
         return made
 
-    monkeypatch.setattr(candidates, "refit", broken)
+    fitted = Refitter.__call__
+    monkeypatch.setattr(Refitter, "__call__", broken)
     choice = choose_plan(parent, plans, batches(96), options=OPTIONS)
     assert choice.name == "alternate"
     assert choice.trials[-1].error == math.inf

@@ -14,6 +14,8 @@ from seprune.graph.groups import find_structure
 from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import prune
 from seprune.recovery.refit import RefitOptions, refit
+from seprune.recovery.refit.network import Refitter
+from seprune.recovery.refit.products import MatrixProduct
 
 EXACT = RefitOptions(ridge=1e-12, precision="float64", device="cpu")
 CPU = RefitOptions(device="cpu")
@@ -160,6 +162,22 @@ def test_the_split_into_batches_does_not_matter_and_labels_are_not_needed():
         assert all(torch.equal(states[0][name], other[name]) for name in other)
 
 
+def test_several_networks_fitted_together_are_those_fitted_one_by_one():
+    model, x = seeded(Residual).eval(), images(24, 12)
+    groups = [g for g in find_structure(model, x).groups if g.prunable]
+    kept = (lambda n: range(n // 2), lambda n: range(1, n), lambda n: range(n // 4, n))
+    plans = [plan_of(groups, {g.name: keep(g.units) for g in groups}, {}) for keep in kept]
+    together = Refitter(model, plans, [x], options=CPU)
+    assert together.parent.several
+    for plan in plans:
+        small = prune(model, plan)
+        alone, found = refit(model, small, plan, [x], options=CPU), together(small, plan)
+        assert found.errors == alone.errors
+        assert all(
+            torch.equal(a, b) for a, b in zip(found.model.parameters(), alone.model.parameters())
+        )
+
+
 def test_only_so_many_images_are_used():
     model, x = seeded(Residual).eval(), images(24, 12)
     plan, small = halved(model, x)
@@ -276,6 +294,36 @@ def test_weights_beyond_their_type_leave_the_layer_as_it_was():
     assert torch.equal(result.model.second.weight, small.second.weight)
 
 
+def test_an_activation_that_overflows_names_its_layers_and_image_only():
+    """The image itself is finite, and so is what the first layer makes of it."""
+
+    class Squares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.third = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.second = nn.Conv2d(8, 8, 1, bias=False)
+
+        def forward(self, x):
+            return self.third(self.second(self.first(x)) ** 2)
+
+    model, x = seeded(Squares).eval(), torch.randn(8, 3, 5, 5)
+    plan, small = halved(model, x)
+    x[6] *= 1e21
+    result = refit(model, small, plan, [x[:3], x[3:]], options=replace(CPU, precision="float64"))
+    assert result.skipped == {"third": "its values are not finite for image 6"}
+    assert result.layers == ("second",)
+    assert torch.equal(result.model.third.weight, small.third.weight)
+    assert not torch.equal(result.model.second.weight, small.second.weight)
+
+
+def test_images_of_several_sizes_are_refused():
+    model, x = seeded(Residual).eval(), images(8, 12)
+    plan, small = halved(model, x)
+    with pytest.raises(InputError, match="images of several sizes: 3x12x12 and 3x10x12") as caught:
+        refit(model, small, plan, [x[:5], x[5:, :, 1:-1]], options=CPU)
+    assert "image 5 is the first of another size" in str(caught.value)
+
+
 def test_a_shared_layer_is_skipped():
     class Shared(nn.Module):
         def __init__(self):
@@ -366,6 +414,30 @@ def test_running_out_of_memory_halves_the_batch_and_is_said_once():
     same = refit(roomy, prune(roomy, plan), plan, [x], options=CPU).model
     for a, b in zip(result.model.parameters(), same.parameters()):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_memory_that_runs_out_between_the_forwards_halves_the_batch_too(monkeypatch):
+    """Patches are made outside of any forward; the allocator refuses those of many images."""
+    model, x = seeded(Residual).eval(), images(40, 12)
+    plan, small = halved(model, x[:2])
+    whole, most = MatrixProduct.patches, 12
+
+    def refused(self, index):
+        if len(self.input) > most:
+            raise torch.OutOfMemoryError("DefaultCPUAllocator: can't allocate memory")
+        return whole(self, index)
+
+    expected = refit(model, small, plan, [x], options=CPU)
+    monkeypatch.setattr(MatrixProduct, "patches", refused)
+    found = refit(model, small, plan, [x], options=CPU)
+    assert "batches of more than 8 images did not fit into memory" in found.warnings[0]
+    assert len(found.warnings) == len(expected.warnings) + 1
+    for name, after in expected.errors.items():
+        assert found.errors[name] == pytest.approx(after, rel=1e-2)
+    most = 0
+    with pytest.raises(EnvironmentFault, match="out of memory with a single image"):
+        refit(model, small, plan, [x], options=CPU)
+    assert not [t for t in threading.enumerate() if "Thread-" in t.name and t.daemon]
 
 
 def test_memory_for_little_gives_what_memory_for_all_gives():

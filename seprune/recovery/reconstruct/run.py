@@ -23,7 +23,7 @@ from seprune.recovery.reconstruct.matching import Matching
 from seprune.recovery.reconstruct.options import Reconstructed, ReconstructOptions
 from seprune.recovery.reconstruct.state import load_state, save_state
 from seprune.recovery.reconstruct.training import Training
-from seprune.recovery.refit.targets import Target, find_targets
+from seprune.recovery.refit.targets import Target, TargetFinder
 from seprune.runtime.distributed import resolve_device, same_as_first, united
 from seprune.runtime.inference import device_of
 from seprune.runtime.memory import memory_budget
@@ -75,7 +75,7 @@ def reconstruct(
     teacher.to(device).eval().requires_grad_(False)
     task = images.task
     with task.comparable(teacher), task.comparable(model), united(), torch.enable_grad():
-        targets, _ = find_targets(teacher, plan, images.example(teacher))
+        targets, _ = TargetFinder(teacher, images.example(teacher)).find(plan)
         matching = Matching(teacher, model, _inner(targets), images.forward)
         training = Training(matching, images, options)
         _train(training, options.folder, _identity(parent, pruned, options, len(images)), track)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seprune.recovery.refit.forwards import BLOCK, Forwards
 from seprune.recovery.refit.least_squares import NormalEquations, Solution, product
 from seprune.recovery.refit.options import RefitOptions
-from seprune.recovery.refit.paused_forwards import BLOCK, Forwards
 from seprune.recovery.refit.products import MatrixProduct, WeightLayout, capture, observe
 from seprune.recovery.refit.targets import Target, Wanted, slope_of
 from seprune.runtime.distributed import first
@@ -70,8 +70,9 @@ class LayerFit:
         self.layout, self.checked = WeightLayout.of(self.layer), False
         self.norm: Any = model.get_submodule(target.norm) if target.norm else None
         self.limits = limits
-        networks = 1 if forwards.at_once else 2
-        self.wait = networks * target.alive * forwards.own <= limits.wait
+        self.batches = forwards.batches
+        networks = 1 if forwards.parent.at_once else 2
+        self.wait = networks * target.alive * self.batches.own <= limits.wait
         self.offset = self.slope = self.centre = None  # type: Any
         self.cache: list[SampledRows] | None = None
         self.strange: int | None = None  # the first image with a value that is not finite
@@ -92,7 +93,7 @@ class LayerFit:
         except ArithmeticError as error:
             for owner, before in zip(owners, state):
                 owner.load_state_dict(before)
-            image = self.forwards.smallest(self.strange)
+            image = self.batches.smallest(self.strange)
             if image is None:
                 raise
             raise ArithmeticError(f"its values are not finite for image {image}") from error
@@ -157,7 +158,7 @@ class LayerFit:
         """What `shift` adds outside of the layer: the parent's mean less the present one."""
         if self.layer.bias is not None or self.norm is None:
             return None
-        mean: Any = self.forwards.teacher.get_submodule(self.target.norm or "").running_mean
+        mean: Any = self.forwards.parent.model.get_submodule(self.target.norm or "").running_mean
         keep = self.target.keep
         kept = mean if keep is None else mean[keep.to(mean.device)]
         return kept - self.norm.running_mean  # type: ignore[no-any-return]
@@ -178,7 +179,7 @@ class LayerFit:
         matrix = matrix.flatten(1, 2)
         for rows in self.rows():
             self.add(sums, rows, matrix, block)
-        return sums.over_processes() if self.forwards.shared else sums
+        return sums.over_processes() if self.batches.shared else sums
 
     def add(self, sums: NormalEquations, rows: SampledRows, matrix: Tensor, block: slice) -> None:
         """Add some rows to the normal equations."""
@@ -244,7 +245,7 @@ class LayerFit:
         """The sampled rows of one batch, in chunks of bounded size."""
         (start, stop), samples = numbers, len(call.input)
         index = (
-            self.forwards.sampling(self.target)
+            self.batches.sampling(self.target)
             .index(call.positions, samples, first=start, images=stop - start)
             .to(call.input.device)
         )
@@ -294,7 +295,7 @@ class LayerFit:
 
     def common(self, made: Tensor) -> Tensor:
         """What the first process has made of the very first batch, in every process."""
-        return first(lambda: made.cpu()).to(made.device) if self.forwards.shared else made
+        return first(lambda: made.cpu()).to(made.device) if self.batches.shared else made
 
 
 def joined(samples: Iterator[Sample]) -> Iterator[Sample]:

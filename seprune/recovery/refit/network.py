@@ -3,8 +3,8 @@
 In the order of the forward pass every layer that lost inputs is fitted by ridge regression, so
 that it gives what the dense parent gives at the channels that are left. Inputs come from the cut
 network as far as it is refitted, so that each layer also makes up for the errors before it.
-`forwards` lets every batch wait in front of a layer, `targets` says what to reproduce, `squares`
-solves. Formulas, costs and failure modes: docs/refit.md.
+`paused_forwards` lets every batch wait in front of a layer, `targets` says what to reproduce,
+`least_squares` solves. Formulas, costs and failure modes: docs/refit.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ import torch
 from torch import nn
 
 from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
-from seprune.graph.trace import record
 from seprune.measure.activations import peak_bytes
 from seprune.pruning.plan import PruningPlan
+from seprune.recovery.refit.forwards import BLOCK, Forwards, ParentForwards, RefitBatches
 from seprune.recovery.refit.layer import LayerFit, Limits
 from seprune.recovery.refit.options import RefitOptions, Refitted
-from seprune.recovery.refit.paused_forwards import BLOCK, Forwards
 from seprune.recovery.refit.products import WeightLayout
-from seprune.recovery.refit.targets import Target, find_targets
+from seprune.recovery.refit.targets import Target, TargetFinder
 from seprune.runtime.distributed import out_of_memory, resolve_device, same_as_first, united
 from seprune.runtime.inference import device_of
 from seprune.runtime.memory import memory_budget
@@ -59,47 +58,87 @@ def refit(
         InputError: no images, or a `pruned` that the plan does not lead to.
         EnvironmentFault: no such device.
     """
-    options = options or RefitOptions()
-    device = resolve_device(options.device)
-    memory = memory_budget(_CPU) // 8
-    images = take_inputs(loader, options.images, memory=memory, task=options.task)
-    model = copy.deepcopy(pruned)
-    home, modes = device_of(model), {m: m.training for m in model.modules()}
-    teacher = copy.deepcopy(parent).to(device).eval()
-    model.to(device).eval()
-    with images.task.comparable(teacher), images.task.comparable(model):
-        targets, skipped = find_targets(teacher, plan, images.example(teacher))
-        _check(model, targets, teacher)
-        work = _work(teacher, model, images, targets, options=options)
-        _fit(work, track)
-    for module, mode in modes.items():
-        module.training = mode
-    skipped |= work.skipped
-    warnings = (*work.warnings, *_few(images, options.images))
-    return Refitted(model.to(home), tuple(work.errors), skipped, work.errors, warnings)
+    return Refitter(parent, [plan], loader, options=options)(pruned, plan, track=track)
 
 
-def _work(
-    teacher: nn.Module,
-    model: nn.Module,
-    images: CalibrationInputs,
-    targets: Sequence[Target],
-    *,
-    options: RefitOptions,
-) -> _Work:
-    """The forwards through both networks, within the memory that there is."""
-    device = device_of(model)
-    budget = memory_budget(device, options.memory)
-    need = peak_bytes(record(model, images.example(model)))
-    targets = [
-        replace(t, rows=_rows(t, model.get_submodule(t.layer), len(images), options))
-        for t in targets
-    ]
-    kept = sum(t.rows * _bytes_of_row(t, teacher) for t in targets)
-    most = _fastest(need, len(images)) if device.type == "cpu" else BLOCK
-    batch, at_once = min(most, _fitting(budget, need)), kept <= budget // 4
-    forwards = Forwards(teacher, model, images, targets, batch=batch, at_once=at_once)
-    return _Work(forwards, options, Limits.of(budget))
+class Refitter:
+    """Fits several networks cut from one parent on the same images.
+
+    What the parent shows is computed once, as far as there is memory for it.
+
+    Args:
+        plans: all that networks will be cut by.
+        loader: as `refit` takes it.
+    """
+
+    def __init__(
+        self,
+        parent: nn.Module,
+        plans: Sequence[PruningPlan],
+        loader: Iterable[Any],
+        *,
+        options: RefitOptions | None = None,
+    ) -> None:
+        self.options = options = options or RefitOptions()
+        self.device = resolve_device(options.device)
+        memory = memory_budget(_CPU) // 8
+        self.images = images = take_inputs(loader, options.images, memory=memory, task=options.task)
+        teacher = copy.deepcopy(parent).to(self.device).eval()
+        with images.task.comparable(teacher):
+            self.finder = TargetFinder(teacher, images.example(teacher))
+            targets = {t.layer: t for plan in plans for t in self.targets(plan)[0]}
+        self.memory = memory_budget(self.device, options.memory)
+        batches, layers = RefitBatches(images, self.device, self.batch()), list(targets.values())
+        few, every = (_bytes_kept(layers, teacher, every) for every in (False, True))
+        several = len(plans) > 1 and every <= self.memory // 4
+        self.parent = ParentForwards(
+            teacher, batches, layers, at_once=few <= self.memory // 4, several=several
+        )
+
+    def __call__(self, pruned: nn.Module, plan: PruningPlan, *, track: Track = silent) -> Refitted:
+        """`refit` with one of the plans.
+
+        Raises:
+            InputError: the plan does not lead to `pruned`.
+        """
+        model, images, teacher = copy.deepcopy(pruned), self.images, self.parent.model
+        home, modes = device_of(model), {m: m.training for m in model.modules()}
+        model.to(self.device).eval()
+        with images.task.comparable(teacher), images.task.comparable(model):
+            targets, skipped = self.targets(plan)
+            _check(model, targets, teacher)
+            forwards = Forwards(self.parent, model, targets)
+            work = _Work(forwards, self.options, Limits.of(self.memory))
+            _fit(work, track)
+        for module, mode in modes.items():
+            module.training = mode
+        skipped |= work.skipped
+        warnings = (*work.warnings, *_few(images, self.options.images))
+        return Refitted(model.to(home), tuple(work.errors), skipped, work.errors, warnings)
+
+    def targets(self, plan: PruningPlan) -> tuple[list[Target], dict[str, str]]:
+        """The layers to fit, with the rows of each, and the others with the reason.
+
+        The rows follow the parent's layers: those of one position serve all networks.
+        """
+        targets, skipped = self.finder.find(plan)
+        return [replace(t, rows=self.rows(t)) for t in targets], skipped
+
+    def rows(self, target: Target) -> int:
+        """Rows by the inputs of an output (kernel x channels), as far as there are so many."""
+        layout = WeightLayout.of(self.finder.modules[target.layer])
+        wanted = self.options.rows_of(layout.kernel * layout.inputs)
+        return min(wanted, len(self.images) * target.positions)
+
+    def batch(self) -> int:
+        """Images per forward: as many as are fastest, as far as memory allows.
+
+        Raises:
+            UsageError: not even one image fits.
+        """
+        need = peak_bytes(self.finder.trace)
+        fastest = _fastest(need, len(self.images)) if self.device.type == "cpu" else BLOCK
+        return min(fastest, _fitting(self.memory, need))
 
 
 def _fit(work: _Work, track: Track) -> None:
@@ -155,15 +194,15 @@ class _Work:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.warnings[:] = [
-            f"batches of more than {self.forwards.batch} images did not fit into memory; the refit "
-            "went on with smaller ones"
+            f"batches of more than {self.forwards.batches.size} images did not fit into memory; "
+            "the refit went on with smaller ones"
         ]
 
     def live(self) -> str:
         """Which layer is fitted, and how many images a second have had all layers so far."""
         done = len(self.errors) + len(self.skipped)
         share = done / max(1, len(self.forwards.targets))
-        rate = self.forwards.own * share / max(1e-9, time.perf_counter() - self.began)
+        rate = self.forwards.batches.own * share / max(1e-9, time.perf_counter() - self.began)
         return f"{self.layer}, {rate:.1f} images/s"
 
 
@@ -207,17 +246,13 @@ def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> N
             )
 
 
-def _bytes_of_row(target: Target, teacher: nn.Module) -> int:
-    """Bytes of what one row takes from the parent for one layer."""
-    dense = _outputs(teacher.get_submodule(target.layer))
-    tensors = 1 + (target.branch is not None) + (target.other is not None)
-    return 4 * tensors * (dense if target.keep is None else len(target.keep))
-
-
-def _rows(target: Target, layer: nn.Module, images: int, options: RefitOptions) -> int:
-    """Rows by the inputs of an output (kernel x channels), as far as there are so many."""
-    layout = WeightLayout.of(layer)
-    return min(options.rows_of(layout.kernel * layout.inputs), images * target.positions)
+def _bytes_kept(targets: Sequence[Target], teacher: nn.Module, every: bool) -> int:
+    """Bytes of what the parent shows for all layers, in all channels if `every`."""
+    total = 0
+    for t in targets:
+        dense = _outputs(teacher.get_submodule(t.layer))
+        total += t.rows * 4 * len(t.shown) * (dense if every or t.keep is None else len(t.keep))
+    return total
 
 
 def _outputs(layer: nn.Module | None) -> int:

@@ -1,12 +1,11 @@
-"""Forward passes that wait, so that a whole network is refitted in one pass over the images."""
+"""A batch on its way through a network: in a thread that waits at each layer, or at once."""
 
 from __future__ import annotations
 
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,14 +15,8 @@ from torch import Tensor, nn
 from seprune.errors import EnvironmentFault
 from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
-from seprune.recovery.refit.sampling import Reader, Sampling
-from seprune.recovery.refit.targets import Target
-from seprune.runtime.distributed import join, sum_over_processes
-from seprune.runtime.inference import device_of
 from seprune.runtime.interrupts import unbroken
-from seprune.statistics.calibration_inputs import CalibrationInputs
 
-BLOCK = 128  # images per forward, and what processes share
 Take = Callable[[Tensor], Tensor]
 Run = Callable[[nn.Module, Any], Any]
 _TABLES = (dict, OrderedDict)
@@ -165,168 +158,3 @@ def twin(model: nn.Module) -> nn.Module:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     empty = isinstance(value, dict) and not value
     return type(value)() if empty and type(value) in _TABLES else copy.deepcopy(value, memo)
-
-
-def _as_it_flows(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-Pair = tuple[Forward | WholeForward, Forward]
-
-
-class Forwards:
-    """The forwards of both networks, batch by batch, as far as they have come.
-
-    Of several processes each has its share of the images, the first process the first of them, in
-    blocks of `BLOCK`. Fewer blocks than processes are not shared: then each process has them all.
-
-    Args:
-        batch: images per forward, at most `BLOCK`.
-        at_once: there is memory for what is read of the parent in all layers, so that its forwards
-            need not wait.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        model: nn.Module,
-        images: CalibrationInputs,
-        targets: Sequence[Target],
-        *,
-        batch: int,
-        at_once: bool,
-    ) -> None:
-        self.at_once = at_once
-        self.teacher, self.model, self.targets = teacher, model, targets
-        self.images, self.batch = images, batch
-        self.rank, world = join(device_of(model))
-        blocks = -(-len(images) // BLOCK)
-        self.shared = 1 < world <= blocks
-        self.world = world if self.shared else 1
-        self.waiting: list[Pair] = []
-        self.parents: list[WholeForward] = []  # of every batch so far, if they run at once
-
-    def __enter__(self) -> Forwards:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.stop()
-
-    def parts(self) -> list[tuple[int, int]]:
-        """First and last number, plus one, of this process's batches."""
-        count = len(self.images)
-        blocks = range(0, count, BLOCK)[self.rank % self.world :: self.world]
-        return [
-            (start, min(start + self.batch, block + BLOCK, count))
-            for block in blocks
-            for start in range(block, min(block + BLOCK, count), self.batch)
-        ]
-
-    def sampling(self, target: Target) -> Sampling:
-        """Which positions enter a layer's regression."""
-        return Sampling(len(self.images), target.rows)
-
-    @property
-    def own(self) -> int:
-        """How many images are this process's."""
-        return sum(stop - start for start, stop in self.parts())
-
-    def smallest(self, number: int | None) -> int | None:
-        """The smallest number that any process gives; every process has to call it."""
-        if not self.shared:
-            return number
-        given = torch.zeros(self.world, dtype=torch.int64, device=device_of(self.model))
-        given[self.rank] = 0 if number is None else number + 1
-        known = [n - 1 for n in sum_over_processes(given).tolist() if n]
-        return min(known, default=None)
-
-    def halve(self) -> bool:
-        """Take smaller batches from now on; False if they cannot be smaller."""
-        self.stop()
-        self.parents.clear()
-        self.batch, before = max(1, self.batch // 2), self.batch
-        return self.batch < before
-
-    def at(
-        self, target: Target, *, wait: bool
-    ) -> Iterator[tuple[tuple[int, int], dict[str, Tensor], Tensor]]:
-        """For every batch the numbers of its images, what the parent shows, the layer's input.
-
-        Without `wait` all forwards start anew and end when they have been here.
-        """
-        for number, part in enumerate(self.parts()):
-            if not wait:
-                self.stop()
-            if not wait or number == len(self.waiting):
-                later = self.targets[self.targets.index(target) :]
-                self.waiting.append(self.start(number, part, later if wait else [target]))
-            yield part, *self.show(target, *self.waiting[-1 if not wait else number])
-        if not wait:
-            self.stop()
-
-    def show(
-        self, target: Target, dense: Forward | WholeForward, cut: Forward
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Run both forwards of a batch up to the layer."""
-        name = target.layer
-        x = cut.take(f"{name}:x")
-        wanted = {"y": True, "branch": target.branch, "other": target.other}
-        seen = {part: dense.take(f"{name}:{part}") for part, tap in wanted.items() if tap}
-        if target.other is not None:
-            seen["gap"] = seen["other"] - cut.take(f"{name}:other")
-        return seen, x
-
-    def start(self, number: int, part: tuple[int, int], targets: Sequence[Target]) -> Pair:
-        """The forwards of a batch through both networks, that of the cut one not yet under way."""
-        dense = self.parent(number, part, targets)  # first: where it fails, no thread is left
-        reads: dict[str, tuple[Tap, Take]] = {}
-        for t in targets:
-            reads[f"{t.layer}:x"] = Tap(t.layer, 0, "input", 0), _as_it_flows
-            if t.other is not None:
-                reads[f"{t.layer}:other"] = t.other, replace(self.reader(part, t), keep=None)
-        return dense, Forward(self.images.forward, self.model, self.batch_of(part), reads)
-
-    def parent(
-        self, number: int, part: tuple[int, int], targets: Sequence[Target]
-    ) -> Forward | WholeForward:
-        """A batch's forward through the parent: done, or not yet under way."""
-        run, model = self.images.forward, self.teacher
-        if not self.at_once:
-            return Forward(run, model, self.batch_of(part), self.reads_of_parent(part, targets))
-        if number == len(self.parents):
-            reads = self.reads_of_parent(part, self.targets)
-            self.parents.append(WholeForward(run, model, self.batch_of(part), reads))
-        return self.parents[number]
-
-    def reads_of_parent(
-        self, part: tuple[int, int], targets: Sequence[Target]
-    ) -> dict[str, tuple[Tap, Take]]:
-        """What is taken from a batch's forward through the parent."""
-        reads: dict[str, tuple[Tap, Take]] = {}
-        for t in targets:
-            taps = {"y": Tap(t.layer, 0, "output", 0), "branch": t.branch, "other": t.other}
-            read = self.reader(part, t)
-            reads |= {f"{t.layer}:{name}": (tap, read) for name, tap in taps.items() if tap}
-        return reads
-
-    def reader(self, part: tuple[int, int], target: Target) -> Reader:
-        """Takes a layer's rows out of a batch."""
-        start, stop = part
-        return Reader(self.sampling(target), start, stop - start, target.dim, target.keep)
-
-    def batch_of(self, part: tuple[int, int]) -> Any:
-        """The images of a batch, on the device."""
-        return self.images.part(*part, device_of(self.model))
-
-    def forget(self, target: Target) -> None:
-        """Give back what the layer needed."""
-        names = [f"{target.layer}:{name}" for name in ("x", "y", "branch", "other")]
-        pairs = (forward for pair in self.waiting for forward in pair)
-        for forward in (*pairs, *self.parents):
-            forward.forget(names)
-
-    def stop(self) -> None:
-        """End all forwards."""
-        while self.waiting:
-            for forward in self.waiting.pop():
-                forward.stop()

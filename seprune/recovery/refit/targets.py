@@ -46,29 +46,11 @@ class Target:
     positions: int = 1
     rows: int = 0
 
-
-def find_targets(
-    parent: nn.Module, plan: PruningPlan, images: Any
-) -> tuple[list[Target], dict[str, str]]:
-    """The layers from the first consumer of cut channels on, in the order of the forward.
-
-    Returns:
-        Those that can be refitted, and the others with the reason.
-    """
-    reader, cut = _TargetFinder(parent, images), plan.layers()
-    consumers = {layer for layer, sides in cut.items() if reader.consumes(layer, sides)}
-    targets, skipped = [], {n: "it never runs" for n in consumers if n not in reader.calls}
-    for call in reader.layers(consumers):
-        if plan.removed.covers(call.module):
-            continue
-        reason = reader.obstacle(call.module)
-        if reason is None:
-            sides = cut.get(call.module, {})
-            keep = torch.from_numpy(sides["out"]) if "out" in sides else None
-            targets.append(reader.target(call, keep))
-        else:
-            skipped[call.module] = reason
-    return targets, skipped
+    @property
+    def shown(self) -> dict[str, Tap]:
+        """What the parent shows for the layer, by name, and where."""
+        taps = {"y": Tap(self.layer, 0, "output", 0), "branch": self.branch, "other": self.other}
+        return {name: tap for name, tap in taps.items() if tap is not None}
 
 
 @dataclass(frozen=True)
@@ -122,13 +104,36 @@ def slope_of(seen: Mapping[str, Tensor]) -> Tensor:
     return torch.where(alike, both / own, torch.zeros_like(own))
 
 
-class _TargetFinder:
+class TargetFinder:
+    """Finds the layers to refit for any plan in one recorded pass of the parent."""
+
     def __init__(self, model: nn.Module, images: Any) -> None:
         self.trace, self.modules = record(model, images), dict(model.named_modules())
         self.taps, self.readers = Taps(self.trace), self.trace.consumers()
         self.calls: dict[str, list[Call]] = {}
         for call in sorted(self.trace.calls, key=lambda c: c.first_node):
             self.calls.setdefault(call.module, []).append(call)
+
+    def find(self, plan: PruningPlan) -> tuple[list[Target], dict[str, str]]:
+        """The layers from the first consumer of cut channels on, in the order of the forward.
+
+        Returns:
+            Those that can be refitted, and the others with the reason.
+        """
+        cut = plan.layers()
+        consumers = {layer for layer, sides in cut.items() if self.consumes(layer, sides)}
+        targets, skipped = [], {n: "it never runs" for n in consumers if n not in self.calls}
+        for call in self.layers(consumers):
+            if plan.removed.covers(call.module):
+                continue
+            reason = self.obstacle(call.module)
+            if reason is None:
+                sides = cut.get(call.module, {})
+                keep = torch.from_numpy(sides["out"]) if "out" in sides else None
+                targets.append(self.target(call, keep))
+            else:
+                skipped[call.module] = reason
+        return targets, skipped
 
     def consumes(self, layer: str, sides: Mapping[str, Any]) -> bool:
         """Fewer inputs, or a depthwise convolution with fewer channels."""
