@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -36,16 +37,17 @@ def import_everything() -> None:
     import plotly.graph_objects  # noqa: F401
     import torchvision  # noqa: F401
 
-    import seprune.report.html
     from seprune.pipeline.inputs import open_both
     from seprune.recipe import load_recipe
 
-    for module in pkgutil.iter_modules(seprune.cli.__path__, "seprune.cli."):
-        importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(seprune.__path__, "seprune."):
+        if module.name != "seprune.__main__":
+            importlib.import_module(module.name)
     # what libraries import at the first forward; no backward, whose threads would not survive
     recipe = load_recipe("quickstart", ["model.name=seprune/se_resnet8"])
     subject, _ = open_both(recipe)
     seprune.analyse(subject.model, subject.example())
+    gc.freeze()  # a collection in a fork would copy what it only looks at
 
 
 def serve() -> None:
