@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start,
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of which would compile seprune again
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job ignores Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

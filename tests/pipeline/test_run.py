@@ -37,6 +37,7 @@ SMALL = (
     "collect.images=64",
     "plan.macs=0.5",
     "plan.min_channels=2",
+    "plan.candidates=false",
     "finetune.epochs=1",
     "finetune.recalibrate=64",
     "report.latency=false",
@@ -140,8 +141,8 @@ def test_another_recipe_is_refused_in_the_same_folder(finished_run):
 
 
 def test_the_plan_is_chosen_among_candidates_and_one_key_turns_it_off(finished_run, tmp_path):
-    out, report = finished_run
-    choice = json.loads((out / "plan.json").read_text())["facts"]["candidates"]
+    report = run(recipe("plan.candidates=true", "finetune.epochs=0"), tmp_path)
+    choice = json.loads((tmp_path / "plan.json").read_text())["facts"]["candidates"]
     errors = [t["error"] for t in choice["trials"]]
     assert report.budgets[0].choice == choice
     assert choice["chosen"] == choice["trials"][0]["name"]
@@ -151,7 +152,7 @@ def test_the_plan_is_chosen_among_candidates_and_one_key_turns_it_off(finished_r
         for name in ("gate_logit", "gate_mean_measured")
         for way in ("joint", "coupled")
     }
-    alone = run(recipe("plan.candidates=false", "finetune.epochs=0"), tmp_path / "off")
+    alone = finished_run[1]
     assert alone.budgets[0].choice == {}
     assert alone.budgets[0].criterion == "gate_logit"
 

@@ -32,6 +32,7 @@ TINY = (
     "collect.batch_size=8",
     "plan.macs=0.5",
     "plan.min_channels=2",
+    "plan.candidates=false",  # nothing more is written, and a refit for each of them is saved
     "finetune.epochs=1",
     "finetune.batch_size=8",
     "finetune.recalibrate=16",
