@@ -6,7 +6,7 @@ images, normalised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,38 +25,75 @@ class WaitingImages:
     Attributes:
         kept: (N, ...) on the CPU or in a file without a name: uint8 pixels, or what a loader gave.
         finish: makes of a part of them what the network takes.
+        arriving: where the images come from that are not there yet.
     """
 
     kept: Tensor
     finish: Finish
+    arriving: Arriving | None = None
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def part(self, start: int, stop: int) -> Tensor:
         """Images of these numbers, as the network takes them, on the CPU."""
+        self._await(min(stop, len(self)))
         return self.finish(self.kept[start:stop])
 
     def rows(self, numbers: Sequence[int]) -> Tensor:
         """Images of any numbers."""
+        self._await(max(numbers, default=-1) + 1)
         return self.finish(self.kept[list(numbers)])
+
+    def _await(self, count: int) -> None:
+        if self.arriving is not None:
+            self.arriving.fill(count)
 
 
 def wait_for(
     batches: Iterable[Tensor], count: int, *, memory: int, finish: Finish
 ) -> WaitingImages:
-    """The first `count` images of `batches`, or all; on disk where they take more than `memory`.
+    """The first `count` images of `batches`; on disk where they take more than `memory`.
+
+    They are read when they are asked for, so that the workers of a loader decode the next ones
+    beside the computation.
 
     Raises:
-        InputError: no images, or images of several shapes.
+        InputError: no images; as they come: images of several shapes, or fewer than `count`.
         EnvironmentFault: no space on the disk.
     """
     column = Column(count, memory)
-    for batch in batches:
-        column.add(batch)
-        if column.full:
-            break
-    return column.close(finish)
+    arriving = Arriving(iter(batches), column)
+    arriving.fill(min(1, count))
+    column.close(finish)
+    assert column.kept is not None
+    return WaitingImages(column.kept, finish, arriving)
+
+
+@dataclass
+class Arriving:
+    """A column that is filled from batches as far as it is asked for."""
+
+    batches: Iterator[Tensor] | None
+    column: Column
+
+    def fill(self, count: int) -> None:
+        """Read on until so many images are there.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        while self.batches is not None and self.column.done < count:
+            batch = next(self.batches, None)
+            if batch is None:
+                raise InputError(
+                    f"the loader ended after {self.column.done:,} images",
+                    why=f"it says that it has {self.column.count:,} of them",
+                    fix="give a loader whose length is the number of its images",
+                )
+            self.column.add(batch)
+        if self.column.full:
+            self.batches = None  # its workers end
 
 
 class Column:

@@ -111,9 +111,10 @@ def take_inputs(
     count = min(count, given) if given else count
     plain = isinstance(loader, Loader) and not isinstance(loader, TargetLoader)
     if isinstance(loader, Loader) and plain and not loader.augment.cutout:
-        pixels = loader.on(torch.device("cpu")).pixels()
+        here = loader.on(torch.device("cpu"))
+        count = min(count, sum(map(len, here.own_rows())))
         finish = partial(normalise, preprocessing=loader.preprocessing)
-        kept = wait_for(pixels, count, memory=memory, finish=finish)
+        kept = wait_for(here.pixels(), count, memory=memory, finish=finish)
         return CalibrationInputs(resolve_task(task, loader, None, labelled=False), kept)
     task, _, batches = open_batches(loader, torch.device("cpu"), 0, 1, task=task)
     return CalibrationInputs(task, _keep(task, batches, count, memory))

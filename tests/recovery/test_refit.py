@@ -13,7 +13,7 @@ from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.graph.groups import find_structure
 from seprune.pruning.plan import plan_of
 from seprune.pruning.prune import prune
-from seprune.recovery.refit import RefitOptions, refit
+from seprune.recovery.refit import RefitOptions, network, refit
 from seprune.recovery.refit.network import Refitter
 from seprune.recovery.refit.products import MatrixProduct
 
@@ -178,6 +178,27 @@ def test_several_networks_fitted_together_are_those_fitted_one_by_one():
         )
 
 
+def test_progress_tells_the_layer_images_a_second_and_the_time_left(monkeypatch):
+    clock = iter(range(0, 10_000, 2))  # two seconds pass between two looks
+    monkeypatch.setattr(network.time, "perf_counter", lambda: float(next(clock)))
+    told = []
+
+    def track(work, *, label, total, unit, live):
+        for number, item in enumerate(work, 1):
+            yield item
+            told.append((label, number, total, unit, live()))
+
+    model = seeded(lambda: dependent(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 5, 1)))
+    model.second = nn.Sequential(model.second, nn.Conv2d(5, 3, 1))
+    x = torch.randn(32, 3, 5, 5)
+    plan, small = halved(model, x)
+    refit(model, small, plan, [x], options=CPU, track=track)
+    assert told == [
+        ("refitting", 1, 2, "layers", "second.0, 8.0 images/s, 0:00:02 left"),
+        ("refitting", 2, 2, "layers", "second.1, 8.0 images/s, 0:00:00 left"),
+    ]
+
+
 def test_only_so_many_images_are_used():
     model, x = seeded(Residual).eval(), images(24, 12)
     plan, small = halved(model, x)
@@ -194,10 +215,10 @@ def test_the_callers_models_are_left_as_they_are():
     before = [copy.deepcopy(m.state_dict()) for m in (model, small)]
     threads = threading.active_count()
     result = refit(model, small, plan, [x], options=CPU)
-    for network, state in zip((model, small), before):
-        assert network.training
-        assert all(torch.equal(network.state_dict()[n], v) for n, v in state.items())
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    for net, state in zip((model, small), before):
+        assert net.training
+        assert all(torch.equal(net.state_dict()[n], v) for n, v in state.items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     assert result.model.training
     assert not result.model.blocks[0].conv1.weight.requires_grad
     assert threading.active_count() == threads

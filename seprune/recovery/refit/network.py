@@ -13,6 +13,7 @@ import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -199,11 +200,13 @@ class _Work:
         ]
 
     def live(self) -> str:
-        """Which layer is fitted, and how many images a second have had all layers so far."""
+        """The layer, how many images a second have had all layers so far, and the time left."""
         done = len(self.errors) + len(self.skipped)
         share = done / max(1, len(self.forwards.targets))
-        rate = self.forwards.batches.own * share / max(1e-9, time.perf_counter() - self.began)
-        return f"{self.layer}, {rate:.1f} images/s"
+        spent = time.perf_counter() - self.began
+        rate = self.forwards.batches.own * share / max(1e-9, spent)
+        left = timedelta(seconds=round(spent * (1 - share) / share)) if share else "?"
+        return f"{self.layer}, {rate:.1f} images/s, {left} left"
 
 
 def _fitting(budget: int, need: int) -> int:
