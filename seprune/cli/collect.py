@@ -47,7 +47,9 @@ def collect(
 
     settings = CutSettings.of(recipe)
     permission = open_inputs.permission(network)
-    context = open_inputs.context(recipe, loader=permission, labelled=settings.needs_labels)
+    context = open_inputs.context(
+        recipe, loader=permission, labelled=settings.needs_labels, glance=[]
+    )
     folder = out.with_name(f".{out.name}.collecting")
     statistics = collect(context, settings, folder, per_sample=per_sample)
     first(lambda: statistics.save(out))

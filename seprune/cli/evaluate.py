@@ -19,7 +19,7 @@ def evaluate(
     from seprune.measure.metrics import evaluate as score
     from seprune.report import words
 
-    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network), glance=[])
     images, runtime = context.images().reporting(), context.runtime
     result = score(context.network.model, images, device=runtime.device, track=runtime.track)
     for line in words.published(context.network.published, result.metrics):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seprune.cli import console, options
-from seprune.errors import UsageError
+from seprune.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from seprune.data import Data
     from seprune.export.artefacts import Artefact
+    from seprune.export.onnx import Exported
     from seprune.models import ModelLoader
     from seprune.pipeline.network import LoadedNetwork
+
+
+_RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch.export"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ def export(
 ) -> None:
     """Write ONNX and torch.export files, checked; int8.
 
-    With a free batch size; they answer as the eager model does, or no file is written. With
-    --int8 the files are measured beside each other: size, accuracy, latency.
+    With a free batch size; they answer as the eager model does, or no file is written. The
+    network and its files are measured beside each other: size, latency, accuracy on --data.
 
     Examples:
       seprune export runs/quickstart --onnx small.onnx --pt2 small.pt2
@@ -66,25 +73,23 @@ def export(
         raise UsageError("--int8 needs --onnx and --data",
                          why="an ONNX file is quantised, by the activations on calibration images",
                          fix="--onnx FILE --int8 --data FOLDER")  # fmt: skip
-    from seprune.cli import open_inputs
+    from seprune.cli import next_step, open_inputs
 
     folder = open_inputs.network_of_run(run, "export")
     loader = open_inputs.loader(allow_code, str(folder))
     job = _opened(folder, data, opset, loader)
-    made = {
-        form: _write(job, form, path)
-        for form, path in (("onnx", onnx), ("pt2", pt2))
-        if path is not None
-    }
-    if int8 and onnx is not None:
-        dense = None
-        if parent is not None:
-            zoo = parent.startswith(("timm/", "torchvision/")) and parent_checkpoint is None
-            given = options.NetworkOptions(parent, checkpoint=parent_checkpoint, pretrained=zoo)
-            dense = open_inputs.network(options.recipe(given), loader=loader, like=job.network)
-        made["int8"] = _quantized(job, onnx, dense)
+    paths = {form: path for form, path in (("onnx", onnx), ("pt2", pt2)) if path is not None}
+    written = {form: _write(job, form, path) for form, path in paths.items()}
+    dense = None
+    if int8 and parent is not None:
+        zoo = parent.startswith(("timm/", "torchvision/")) and parent_checkpoint is None
+        given = options.NetworkOptions(parent, checkpoint=parent_checkpoint, pretrained=zoo)
+        dense = open_inputs.network(options.recipe(given), loader=loader, like=job.network)
+    found = _measured(job, paths, int8, dense)
+    _keep(found, Path(run))
+    next_step.show(next_step.look(Path(run)))
     if json:
-        console.give(made)
+        console.give(_document(written, found, _int8_of(paths) if int8 else None))
 
 
 def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoader) -> _Job:
@@ -102,73 +107,116 @@ def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoad
     return _Job(network, found, opset)
 
 
-def _write(job: _Job, form: str, path: Path) -> dict[str, Any]:
-    """Export a saved network to a path: its size, error and latencies."""
-    from seprune.export.onnx import export_model, side_by_side
+def _write(job: _Job, form: str, path: Path) -> Exported:
+    """Export a saved network to a path."""
+    from seprune.export.onnx import export_model
 
     images = None if job.data is None else next(iter(job.data.reporting(32)))[0]
-    network, shape = job.network.model, job.network.shape
     made = export_model(
-        network,
-        shape,
+        job.network.model,
+        job.network.shape,
         path,
         format="onnx" if form == "onnx" else "pt2",
         opset=job.opset if form == "onnx" else None,
         images=images,
     )
-    times = side_by_side(network, made, shape)
-    speeds = ", ".join(
-        f"{t.name} {t.median_ms:.2f} ms at batch {t.batch}" for t in times if t.median_ms
-    )
-    console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}; {speeds}")
-    return {
-        "file": str(path),
-        "bytes": made.bytes,
-        "max_error": made.max_error,
-        "opset": made.opset,
-        "latency": [{"name": t.name, "batch": t.batch, "median_ms": t.median_ms} for t in times],
-    }
+    console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}")
+    return made
 
 
-def _quantized(job: _Job, onnx: Path, dense: LoadedNetwork | None) -> dict[str, Any]:
-    """An int8 file beside an ONNX file, measured with it, and with the dense parent as both."""
-    from seprune.export import int8
-    from seprune.export.artefacts import measure_artefacts, run_alone
+def _measured(
+    job: _Job, paths: Mapping[str, Path], int8: bool, dense: LoadedNetwork | None
+) -> list[Artefact]:
+    """The network and its files side by side, int8 and the dense parent's too if they are wanted.
+
+    Accuracy is measured where there are images with the network's labels.
+    """
+    from seprune.cli import tables
+    from seprune.export.artefacts import FileNetwork, measure_artefacts
     from seprune.export.onnx import export_model
 
-    data, shape = job.data, job.network.shape
-    assert data is not None  # `export` has asked for it
-    target = int8.int8_path(onnx)
-    files = {"pruned fp32": onnx, "pruned int8": target}
+    data = job.data
+    files: dict[str, Path | nn.Module] = {}
     with tempfile.TemporaryDirectory() as place:
-        pairs = [(onnx, target)]
-        if dense is not None:
+        if int8 and dense is not None:
             full = Path(place) / "dense.onnx"
-            export_model(dense.model, shape, full, opset=job.opset)
-            pairs.append((full, int8.int8_path(full)))
-            files = {"dense fp32": full, "dense int8": pairs[1][1], **files}
-        for source, made in pairs:
-            calibration = data.calibration(int8.IMAGES, batch_size=32)
-            int8.quantize(source, made, (images for images, _ in calibration))
-        run_alone(target, next(iter(data.reporting(3)))[0])
-        labelled = job.network.trained_for.labels == data.info.classes
+            export_model(dense.model, job.network.shape, full, opset=job.opset)
+            files |= {"dense fp32": full, "dense int8": _quantized(job, full)}
+        if int8:
+            files |= {"pruned fp32": paths["onnx"], "pruned int8": _quantized(job, paths["onnx"])}
+        elif "onnx" in paths:
+            files["ONNX"] = paths["onnx"]
+        if "pt2" in paths:
+            files["torch.export"] = FileNetwork(paths["pt2"], "pt2")
+        labelled = data and job.network.trained_for.labels == data.info.classes
         found = measure_artefacts(
-            files,
-            shape,
-            data.reporting() if labelled else None,
-            task=data.task,
+            {"PyTorch": job.network.model, **files},
+            job.network.shape,
+            data.reporting() if data and labelled else None,
+            task=data.task if data else None,
             track=console.track,
         )
-    _show(found, target)
-    return {
-        "file": str(target),
-        "calibration": int8.IMAGES,
-        "artefacts": [a.plain() for a in found],
-    }
-
-
-def _show(found: list[Artefact], target: Path) -> None:
-    from seprune.cli import tables
-
     console.stderr().print(tables.artefacts(found))
-    console.tell(f"{target}: int8, runs by itself in a process without seprune")
+    if int8:
+        console.tell(f"{_int8_of(paths)}: int8, runs by itself in a process without seprune")
+    return found
+
+
+def _int8_of(paths: Mapping[str, Path]) -> Path:
+    """Where the int8 file beside an ONNX file lies."""
+    from seprune.export.int8 import int8_path
+
+    return int8_path(paths["onnx"])
+
+
+def _quantized(job: _Job, onnx: Path) -> Path:
+    """An int8 file beside an ONNX file, which has run by itself."""
+    from seprune.export import int8
+    from seprune.export.artefacts import run_alone
+
+    assert job.data is not None  # `export` has asked for it
+    target = int8.int8_path(onnx)
+    calibration = job.data.calibration(int8.IMAGES, batch_size=32)
+    int8.quantize(onnx, target, (images for images, _ in calibration))
+    run_alone(target, next(iter(job.data.reporting(3)))[0])
+    return target
+
+
+def _keep(found: list[Artefact], folder: Path) -> None:
+    """Leave what was measured in the folder that was exported, for its report."""
+    from seprune.report.artefacts import keep_artefacts
+
+    if not folder.is_dir():
+        return
+    try:
+        keep_artefacts([a.plain() for a in found], folder)
+    except EnvironmentFault as error:  # the files are there; the folder is somebody else's perhaps
+        console.tell(f"note: not kept for the report: {error.what}, {error.why}")
+
+
+def _document(
+    written: Mapping[str, Exported], found: list[Artefact], int8: Path | None
+) -> dict[str, Any]:
+    """What `--json` gives: a file under its format, and int8 with what stands beside it."""
+    from seprune.export.int8 import IMAGES
+
+    by_path = {a.path: a for a in found}
+    made: dict[str, Any] = {}
+    for form, file in written.items():
+        pair = [("eager", by_path[None]), (_RUNTIMES[form], by_path[file.path])]
+        made[form] = {
+            "file": str(file.path),
+            "bytes": file.bytes,
+            "max_error": file.max_error,
+            "opset": file.opset,
+            "metrics": pair[1][1].metrics,
+            "latency": [
+                {"name": name, "batch": batch, "median_ms": time}
+                for name, one in pair
+                for batch, time in one.milliseconds.items()
+            ],
+        }
+    if int8 is not None:
+        beside = [a.plain() for a in found if a.name.endswith(("fp32", "int8"))]
+        made["int8"] = {"file": str(int8), "calibration": IMAGES, "artefacts": beside}
+    return made

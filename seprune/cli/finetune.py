@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seprune.cli import console, options
+from seprune.runtime.text import shell_word
 
 if TYPE_CHECKING:
-    from seprune.pipeline.context import Context
+    from seprune.pipeline.step_report import Step
     from seprune.recovery.finetune import FineTuneSettings, Teacher
 
 
@@ -47,14 +46,16 @@ def finetune(
     if teacher is None:
         section["distill"] = None
     recipe = options.recipe(network, work, data, finetune=section)
-    from seprune.cli import open_inputs
+    from seprune.cli import next_step, open_inputs
     from seprune.pipeline.settings import finetune_settings
+    from seprune.pipeline.step_report import Step
     from seprune.recovery.finetune import Teacher
 
     context = open_inputs.context(recipe, loader=open_inputs.permission(network))
     parent = None
     if teacher is not None:
-        other = replace(network, model=teacher, checkpoint=teacher_checkpoint, weights="auto")
+        zoo = teacher.startswith(("timm/", "torchvision/")) and teacher_checkpoint is None
+        other = options.NetworkOptions(teacher, checkpoint=teacher_checkpoint, pretrained=zoo)
         dense = open_inputs.network(
             options.recipe(other),
             loader=open_inputs.loader(allow_teacher_code, teacher),
@@ -63,34 +64,34 @@ def finetune(
         plans = context.network.architecture.plans[len(dense.architecture.plans) :]
         parent = Teacher(dense.model, plans)
     settings = finetune_settings(recipe.finetune, context.runtime, seed=recipe.seed)
-    result = _locked(context, settings, parent, out)
+    step = Step(recipe, context, out, next_step.typed())
+    result = _locked(step, settings, parent)
+    exports = context.images().info.task != "detection"
+    next_step.show(next_step.after_finetune(network, data, out, exports=exports))
     if work.json:
         console.give(result)
 
 
-def _locked(
-    context: Context, settings: FineTuneSettings, teacher: Teacher | None, out: Path
-) -> dict[str, Any]:
-    """`seprune finetune`: train, save, score; nobody else works in the same folder meanwhile."""
+def _locked(step: Step, settings: FineTuneSettings, teacher: Teacher | None) -> dict[str, Any]:
+    """Train, save, score; nobody else works in the same folder meanwhile."""
     from seprune.runtime.distributed import first
     from seprune.runtime.lock import hold
 
     with ExitStack() as stack:
-        first(lambda: stack.enter_context(hold(out)))
-        return _tune(context, settings, teacher, out)
+        first(lambda: stack.enter_context(hold(step.out)))
+        return _tune(step, settings, teacher)
 
 
-def _tune(
-    context: Context, settings: FineTuneSettings, teacher: Teacher | None, out: Path
-) -> dict[str, Any]:
+def _tune(step: Step, settings: FineTuneSettings, teacher: Teacher | None) -> dict[str, Any]:
     from seprune.export import pruned_model
-    from seprune.measure.metric_names import metric_title
-    from seprune.pipeline import stages
+    from seprune.pipeline import stages, step_report
     from seprune.recovery.finetune import finetune as train
-    from seprune.report import words
+    from seprune.report import terminal, words
     from seprune.runtime.distributed import first
 
+    context, out = step.context, step.out
     network = context.network
+    before = step_report.before_tuning(step)
     tuned = train(
         network.model,
         context.images(),
@@ -104,6 +105,10 @@ def _tune(
     first(lambda: pruned_model.save(tuned.model.cpu(), out, network.architecture, about=about))
     for line in words.tuning(numbers):
         console.tell(line)
-    metrics = "  ".join(f"{metric_title(n)} {v:.4f}" for n, v in result["metrics"].items())
-    console.tell(f"{metrics} on {result['count']:,} images: {out}")
+    report = first(
+        lambda: step_report.write(step_report.of_tuning(step, before, result, numbers), out)
+    )
+    console.stderr().print(terminal.results(report))
+    console.tell(f"tuned network: {out}")
+    console.tell(f"report: seprune report {shell_word(out)}")
     return {**result, **numbers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from seprune.statistics import GateStatistics, fingerprint
 if TYPE_CHECKING:
     from seprune.cli.options import NetworkOptions
     from seprune.data import Data
+    from seprune.data.dataset import Part
 
 
 def permission(network: NetworkOptions) -> ModelLoader:
@@ -60,10 +62,16 @@ def network_of_run(run: str, command: str) -> Path:
 
 
 def network_and_data(
-    recipe: Recipe, *, loader: ModelLoader, labelled: bool = True
+    recipe: Recipe,
+    *,
+    loader: ModelLoader,
+    labelled: bool = True,
+    glance: Collection[Part] = inputs.BOTH,
 ) -> tuple[LoadedNetwork, Data]:
     """Both, each at the other's size."""
-    opened, data = inputs.open_both(recipe, loader=loader, labelled=labelled, track=console.track)
+    opened, data = inputs.open_both(
+        recipe, loader=loader, labelled=labelled, glance=glance, track=console.track
+    )
     _tell_notes(opened)
     for note in data.info.notes:
         console.tell(f"note: {note}")
@@ -121,17 +129,24 @@ def runtime(
 
 
 def context(
-    recipe: CommandRecipe, *, loader: ModelLoader, labelled: bool = True, quiet: bool = False
+    recipe: CommandRecipe,
+    *,
+    loader: ModelLoader,
+    labelled: bool = True,
+    quiet: bool = False,
+    glance: Collection[Part] = inputs.BOTH,
 ) -> Context:
     """Where a command's work is done, its network, and its data if it has any.
 
     Args:
         labelled: whether the command looks at labels.
+        glance: parts of the data that the command reads as a whole, but not at once.
         quiet: random weights need no remark, since nobody looks at them.
     """
     place = runtime(recipe)
     if isinstance(recipe, Recipe):
-        return Context(*network_and_data(recipe, loader=loader, labelled=labelled), place)
+        opened = network_and_data(recipe, loader=loader, labelled=labelled, glance=glance)
+        return Context(*opened, place)
     return Context(network(recipe, loader=loader, quiet=quiet), None, place)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,14 @@ import typer
 
 from seprune.cli import console, options
 from seprune.errors import UsageError
+from seprune.runtime.text import shell_word
 
 if TYPE_CHECKING:
+    from seprune.models import ModelLoader
     from seprune.pipeline.context import Context
     from seprune.pipeline.settings import CutSettings
+    from seprune.pipeline.stages import Cut
+    from seprune.pipeline.step_report import Step
     from seprune.pruning.plan import PruningPlan
     from seprune.recipe.budget import Budget
     from seprune.statistics import GateStatistics
@@ -43,12 +48,16 @@ def prune(
         Path | None, typer.Option(metavar="F", help="Carry out this plan.json, edited or not.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Write the plan and nothing else.")] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Accuracy on the val images, and latency, before and after.")
+    ] = True,
     *,
     work: options.WorkOptions,
 ) -> None:
     """Cut a network to a budget and save it.
 
-    Writes config.json, model.safetensors, plan.json and the statistics that were needed.
+    Writes config.json, model.safetensors, plan.json, the statistics that were needed, and what
+    it measured as report.json and README.md.
 
     Examples:
       seprune prune seprune/se_resnet20 --checkpoint F.pth --data D \\
@@ -64,37 +73,86 @@ def prune(
         network, work, data, plan={**budget, "round_to": round_to, **timed},
         prune={"recover": recover or ("none" if data is None else "refit")},
         importance={"criterion": importance, "probe": probe and {"epochs": probe}},
+        report={"latency": ["eager"], "batch_sizes": [1]},
     )  # fmt: skip
-    from seprune.cli import open_inputs
+    from seprune.cli import next_step, open_inputs
     from seprune.pipeline.settings import CutSettings
+    from seprune.pipeline.stages import distils
+    from seprune.pipeline.step_report import Step
 
     settings = CutSettings.of(recipe)
     permission = open_inputs.permission(network)
-    context = open_inputs.context(recipe, loader=permission, labelled=settings.needs_labels)
+    measure = measure and data is not None and not dry_run
+    context = open_inputs.context(
+        recipe,
+        loader=permission,
+        labelled=settings.needs_labels,
+        glance=["val"] if measure else [],
+    )
+    step = Step(recipe, context, out, next_step.typed())
     if plan is not None:
         _refuse_beside_plan({**budget, "dry-run": dry_run})
-        result = _replay(context, settings, plan, out)
+    known = open_inputs.statistics(statistics, context.network)
+    if dry_run:
+        result = _plan_only(step, settings, known)
     else:
-        known = open_inputs.statistics(statistics, context.network)
-        result = (_plan_only if dry_run else _prune)(context, settings, known, out)
+        cut = _cut(step, settings, known) if plan is None else _replayed(step, settings, plan)
+        result = _saved(step, cut, permission, measure=measure and _labelled(context))
+        teaches = data is not None and distils(context)
+        next_step.show(next_step.after_prune(network, data, out, work, distils=teaches))
     if work.json:
         console.give(result)
 
 
-def _prune(
-    context: Context, settings: CutSettings, statistics: GateStatistics | None, out: Path
-) -> dict[str, Any]:
-    """Cut, recover, save."""
-    from seprune.export import pruned_model
+def _labelled(context: Context) -> bool:
+    """Whether the images have the labels that the network has outputs for."""
+    return context.network.trained_for.labels == context.images().info.classes
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A cut, what it was to meet, and what it was made from."""
+
+    cut: Cut
+    label: str
+    statistics: GateStatistics | None
+    seconds: dict[str, float]
+
+
+def _cut(step: Step, settings: CutSettings, statistics: GateStatistics | None) -> _Made:
+    """Plan, cut, recover."""
     from seprune.pipeline import stages
+
+    budget = _one_budget(settings)
+    statistics, seconds = _prepare(step.context, settings, statistics)
+    cut = stages.cut_in_steps(step.context, settings, statistics, budget)
+    return _Made(cut, str(budget), statistics, {**seconds, **cut.seconds})
+
+
+def _saved(step: Step, made: _Made, loader: ModelLoader, *, measure: bool) -> dict[str, Any]:
+    """Save a cut network with its report; the network first, since it took the longest."""
+    from seprune.export import pruned_model
+    from seprune.pipeline import step_report
+    from seprune.report import terminal
     from seprune.runtime.distributed import first
 
-    statistics, seconds = _prepare(context, settings, statistics)
-    cut = stages.cut_in_steps(context, settings, statistics, _one_budget(settings))
+    cut, out = made.cut, step.out
+    report, found = step_report.of_cut(step, cut, made.label, made.statistics)
+    statistics = made.statistics
     beside = {} if statistics is None else {"statistics.safetensors": statistics.save}
+    beside |= step_report.beside(report)
     first(lambda: pruned_model.save(cut.recovered.cpu(), out, cut.architecture, beside=beside))
     console.tell(f"pruned network: {out}")
-    return _result(cut.plan, {**seconds, **cut.seconds})
+    result = _result(cut.plan, made.seconds)
+    if measure:
+        report = step_report.measured(step, found, cut.recovered, loader)
+    report = first(lambda: step_report.write(report, out))
+    console.stderr().print(terminal.results(report))
+    for warning in report.warnings:
+        console.tell(f"note: {warning}")
+    console.tell(f"report: seprune report {shell_word(out)}")
+    before, after = (dict(m.metrics) for m in report.measurements)
+    return {**result, "metrics_before": before, "metrics_after": after}
 
 
 def _prepare(
@@ -118,13 +176,14 @@ def _prepare(
 
 
 def _plan_only(
-    context: Context, settings: CutSettings, statistics: GateStatistics | None, out: Path
+    step: Step, settings: CutSettings, statistics: GateStatistics | None
 ) -> dict[str, Any]:
     """`--dry-run`: the plan and what it would give."""
     from seprune.export import pruned_model
     from seprune.pipeline import stages
     from seprune.runtime.distributed import first
 
+    context, out = step.context, step.out
     statistics, seconds = _prepare(context, settings, statistics)
     _, plan = stages.planned(context, settings, statistics, _one_budget(settings))
     first(lambda: plan.save(out / pruned_model.PLANS))
@@ -141,17 +200,17 @@ def _one_budget(settings: CutSettings) -> Budget:
     return budgets[0]
 
 
-def _replay(context: Context, settings: CutSettings, path: Path, out: Path) -> dict[str, Any]:
-    """`--plan F`: carry out what the file says, recover, save; costs are counted, not read."""
-    from seprune.export import pruned_model
+def _replayed(step: Step, settings: CutSettings, path: Path) -> _Made:
+    """`--plan F`: carry out what the file says and recover; costs are counted, not read."""
+    from seprune.importance import Importance
     from seprune.measure.flops import count
     from seprune.pipeline import stages
     from seprune.pruning.plan import PruningPlan, with_facts
     from seprune.pruning.prune import prune as carry_out
-    from seprune.runtime.distributed import first
 
     start = time.monotonic()
-    network, read = context.network, PruningPlan.load(path)
+    context, read = step.context, PruningPlan.load(path)
+    network = context.network
     pruned = carry_out(network.model, read, network.example())
     before, after = (count(m, network.example(1)) for m in (network.model, pruned))
     costs = {"macs": [before.macs, after.macs], "params": [before.params, after.params]}
@@ -159,9 +218,9 @@ def _replay(context: Context, settings: CutSettings, path: Path, out: Path) -> d
     seconds = {"prune": time.monotonic() - start}
     recovered = stages.recover(context, settings, pruned, plan)
     seconds["recover"] = time.monotonic() - start - seconds["prune"]
-    first(lambda: pruned_model.save(recovered.cpu(), out, network.architecture.cut(plan)))
-    console.tell(f"pruned network: {out}")
-    return _result(plan, seconds)
+    scores = Importance(plan.facts.get("criterion", ""), {})
+    cut = stages.Cut(scores, plan, pruned, recovered, network.architecture.cut(plan), seconds)
+    return _Made(cut, f"macs {after.macs / before.macs:.3g}", None, seconds)
 
 
 def _refuse_beside_plan(given: Mapping[str, object]) -> None:

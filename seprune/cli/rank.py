@@ -29,7 +29,7 @@ def rank(
     from seprune.pipeline import stages
     from seprune.pipeline.settings import CutSettings
 
-    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network), glance=[])
     known = open_inputs.statistics(statistics, context.network)
     made = stages.rank(context, CutSettings.of(recipe), known)
     if out is not None:

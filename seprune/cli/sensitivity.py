@@ -39,7 +39,7 @@ def sensitivity(
     from seprune.pipeline.collection import collect
     from seprune.pipeline.settings import CutSettings
 
-    context = open_inputs.context(recipe, loader=open_inputs.permission(network))
+    context = open_inputs.context(recipe, loader=open_inputs.permission(network), glance=[])
     settings = CutSettings.of(recipe)
     known = open_inputs.statistics(statistics, context.network)
     if known is None and settings.needs_statistics:

@@ -112,7 +112,7 @@ def preprocessing(trials: list[PreprocessingTrial]) -> Table:
 
 def artefacts(found: list[Artefact]) -> Table:
     """Size, metrics and latency of exported files."""
-    table = _table("Exported files, in ONNX Runtime")
+    table = _table("The network and its exported files")
     table.add_column("file", overflow="fold", ratio=1)
     metrics = [name for name in (found[0].metrics or {}) if name != "top5"]
     batches = list(found[0].milliseconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from seprune.tasks import task_by_name
 
 CACHE_LIMIT = 2 << 30
 SKIP_LIMIT = 0.001
+Part = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,21 @@ class Data:
         return Loader(store, rows, **known)
 
 
-def open_data(source: str, settings: DataSettings | None = None, *, track: Track = silent) -> Data:
+def open_data(
+    source: str,
+    settings: DataSettings | None = None,
+    *,
+    glance: Collection[Part] = ("train", "val"),
+    track: Track = silent,
+) -> Data:
     """Find the images of `source`, check them, and split them.
 
     Args:
         source: `digits`, `shapes`, a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or with
             masks, boxes or a table (docs/tasks.md), `torchvision/NAME:FOLDER`, `hf:NAME[:SPLIT]` or
             `wds:SHARDS`.
+        glance: parts whose every file is looked at now, so that an empty or a foreign one stops
+            the work before it begins. What is read of the others is named when it is read.
 
     Raises:
         InputError: no such source, an unusable layout, damaged images.
@@ -189,7 +199,7 @@ def open_data(source: str, settings: DataSettings | None = None, *, track: Track
         notes=(*found.notes, *notes),
         task=settings.task or found.task,
     )
-    _glance((train, found.val), track)
+    _glance([i for n, i in (("train", train), ("val", found.val)) if n in glance], track)
     trained, reported = (_store(i, info, settings, track) for i in (train, found.val))
     parts: dict[str, tuple[Store | TargetStore, Tensor]] = {
         "training": (trained, training),
@@ -279,7 +289,7 @@ def _usable(images: Images, settings: DataSettings, track: Track) -> tuple[Image
     return images.without(set(bad)), tuple(e.what for e in reasons)
 
 
-def _glance(parts: tuple[Images, ...], track: Track) -> None:
+def _glance(parts: Iterable[Images], track: Track) -> None:
     """Look at the start of every file, so that an empty or a foreign one stops the run now."""
     for images in parts:
         if isinstance(images, Files):

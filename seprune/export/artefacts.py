@@ -1,4 +1,4 @@
-"""Exported ONNX files measured beside each other: size, quality, latency, and a run by itself."""
+"""Exported files measured beside each other: size, quality, latency, and a run by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.export.onnx import open_onnx
+from seprune.export.onnx import open_exported, open_onnx
 from seprune.measure.latency import latency
 from seprune.measure.metrics import evaluate
 from seprune.runtime.progress import Track, silent
@@ -40,35 +40,41 @@ class Artefact:
     """A file, and what was measured of it.
 
     Attributes:
+        bytes: of the file, or of the weights.
         metrics: as fractions, by our names; None without images that have its labels.
         milliseconds: medians by batch size.
+        path: None: the network itself, as PyTorch runs it.
     """
 
     name: str
     bytes: int
     metrics: Mapping[str, float] | None
     milliseconds: Mapping[int, float | None]
+    path: Path | None = None
 
     def plain(self) -> dict[str, Any]:
         """JSON types."""
         times = {str(batch): value for batch, value in self.milliseconds.items()}
         metrics = None if self.metrics is None else dict(self.metrics)
-        return {"name": self.name, "bytes": self.bytes, "metrics": metrics, "median_ms": times}
+        file = None if self.path is None else self.path.name
+        return {"name": self.name, "file": file, "bytes": self.bytes, "metrics": metrics,
+                "median_ms": times}  # fmt: skip
 
 
-class _FileNetwork(nn.Module):
-    """An ONNX file as a module, so that it is evaluated as any network is."""
+class FileNetwork(nn.Module):
+    """An exported file as a module, so that it is evaluated as any network is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: str = "onnx") -> None:
         super().__init__()
-        self.run = open_onnx(path)
+        self.path = path
+        self.run = open_exported(path, form)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.run(images)[0]
 
 
 def measure_artefacts(
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | nn.Module],
     shape: Sequence[int],
     loader: Iterable[Any] | None,
     *,
@@ -78,20 +84,31 @@ def measure_artefacts(
     """Every file evaluated on the same images, and timed in turns with the others.
 
     Args:
-        files: by the names that people see.
+        files: by the names that people see: ONNX files, `FileNetwork`s, and networks themselves.
         loader: of images with labels; None: nothing is evaluated.
     """
-    networks = {name: _FileNetwork(path).eval() for name, path in files.items()}
+    networks = {
+        name: FileNetwork(given) if isinstance(given, Path) else given.eval()
+        for name, given in files.items()
+    }
     times = latency(networks, shape, batch_sizes=BATCHES)
     made = []
-    for name, path in files.items():
+    for name, network in networks.items():
         metrics = None
         if loader is not None:
-            found = evaluate(networks[name], loader, task=task, device="cpu", track=track)
+            found = evaluate(network, loader, task=task, device="cpu", track=track)
             metrics = found.metrics
         own = {t.batch: t.median_ms for t in times if t.name == name}
-        made.append(Artefact(name, path.stat().st_size, metrics, own))
+        path = network.path if isinstance(network, FileNetwork) else None
+        made.append(Artefact(name, _size(network, path), metrics, own, path))
     return made
+
+
+def _size(network: nn.Module, path: Path | None) -> int:
+    """Bytes of a file; of a network those of its weights."""
+    if path is not None:
+        return path.stat().st_size
+    return sum(t.numel() * t.element_size() for t in network.state_dict().values())
 
 
 def run_alone(path: Path, images: Tensor) -> None:

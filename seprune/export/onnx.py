@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from seprune.errors import InputError, UsageError
-from seprune.measure.latency import Latency, latency
 from seprune.models import origin_of
 from seprune.models.preprocessing import trained_for
 from seprune.runtime.extras import require
@@ -90,29 +89,12 @@ def export_model(
 
     def fill(temporary: Path) -> None:
         temporary.write_bytes(content)
-        found.extend(_compare(model, _opener(format)(temporary), images))
+        found.extend(_compare(model, open_exported(temporary, format), images))
         _refuse_mismatch(path, found)
 
     write_with(path, fill, need=len(content))
     errors = tuple(error for _, error in found)
     return Exported(path, format, len(content), max(errors), tuple(b for b, _ in found), named)
-
-
-def side_by_side(
-    model: nn.Module,
-    exported: Exported,
-    shape: Sequence[int],
-    *,
-    batch_sizes: Sequence[int] = (1, 8),
-) -> list[Latency]:
-    """Latency of the eager model and of the exported file, in turns, with as many threads."""
-    name = {"onnx": "onnxruntime", "pt2": "torch.export"}[exported.format]
-    calls: dict[str, Callable[..., Any]] = {
-        "eager": model,
-        name: _opener(exported.format)(exported.path),
-    }
-    found = latency(calls, shape, batch_sizes=batch_sizes)
-    return [replace(entry, runtime=entry.name) for entry in found]
 
 
 # -- making -------------------------------------------------------------------------------------
@@ -223,8 +205,9 @@ def _impossible(model: object, error: Exception) -> InputError:
 # -- checking -----------------------------------------------------------------------------------
 
 
-def _opener(format: str) -> Callable[[Path], Run]:
-    return open_onnx if format == "onnx" else _open_pt2
+def open_exported(path: Path, format: str) -> Run:
+    """A file of one of `FORMATS`, as it will be run."""
+    return open_onnx(path) if format == "onnx" else _open_pt2(path)
 
 
 def open_onnx(file: Path | bytes) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.data import Data, DataInfo, DataSettings, open_data
+from seprune.data.dataset import Part
 from seprune.errors import InputError
 from seprune.graph.trace import record
 from seprune.measure.metrics import logits_of
@@ -28,12 +30,15 @@ from seprune.runtime.inference import evaluating
 from seprune.runtime.progress import Track, silent
 from seprune.tasks.batches import primary
 
+BOTH: tuple[Part, ...] = ("train", "val")
+
 
 def open_both(
     recipe: Recipe,
     *,
     loader: ModelLoader = NO_CODE,
     labelled: bool = True,
+    glance: Collection[Part] = BOTH,
     track: Track = silent,
 ) -> tuple[LoadedNetwork, Data]:
     """Network and data of a recipe, each at the other's size; the network has seen one image.
@@ -44,6 +49,7 @@ def open_both(
 
     Args:
         labelled: whether labels are used, so that the network has to have an output for each.
+        glance: parts of the data whose every file is looked at first, as of `open_data`.
 
     Raises:
         InputError: the network does not take these images; names the layer.
@@ -55,10 +61,14 @@ def open_both(
         known = network.trained_for
         bare = (network.architecture.args or {}).get("num_classes") == 0
         used = task or ("embedding" if bare else known.task)
-        data = open_section(recipe.data, network.shape, task=used, known=known, track=track)
+        data = open_section(
+            recipe.data, network.shape, task=used, known=known, glance=glance, track=track
+        )
     else:
         known = TrainedFor(_beside(section))
-        data = open_section(recipe.data, section.input, task=task, known=known, track=track)
+        data = open_section(
+            recipe.data, section.input, task=task, known=known, glance=glance, track=track
+        )
         classes = None if data.info.task == "embedding" else len(data.info.classes)
         shape = data.info.preprocessing.shape
         network = open_network(
@@ -121,6 +131,7 @@ def open_section(
     *,
     task: str | None = None,
     known: TrainedFor | None = None,
+    glance: Collection[Part] = BOTH,
     track: Track = silent,
 ) -> Data:
     """The data of a recipe's data section.
@@ -132,7 +143,7 @@ def open_section(
     given = section.model_dump(exclude={"source"})
     asked = known.preprocessing if known else None
     settings = DataSettings(input=shape, task=task, preprocessing=asked, **given)
-    return open_data(section.source, settings, track=track)
+    return open_data(section.source, settings, glance=glance, track=track)
 
 
 def _width(task: str, outputs: Any) -> int | None:

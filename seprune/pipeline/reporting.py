@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,49 +10,41 @@ from typing import Any
 
 from torch import nn
 
-from seprune import report as reports
-from seprune.errors import InputError
+from seprune.data import DataInfo
 from seprune.export import pruned_model
 from seprune.graph.groups import NetworkStructure
-from seprune.importance import Importance
 from seprune.importance.ablation import Sensitivity
 from seprune.measure.flops import not_counted
 from seprune.models import ModelLoader
 from seprune.pipeline import timing
+from seprune.pipeline.budget_result import BudgetResult
 from seprune.pipeline.context import Context
 from seprune.pipeline.inputs import data_digests
-from seprune.pipeline.stages import Cut, distils
-from seprune.pruning.plan import PruningPlan
-from seprune.recipe import Recipe, dump_recipe
+from seprune.pipeline.stages import distils
+from seprune.recipe import CommandRecipe, dump_recipe
 from seprune.recovery.finetune import METRICS
-from seprune.report import GateSummary, GroupCut, Measurement, Report, TrainingCurve, words
+from seprune.report import GateSummary, Measurement, Report, TrainingCurve, words
 from seprune.report.training import read_training
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
-from seprune.runtime.files import CARD, write_text
-from seprune.runtime.reading import read_json, read_text
-from seprune.runtime.text import csv_text, from_csv_cell, shell_word
+from seprune.runtime.files import CARD, PICTURE, write_bytes, write_text
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10
-_COLUMNS = ("group", "unit", "score", "kept")
-
-
-@dataclass(frozen=True)
-class BudgetResult:
-    """One budget of a run: where its files are, the numbers of its prune stage and its tuning."""
-
-    label: str
-    home: Path
-    facts: Mapping[str, Any]
-    tuning: Mapping[str, Any] = field(default_factory=dict)
+RECOVERED = {
+    "bn": "recalibrated",
+    "refit": "refitted",
+    "reconstruct": "reconstructed",
+    "scratch": "drawn anew",
+}
+"""Name of the measurement after each way to recover; `none` has none."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """All that a finished run hands to its report."""
+    """All that a finished run, or a step of one, hands to its report."""
 
-    recipe: Recipe
+    recipe: CommandRecipe
     command: str
     context: Context
     statistics: GateStatistics | None
@@ -66,6 +56,14 @@ class RunResult:
     notes: tuple[str, ...] = ()
 
 
+def measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:
+    """One network's numbers as the report has them; those that were not taken are missing."""
+    names = ("loss", "count", "nonfinite", "macs", "params", "bytes", "metrics", "metric")
+    numbers = {name: facts.get(name) for name in (*names, "higher_is_better")}
+    numbers["by_class"] = facts.get("by_class", {})
+    return Measurement(stage=stage, budget=budget, **numbers)  # type: ignore[arg-type]
+
+
 def finished(result: RunResult, seconds: Mapping[str, float], notes: Sequence[str]) -> RunResult:
     """The result with the seconds of its stages and the notes on them."""
     return replace(result, seconds=dict(seconds), notes=tuple(notes))
@@ -75,9 +73,8 @@ def with_latency(result: RunResult, loader: ModelLoader) -> RunResult:
     """The result with the latency of the dense network and of the last one of each budget."""
     networks: dict[timing.Key, nn.Module] = {("baseline", None): result.context.network.model}
     for budget in result.budgets:
-        tuned = (budget.home / "finetuned" / pruned_model.CONFIG).is_file()
-        stage, name = ("fine-tuned", "finetuned") if tuned else ("pruned", "pruned")
-        networks[stage, budget.label] = pruned_model.load(budget.home / name, loader=loader)
+        stage, folder = list(budget.networks.items())[-1]
+        networks[stage, budget.label] = pruned_model.load(folder, loader=loader)
     plan, section, before = result.recipe.plan, result.recipe.report, result.measurements
     timed = plan.latency is not None
     sizes = {*section.batch_sizes, *((plan.batch,) if timed else ())}
@@ -105,9 +102,9 @@ def write(result: RunResult, out: Path) -> list[Path]:
 
 def compose(result: RunResult, out: Path) -> Report:
     """The report of the run in the folder `out`."""
-    info = result.context.images().info
-    rows = shown_classes(info.classes, result.recipe.report.classes)
-    network = result.context.network
+    network, data = result.context.network, result.context.data
+    classes = data.info.classes if data else network.trained_for.labels
+    rows = shown_classes(classes, result.recipe.report.classes)
     return Report(
         name=result.recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,25 +119,13 @@ def compose(result: RunResult, out: Path) -> Report:
             "base_model": network.trained_for.base_model,
             "notes": list(network.notes),
         },
-        data={
-            "source": info.source,
-            "counts": {
-                "training": info.training,
-                "validation": info.validation,
-                "reporting": info.reporting,
-            },
-            "classes": [info.classes[row] for row in rows],
-            "preprocessing": info.preprocessing.plain(),
-            "task": info.task,
-            "skipped": list(info.skipped),
-            "notes": [*info.notes, *result.notes],
-        },
+        data={} if data is None else _about(data.info, rows, result.notes),
         environment=environment(),
-        hashes=data_digests(result.context.images()),
+        hashes={} if data is None else data_digests(data),
         recipe=dump_recipe(result.recipe),
         measurements=list(result.measurements),
-        budgets=[_budget(result, budget) for budget in result.budgets],
-        gates=gate_summaries(result.context.structure, result.statistics, classes=rows),
+        budgets=[budget.report(result.context.structure) for budget in result.budgets],
+        gates=_gates(result, rows),
         warnings=_warnings(result),
         not_pruned=_not_pruned(result),
         seconds=dict(result.seconds),
@@ -151,7 +136,21 @@ def compose(result: RunResult, out: Path) -> Report:
     )
 
 
-def _runtime_asked_for(recipe: Recipe) -> str:
+def _about(info: DataInfo, rows: Sequence[int], notes: Sequence[str]) -> dict[str, Any]:
+    """What a report says of the images; `rows` are the classes whose gates it shows."""
+    counts = {name: getattr(info, name) for name in ("training", "validation", "reporting")}
+    return {
+        "source": info.source,
+        "counts": counts,
+        "classes": [info.classes[row] for row in rows],
+        "preprocessing": info.preprocessing.plain(),
+        "task": info.task,
+        "skipped": list(info.skipped),
+        "notes": [*info.notes, *notes],
+    }
+
+
+def _runtime_asked_for(recipe: CommandRecipe) -> str:
     """That of a latency budget, else the first that the report lists."""
     listed = recipe.report.latency
     if recipe.plan.latency is None and not isinstance(listed, bool) and listed:
@@ -164,6 +163,13 @@ def shown_classes(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
     rows = [known.index(name) for name in chosen if name in known]
     step = max(1.0, (len(known) - 1) / (SHOWN_CLASSES - 1))
     return rows or [round(n * step) for n in range(min(len(known), SHOWN_CLASSES))]
+
+
+def _gates(result: RunResult, rows: Sequence[int]) -> list[GateSummary]:
+    """The gates of a network that was cut; another one is not looked at for its report."""
+    if not result.budgets:
+        return []
+    return gate_summaries(result.context.structure, result.statistics, classes=rows)
 
 
 def gate_summaries(
@@ -181,124 +187,47 @@ def gate_summaries(
     ]
 
 
-def write_importance(cut: Cut, path: Path) -> None:
-    """One row a unit: group, unit, score, kept."""
-    rows: list[list[Any]] = [list(_COLUMNS)]
-    for group in cut.plan.groups:
-        kept = set(group.keep)
-        scores = cut.importance.scores.get(group.name)
-        for unit in range(group.units):
-            score = "" if scores is None else repr(float(scores[unit]))
-            rows.append([group.name, unit, score, int(unit in kept)])
-    write_text(path, csv_text(rows))
-
-
-def read_importance(path: Path, criterion: str) -> Importance:
-    """The scores that `write_importance` wrote.
-
-    Raises:
-        InputError: it is not such a table.
-    """
-    scores: dict[str, list[float]] = {}
-    try:
-        for row in csv.DictReader(io.StringIO(read_text(path))):
-            if row["score"]:
-                scores.setdefault(from_csv_cell(row["group"]), []).append(float(row["score"]))
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path}: not a table of scores",
-            why=f"it needs UTF-8 text with the columns {', '.join(_COLUMNS)} ({error})",
-            fix=f"remove {shell_word(path)} and give the same command again",
-            code="damaged",
-        ) from error
-    import torch
-
-    tensors = {n: torch.tensor(v, dtype=torch.float64) for n, v in scores.items()}
-    return Importance(criterion, tensors)
-
-
 def size_of(model: nn.Module) -> int:
     """Bytes of the weights as a file holds them."""
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
-
-
-def _budget(result: RunResult, budget: BudgetResult) -> reports.BudgetReport:
-    plan = PruningPlan.loads(read_json(budget.home / "plan.json"), path=budget.home)
-    facts = budget.facts["plan"]
-    scores = read_importance(budget.home / "importance.csv", facts["criterion"]).scores
-    prunable = {g.name: g.prunable for g in result.context.structure.groups}
-    layers = {g.name: list(g.layers) for g in result.context.structure.groups}
-    groups = [
-        GroupCut(
-            name=g.name,
-            before=g.units,
-            after=len(g.keep),
-            prunable=prunable.get(g.name, True),
-            reason=g.reason,
-            layers=layers.get(g.name, []),
-            scores=[float(s) for s in scores[g.name]] if g.name in scores else [],
-            keep=list(g.keep),
-        )
-        for g in plan.groups
-    ]
-    dense = result.context.structure.macs_at(result.context.structure.full_widths())
-    reached = budget.facts["pruned"]["macs"] / dense
-    target = facts["targets"].get("macs", dense * reached) / dense
-    return reports.BudgetReport(
-        label=budget.label,
-        target=float(target),
-        reached=float(reached),
-        criterion=facts["criterion"],
-        allocation=facts["allocation"],
-        seconds={k: float(v) for k, v in budget.facts["laps"].items()},
-        groups=groups,
-        history=[dict(t) for t in plan.history],
-        tuning=dict(budget.tuning),
-        choice=dict(facts.get("candidates", {})),
-        removed=plan.removed.names(),
-    )
 
 
 def _trainings(result: RunResult, out: Path) -> Iterator[TrainingCurve]:
     """Every training of the run that left its metrics."""
     metric = result.measurements[0].metric if result.measurements else "top1"
     places: list[tuple[str, str | None, Path]] = [("baseline", None, out / "trained")]
-    places += [("fine-tuned", b.label, b.home / "finetuned") for b in result.budgets]
+    places += [(s, b.label, home) for b in result.budgets for s, home in b.networks.items()]
     for stage, budget, folder in places:
         if (path := folder / METRICS).is_file():
             yield read_training(path, stage=stage, budget=budget, metric=metric)
 
 
 def _not_pruned(result: RunResult) -> list[dict[str, str]]:
-    if not result.budgets:
-        return [
-            {"group": g.name, "reason": g.reason or ""}
-            for g in result.context.structure.groups
-            if not g.prunable
-        ]
-    budget = _budget(result, result.budgets[-1])
-    return [{"group": g.name, "reason": g.reason} for g in budget.groups if g.reason]
+    groups = result.budgets[-1].plan.groups if result.budgets else ()
+    return [{"group": g.name, "reason": g.reason} for g in groups if g.reason]
 
 
 def _warnings(result: RunResult) -> list[str]:
     notes = list(result.statistics.warnings) if result.statistics is not None else []
-    idle = [g.name for g in result.context.structure.gates if not g.runs]
-    if idle:
-        notes.append(f"gates that never run: {', '.join(idle)}")
-    notes += across_channels(result.context.structure)
+    if result.budgets:
+        structure = result.context.structure
+        idle = [g.name for g in structure.gates if not g.runs]
+        notes += [f"gates that never run: {', '.join(idle)}"] if idle else []
+        notes += across_channels(structure)
     if result.context.network.digest is None:
         notes.append("the weights are random: costs are meaningful, accuracies are not")
     found = result.measurements[0].metrics if result.measurements else {}
     notes += words.published(result.context.network.published, words.finite(found))
-    unknown = set(result.recipe.report.classes) - set(result.context.images().info.classes)
+    data = result.context.data
+    unknown = set(result.recipe.report.classes) - set(data.info.classes if data else ())
     if unknown:
         notes.append(f"report.classes: no class is called {', '.join(sorted(unknown))}")
     if result.context.runtime.shared_machine and result.recipe.report.latency:
         notes.append("latencies were not measured: other runs worked on this machine")
     tuning = result.recipe.finetune
-    if tuning.epochs and tuning.distill and not distils(result.context):
+    if data and tuning.epochs and tuning.distill and not distils(result.context):
         notes.append("a detector in training gives losses, so it was tuned without a teacher")
-    timed = (budget.facts["plan"].get("latency") or {} for budget in result.budgets)
+    timed = (budget.plan.facts.get("latency") or {} for budget in result.budgets)
     notes += list(dict.fromkeys(facts["note"] for facts in timed if facts.get("note")))
     return [*notes, *result.slow]
 
@@ -318,13 +247,22 @@ def across_channels(structure: NetworkStructure) -> list[str]:
 
 def _write_cards(report: Report, budget: BudgetResult) -> list[Path]:
     """A model card beside every saved model."""
-    from seprune.report.card import model_card
-
     made = []
     for m in report.measurements:
-        name = {"fine-tuned": "finetuned", "pruned": "pruned"}.get(m.stage)
-        folder = budget.home / (name or "")
-        if m.budget == budget.label and name and folder.is_dir():
-            made.append(folder / CARD)
-            write_text(made[-1], model_card(report, m))
+        folder = budget.networks.get(m.stage)
+        if m.budget == budget.label and folder is not None:
+            made += write_card(report, m, folder)
+    return made
+
+
+def write_card(report: Report, m: Measurement, folder: Path) -> list[Path]:
+    """The model card of the network in a folder, and its picture; returns their paths."""
+    from seprune.report.card import model_card
+    from seprune.report.picture import accuracy_picture
+
+    picture = accuracy_picture(report, m)
+    made = [folder / CARD, *([folder / PICTURE] if picture else [])]
+    if picture:
+        write_bytes(folder / PICTURE, picture)
+    write_text(folder / CARD, model_card(report, m, picture=PICTURE if picture else None))
     return made

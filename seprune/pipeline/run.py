@@ -6,11 +6,10 @@ first of them alone (`first`), and the others wait for the outcome.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from seprune.data import Data
 from seprune.export import pruned_model
@@ -18,10 +17,11 @@ from seprune.importance import criterion
 from seprune.importance.ablation import Sensitivity
 from seprune.models import NO_CODE, ModelLoader
 from seprune.pipeline import run_stages
+from seprune.pipeline.budget_result import BudgetResult
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import open_both
 from seprune.pipeline.network import LoadedNetwork
-from seprune.pipeline.reporting import BudgetResult, RunResult
+from seprune.pipeline.reporting import RECOVERED, RunResult, measurement
 from seprune.pipeline.run_folder import RunFolder, open_run
 from seprune.pipeline.run_stages import Workspace
 from seprune.pipeline.runner import Runner
@@ -33,14 +33,6 @@ from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report
 from seprune.runtime.distributed import first, united
 from seprune.statistics import GateStatistics
-
-RECOVERED = {
-    "bn": "recalibrated",
-    "refit": "refitted",
-    "reconstruct": "reconstructed",
-    "scratch": "drawn anew",
-}
-"""Name of the measurement after each way to recover; `none` has none."""
 
 
 def run(
@@ -105,7 +97,7 @@ def _carry_out(recipe: Recipe, work: Workspace, runner: Runner, command: str) ->
     # mended if damaged, though all that was made of them may be finished
     known = _statistics(work, runner)
     losses = _sensitivity(work, runner, known)
-    measurements, results = [_measurement("baseline", None, base.facts)], []
+    measurements, results = [measurement("baseline", None, base.facts)], []
     budgets = recipe.plan.budgets()
     for budget in budgets:
         home = work.folder if len(budgets) == 1 else work.folder / str(budget).replace(" ", "-")
@@ -154,22 +146,17 @@ def _one_budget(
     """Plan, prune, fine-tune and measure for one budget."""
     label = str(budget)
     made = runner(run_stages.prune(work, runner, budget, home, known))
-    measurements = [_measurement("pruned", label, made.facts["pruned"])]
+    measurements = [measurement("pruned", label, made.facts["pruned"])]
     if (stage := RECOVERED.get(recipe.prune.recover)) is not None:
-        measurements.append(_measurement(stage, label, made.facts["recovered"]))
-    result = BudgetResult(label, home, made.facts)
-    section, last = recipe.finetune, recipe.report.last_epoch
+        measurements.append(measurement(stage, label, made.facts["recovered"]))
+    networks = {measurements[-1].stage: home / run_stages.PRUNED}
+    section, last, tuning = recipe.finetune, recipe.report.last_epoch, {}
     if section.epochs or section.recalibrate:
         tuned = runner(run_stages.tuning(work, section, home, label, made.key, last))
+        networks["fine-tuned"] = home / run_stages.FINETUNED
         if last:
-            measurements.append(_measurement("last epoch", label, tuned.facts["last"]))
-        measurements.append(_measurement("fine-tuned", label, tuned.facts))
-        result = replace(result, tuning=tuned.facts["tuning"])
-    return measurements, result
-
-
-def _measurement(stage: str, budget: str | None, facts: Mapping[str, Any]) -> Measurement:
-    names = ("loss", "count", "nonfinite", "macs", "params", "bytes", "metrics", "metric")
-    numbers = {name: facts.get(name) for name in (*names, "higher_is_better")}
-    numbers["by_class"] = facts.get("by_class", {})
-    return Measurement(stage=stage, budget=budget, **numbers)  # type: ignore[arg-type]
+            measurements.append(measurement("last epoch", label, tuned.facts["last"]))
+        measurements.append(measurement("fine-tuned", label, tuned.facts))
+        tuning = tuned.facts["tuning"]
+    result = BudgetResult.read(label, home, made.facts, networks)
+    return measurements, replace(result, tuning=tuning)

@@ -12,6 +12,7 @@ from seprune.export import pruned_model
 from seprune.importance.ablation import Sensitivity
 from seprune.models import ModelLoader
 from seprune.pipeline import reporting, stages
+from seprune.pipeline.budget_result import PLAN, SCORES, write_importance
 from seprune.pipeline.collection import collect
 from seprune.pipeline.context import Context, Runtime
 from seprune.pipeline.inputs import data_digests
@@ -167,7 +168,7 @@ def prune(
         cut = stages.cut(context, settings, found, last, known=losses, folder=unfinished)
         first(lambda: _write(cut, home))
         first(lambda: remove_folders(home, f"{_UNFINISHED}*"))
-        own = work.relative(home / "plan.json", home / "importance.csv")
+        own = work.relative(home / PLAN, home / SCORES)
         return Output([*own, *work.saved(home / PRUNED)], _numbers(work.context, cut, home))
 
     inputs = work.inputs("prune", *parts, str(budget))
@@ -213,8 +214,8 @@ def _numbers(context: Context, cut: stages.Cut, home: Path) -> dict[str, Any]:
 
 
 def _write(cut: stages.Cut, home: Path) -> None:
-    cut.plan.save(home / "plan.json")
-    reporting.write_importance(cut, home / "importance.csv")
+    cut.plan.save(home / PLAN)
+    write_importance(cut.importance, cut.plan, home / SCORES)
     pruned_model.save(cut.recovered.cpu(), home / PRUNED, cut.architecture)
 
 

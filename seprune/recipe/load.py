@@ -40,7 +40,7 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: CommandRecipe) -> str:
     """The recipe with every default filled in, as YAML: one line per key."""
     return dump_yaml(recipe.model_dump(mode="json"))
 

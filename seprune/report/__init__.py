@@ -9,7 +9,9 @@ training     loss and metric by epoch: read, drawn, as a table
 drawing      a small drawing of the network
 table        one CSV row a channel
 compare      several runs: rows, means over seeds, the Pareto front
+artefacts    what was measured of exported files
 card         the README.md of a saved folder
+picture      accuracy against FLOPs as a PNG, for the card
 """
 
 from seprune.report.measurement import (

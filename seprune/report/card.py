@@ -18,15 +18,19 @@ TAGS = {  # of a Hub, by task
     "detection": "object-detection",
     "embedding": "image-feature-extraction",
 }
+HUB_METRICS = {"top1": "accuracy", "top5": "top-5 accuracy", "miou": "mean_iou"}
 
 
-def model_card(report: Report, measurement: Measurement) -> str:
-    """Markdown with the front matter that hubs read; the numbers are `measurement`'s."""
+def model_card(report: Report, measurement: Measurement, *, picture: str | None = None) -> str:
+    """Markdown with the front matter that hubs read; the numbers are `measurement`'s.
+
+    Args:
+        picture: name of the file beside it that shows the metric against FLOPs.
+    """
     budget = report.budget(measurement.budget)
     base = report.baseline
     made = f", channels chosen by {budget.criterion} ({budget.allocation})" if budget else ""
     kept = words.percent(words.fraction_of(measurement.macs, base.macs if base else None), 1)
-    source = report.data.get("source")
     sections = [
         _front_matter(report, measurement),
         f"# {_line(report.name)}",
@@ -38,7 +42,7 @@ def model_card(report: Report, measurement: Measurement) -> str:
         "`model.safetensors` holds the weights, `SHA256SUMS` their hashes.",
         "## Results",
         _results(report, measurement),
-        f"Measured on {measurement.count} images of {_line(source)}.",
+        *_measured(report, measurement, picture),
         "## Made with",
         f"```sh\n{_code(report.command)}\n```",
         f"Seed {report.seed}, {report.created}.",
@@ -46,6 +50,26 @@ def model_card(report: Report, measurement: Measurement) -> str:
     if remarks := words.missing(report):
         sections += ["## Not in the numbers", "\n".join(f"- {_line(x)}" for x in remarks)]
     return "\n\n".join(sections) + "\n"
+
+
+def _measured(report: Report, m: Measurement, picture: str | None) -> list[str]:
+    """Which images the numbers are of, and the picture of them."""
+    if not m.count:
+        return ["Nothing was measured on images."]
+    title = metric_title(m.metric)
+    shown = [f"![{title} against FLOPs]({picture})"] if picture else []
+    name = _line(data_name(report.data.get("source")))
+    return [*shown, f"{title[:1].upper()}{title[1:]} is of {m.count:,} images of {name}."]
+
+
+def data_name(source: object) -> str:
+    """What a data set is called elsewhere: a card goes to others, the paths of a machine do not."""
+    text = str(source)
+    if text.startswith("torchvision/"):
+        return text.removeprefix("torchvision/").partition(":")[0].lower()
+    if text.startswith("hf:"):
+        return text.removeprefix("hf:").partition(":")[0]
+    return text.rstrip("/").rpartition("/")[2] or "images"
 
 
 def _preparing(given: Any) -> list[str]:
@@ -66,18 +90,17 @@ def _front_matter(report: Report, m: Measurement) -> str:
     """YAML; JSON strings are YAML strings, so quoting is left to json."""
     lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
     lines += tagged(report.data.get("task"), report.model.get("base_model"))
-    if m.metric == "top1" and m.value is not None:
-        name, data = (json.dumps(str(x)) for x in (report.name, report.data.get("source")))
-        lines += [
-            "model-index:",
-            f"- name: {name}",
-            "  results:",
-            "  - task:",
-            "      type: image-classification",
-            f"    dataset:\n      name: {data}\n      type: {data}",
-            "    metrics:",
-            f"    - type: accuracy\n      value: {m.value}",
-        ]
+    found = words.finite(m.metrics)
+    if not found:
+        return "---\n" + "\n".join(lines) + "\n---"
+    name, data = (json.dumps(x) for x in (report.name, data_name(report.data.get("source"))))
+    kinds = {HUB_METRICS.get(n, n): value for n, value in found.items()}
+    kind = TAGS.get(str(report.data.get("task")), "image-classification")
+    lines += [f"datasets:\n- {data}", "metrics:", *(f"- {json.dumps(n)}" for n in kinds)]
+    lines += ["model-index:", f"- name: {name}", "  results:", "  - task:"]
+    lines += [f"      type: {kind}", f"    dataset:\n      name: {data}\n      type: {data}"]
+    lines.append("    metrics:")
+    lines += [f"    - type: {json.dumps(n)}\n      value: {v}" for n, v in kinds.items()]
     return "---\n" + "\n".join(lines) + "\n---"
 
 

@@ -18,6 +18,7 @@ from seprune.runtime.text import csv_text
 
 _Key = tuple[str, str, str, str, str, str]  # model, criterion, allocation, budget, stage, way
 _Member = tuple[Report, Measurement]
+TUNED = ("last epoch", "fine-tuned")
 UNRECOVERED = ("pruned", "recalibrated")  # stages that a later one mends
 
 
@@ -87,7 +88,7 @@ class Comparison:
 def compare(reports: Sequence[Report], names: Sequence[str] = ()) -> Comparison:
     """Put runs side by side; runs of one recipe that differ only in their seed become one row.
 
-    Two runs with the same seed are two rows; the dense network that runs share is one.
+    Two runs with the same seed are two rows; a network that runs share is one, as the dense one is.
 
     Args:
         names: of the runs, each another. Empty: as their recipes call them.
@@ -127,7 +128,9 @@ def _rows(reports: Sequence[Report]) -> Iterator[tuple[_Key, list[_Member]]]:
             own = (
                 place
                 for place in places
-                if m.stage == "baseline" or report.seed not in {r.seed for r, _ in place}
+                if m.stage == "baseline"
+                or report.seed not in {r.seed for r, _ in place}
+                or any(_continued((report, m), other) for other in place)
             )
             if (place := next(own, None)) is None:
                 places.append(place := [])
@@ -137,10 +140,19 @@ def _rows(reports: Sequence[Report]) -> Iterator[tuple[_Key, list[_Member]]]:
             yield key, place
 
 
+def _continued(one: _Member, other: _Member) -> bool:
+    """Whether one report went on from the network that the other ends with: a command's report has
+    the numbers of the command before it."""
+    (first, m), (second, n) = one, other
+    numbers = [(x.metrics, x.loss, x.count, x.macs, x.params) for x in (m, n)]
+    ends = first.measurements[-1] is m and second.measurements[-1] is n
+    return first.seed == second.seed and numbers[0] == numbers[1] and not ends
+
+
 def _key(report: Report, m: Measurement, recipe: Mapping[str, str]) -> _Key:
     budget = report.budget(m.budget)
     made = (budget.criterion, budget.allocation) if budget else ("", "")
-    way = ways.way(recipe) if budget else ways.dense_way(recipe)
+    way = ways.way(recipe, tuned=m.stage in TUNED) if budget else ways.dense_way(recipe)
     model = str(report.model.get("name", ""))
     return (model, *made, m.budget or "", m.stage, ways.key(way))
 
@@ -153,18 +165,19 @@ def _labelled(rows: Sequence[tuple[str, ComparisonRow]]) -> list[ComparisonRow]:
     """
     named = [(way, replace(row, label=_made(row, rows))) for way, row in rows]
     at = Counter(map(_place, (row for _, row in named)))
-    apart = {label for (label, *_), number in at.items() if number > 1}
-    made: dict[str, dict[str, str]] = {}  # by label, what each of its ways has of its own
-    for label in apart:
-        found = list(dict.fromkeys(way for way, row in named if row.label == label))
+    apart = {(label, stage) for (label, _, stage), number in at.items() if number > 1}
+    made: dict[tuple[str, str], dict[str, str]] = {}  # what each of the ways has of its own
+    for place in apart:
+        found = list(dict.fromkeys(way for way, row in named if (row.label, row.stage) == place))
         told = ways.differences([json.loads(way) for way in found])
-        made[label] = dict(zip(found, told, strict=True))
+        made[place] = dict(zip(found, told, strict=True))
     twice = Counter((way, _place(row)) for way, row in named)
     done = []
     for way, row in named:
-        said = made.get(row.label, {}).get(way, "")
+        place = row.label, row.stage
+        said = made.get(place, {}).get(way, "")
         more = f" and {row.runs - 1} more" if row.runs > 1 else ""
-        alone = twice[way, _place(row)] == 1 and (said or row.label not in apart)
+        alone = twice[way, _place(row)] == 1 and (said or place not in apart)
         name = "" if alone else f"{row.names[0]}{more}"
         done.append(replace(row, label=" · ".join(filter(None, (row.label, said, name)))))
     return done

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from seprune.measure.latency import Latency
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import drawing, figures, gate_figures, sensitivity, summary, training, words
+from seprune.report.artefacts import artefact_table
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
 from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
@@ -67,6 +68,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "by_class": by_class,
         "epochs": training.table(report),
         "latency": _latency_tables(report),
+        "artefacts": artefact_table(report.artefacts, words.DASH) if report.artefacts else [],
         "where": words.timed_on(report),
         "counting": words.COUNTING,
         "group_names": _scored_groups(report),

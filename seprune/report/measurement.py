@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from seprune.errors import InputError
 from seprune.measure.latency import Latency
 from seprune.report import facts
+from seprune.report.artefacts import ArtefactReport, read_artefacts
 from seprune.runtime import files
 from seprune.runtime.reading import read_json
 from seprune.runtime.text import null_for_nan
@@ -197,6 +198,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     runtime: str = "eager"  # that speed was asked for on
     not_counted: list[str] = field(default_factory=list)  # operators without a MAC formula
+    artefacts: list[ArtefactReport] = field(default_factory=list)  # files that it was exported to
     format: int = FORMAT
 
     @property
@@ -265,18 +267,25 @@ def _facts(report: Report) -> Iterator[tuple[str, type[Any], Mapping[str, Any]]]
 
 
 def write(report: Report, path: Path) -> None:
-    """Write `report.json`: a line for each top-level key, so that it can be looked at."""
+    """Write `report.json`."""
+    files.write_text(path, dumps(report))
+
+
+def dumps(report: Report) -> str:
+    """The report as JSON, a line for each top-level key, so that it can be looked at."""
     lines = (
         f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
         for key, value in to_json(report).items()
     )
-    files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read(path: Path) -> Report:
-    """The report in a file, or in the `report.json` of a run folder."""
-    path = path / "report.json" if path.is_dir() else path
-    return from_json(read_json(path), source=str(path))
+    """The report in a file, or in the `report.json` of a folder, with what was exported from it."""
+    path = path / files.REPORT if path.is_dir() else path
+    found = from_json(read_json(path), source=str(path))
+    exported = read_artefacts(path.parent)
+    return replace(found, artefacts=exported) if exported else found
 
 
 def plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from seprune.errors import UsageError
 from seprune.measure.latency import Latency
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import sensitivity, summary, words
+from seprune.report.artefacts import artefact_table
 from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
 
@@ -41,6 +42,8 @@ def overview(report: Report) -> RenderableType:
     line = summary.headline(report)
     first: list[RenderableType] = [Text(line, style="bold"), ""] if line else []
     parts: list[RenderableType] = [*first, results(report), *_latencies(report)]
+    if report.artefacts:
+        parts += ["", artefacts(report)]
     if report.budgets:
         parts += ["", groups(report)]
     if report.gates:
@@ -78,6 +81,17 @@ def results(report: Report) -> RenderableType:
         for x in fastest
     ]
     return Group(table, *(Text(line, style="dim") for line in where))
+
+
+def artefacts(report: Report) -> Table:
+    """The files that the network was exported to."""
+    table = _table("Exported files")
+    head, *rows = artefact_table(report.artefacts, words.DASH)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def losses(report: Report) -> Table:

@@ -30,9 +30,14 @@ def values(recipe: str) -> dict[str, str]:
     return found
 
 
-def way(recipe: Mapping[str, str]) -> dict[str, str]:
-    """The values that make a cut network what it is."""
-    return {k: v for k, v in recipe.items() if k not in _FREE and not k.startswith("report.")}
+def way(recipe: Mapping[str, str], *, tuned: bool = True) -> dict[str, str]:
+    """The values that make a cut network what it is.
+
+    Args:
+        tuned: whether it was fine-tuned, so that it matters how.
+    """
+    free = ("report.",) if tuned else ("report.", "finetune.")
+    return {k: v for k, v in recipe.items() if k not in _FREE and not k.startswith(free)}
 
 
 def dense_way(recipe: Mapping[str, str]) -> dict[str, str]:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 Fill = Callable[[Path], None]
 """Writes the whole of a file to the path that it is given."""
-SUMS, CARD = "SHA256SUMS", "README.md"
+SUMS, CARD, PICTURE = "SHA256SUMS", "README.md", "accuracy.png"
+REPORT, ARTEFACTS = "report.json", "artefacts.json"  # what was measured, of whatever is beside it
+_NOT_CONTENT = (SUMS, CARD, PICTURE, REPORT, ARTEFACTS, "lock", "lock.json")
 SUMS_LIMIT = 1 << 20  # bytes
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -72,7 +74,10 @@ def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) ->
 
 
 def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:
-    """Write files of a folder together with the hashes of all that it then holds."""
+    """Write files of a folder together with the hashes of all that is content of it then.
+
+    Content is what `write_sums` says.
+    """
     hashes: dict[str, str] = {}
 
     def hashed(name: str, fill: Fill) -> Fill:
@@ -85,7 +90,7 @@ def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> N
     def sums(temporary: Path) -> None:
         temporary.write_bytes(_sums_of(folder, hashes).encode())
 
-    filled = {name: hashed(name, fill) for name, fill in parts.items()}
+    filled = {n: hashed(n, fill) if _is_content(n) else fill for n, fill in parts.items()}
     write_together(folder, {**filled, SUMS: sums}, need=need)
 
 
@@ -235,7 +240,8 @@ def sha256(path: Path) -> str:
 def write_sums(folder: Path) -> None:
     """Write `SHA256SUMS` over the content of `folder` (the format of sha256sum).
 
-    Content is every file directly in it but the card, which people edit, hidden files and locks.
+    Content is every file directly in it but the card with its picture, which people edit, what was
+    measured of it, which this machine and its paths are part of, hidden files and locks.
     """
     write_text(folder / SUMS, _sums_of(folder, {}))
 
@@ -304,7 +310,7 @@ def _sums_of(folder: Path, known: Mapping[str, str]) -> str:
 
 
 def _is_content(name: str) -> bool:
-    return name not in (SUMS, CARD, "lock", "lock.json") and not name.startswith(".")
+    return name not in _NOT_CONTENT and not name.startswith(".")
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -71,7 +71,7 @@ def test_prune_evaluate_finetune_verify_on_files(seprune, weights, tmp_path):
     assert all(before >= after > 0 for before, after in document["groups"].values())
     files = {p.name for p in small.iterdir()}
     assert files == {"config.json", "model.safetensors", "plan.json", "statistics.safetensors",
-                     "SHA256SUMS"}  # fmt: skip
+                     "SHA256SUMS", "README.md", "accuracy.png", "report.json"}  # fmt: skip
     assert seprune("verify", small)[0] == 0
 
     status, out, _ = seprune("evaluate", small, "--data", "digits", "--json")

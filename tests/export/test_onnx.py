@@ -16,7 +16,8 @@ from seprune.data import open_data
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.export import onnx as exporting
 from seprune.export.architecture import Architecture
-from seprune.export.onnx import export_model, side_by_side
+from seprune.export.artefacts import FileNetwork, measure_artefacts
+from seprune.export.onnx import export_model
 from seprune.export.pruned_model import load, save
 from seprune.importance import Scoring, score
 from seprune.models import build
@@ -124,9 +125,13 @@ def test_the_model_is_left_as_found(tmp_path: Path) -> None:
 
 
 def test_latency_beside_the_eager_model(pruned: nn.Module, pt2_file: exporting.Exported) -> None:
-    found = side_by_side(pruned, pt2_file, SHAPE, batch_sizes=(2,))
-    assert [(f.runtime, f.batch) for f in found] == [("eager", 2), ("torch.export", 2)]
-    assert all(f.median_ms is not None and f.median_ms > 0 for f in found)
+    both = {"eager": pruned, "file": FileNetwork(pt2_file.path, "pt2")}
+    eager, file = measure_artefacts(both, SHAPE, None)
+    assert file.bytes == pt2_file.path.stat().st_size
+    assert eager.bytes == sum(4 * p.numel() if p.is_floating_point() else 8 * p.numel()
+                              for p in pruned.state_dict().values())  # fmt: skip
+    assert eager.metrics is file.metrics is None
+    assert all(t and t > 0 for one in (eager, file) for t in one.milliseconds.values())
 
 
 class Counting(nn.Module):

@@ -36,7 +36,7 @@ from seprune.importance.ablation import Sensitivity, weighed
 from seprune.measure.latency_table import LatencyTable, TableKey
 from seprune.models.preprocessing import preprocessing_in
 from seprune.pipeline import run_folder
-from seprune.pipeline.reporting import read_importance
+from seprune.pipeline.budget_result import read_importance
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.report import compare, measurement, table
 from seprune.report.card import model_card

@@ -1,0 +1,72 @@
+"""What `export` measured of the files that it made, kept beside the report of their network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seprune.measure.metric_names import metric_title, metric_value
+from seprune.runtime.files import ARTEFACTS, write_json
+from seprune.runtime.typed import read_typed, typed
+
+_FIX = "export again, or remove the file"
+
+
+@dataclass(frozen=True)
+class ArtefactReport:
+    """One file, or the network itself.
+
+    Attributes:
+        file: its name; None: the network as PyTorch runs it.
+        metrics: as fractions; None where there were no labelled images.
+        median_ms: by batch size.
+    """
+
+    name: str
+    file: str | None
+    bytes: int
+    metrics: dict[str, float] | None = None
+    median_ms: dict[str, float | None] = field(default_factory=dict)
+
+
+def keep_artefacts(found: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write what was measured; files that were measured before and are not now stay listed.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    own = [typed(ArtefactReport, dict(a), source=ARTEFACTS, fix=_FIX) for a in found]
+    named = {(a.name, a.file) for a in own}
+    every = own + [a for a in read_artefacts(folder) if (a.name, a.file) not in named]
+    write_json(folder / ARTEFACTS, [vars(a) for a in every])
+
+
+def read_artefacts(folder: Path) -> list[ArtefactReport]:
+    """What was measured of the files exported from a folder; nothing where nothing was.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / ARTEFACTS
+    return read_typed(list[ArtefactReport], path, fix=_FIX) if path.is_file() else []
+
+
+def artefact_table(found: Sequence[ArtefactReport], dash: str) -> list[list[str]]:
+    """Head and rows as people read them: size, metrics, latency by batch size."""
+    metrics = list(dict.fromkeys(n for a in found for n in a.metrics or {} if n != "top5"))
+    batches = sorted({b for a in found for b in a.median_ms}, key=int)
+    head = ["file", "bytes", *map(metric_title, metrics), *(f"ms at batch {b}" for b in batches)]
+    rows = []
+    for a in found:
+        times = [a.median_ms.get(b) for b in batches]
+        rows.append(
+            [
+                a.name if a.file is None else f"{a.name}: {a.file}",
+                f"{a.bytes:,}",
+                *(metric_value(n, (a.metrics or {}).get(n)) for n in metrics),
+                *(dash if t is None else f"{t:.3g}" for t in times),
+            ]
+        )
+    return [head, *rows]

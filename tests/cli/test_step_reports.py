@@ -1,0 +1,140 @@
+"""prune, finetune, export, report, compare: one after the other, as each tells to go on."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seprune import build
+from seprune.report import measurement
+
+NET = "seprune/se_resnet8"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "dense net.pth"
+    torch.save(build(NET, classes=10, input=(1, 8, 8)).state_dict(), path)
+    return path
+
+
+def following(err: str) -> list[str]:
+    """The words of the command that the last line of a command names."""
+    return shlex.split(re.findall(r"^next: seprune (.*)$", err, re.MULTILINE)[-1])
+
+
+def test_each_step_ends_with_its_accuracy_and_the_command_that_comes_next(
+    seprune, weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = seprune(
+        *("prune", NET, "--checkpoint", weights, "--data", "digits", "--macs", "0.5", "--json"),
+        *("--out", "small net", "--set", "collect.images=64", "--set", "plan.candidates=false"),
+    )
+    assert status == 0, err
+    document = json.loads(out)
+    assert "baseline" in err
+    assert "refitted" in err
+    small = measurement.read(Path("small net"))
+    assert [m.stage for m in small.measurements] == ["baseline", "refitted"]
+    evaluated = json.loads(seprune("evaluate", "small net", "--data", "digits", "--json")[1])
+    assert small.measurements[1].metrics == evaluated["metrics"] == document["metrics_after"]
+    assert small.measurements[1].macs == document["macs_after"]
+    assert small.measurements[1].latency[0].median_ms > 0
+    assert seprune("verify", "small net")[0] == 0
+
+    words = following(err)
+    assert words[:2] == ["finetune", "small net"]
+    assert words[words.index("--teacher-checkpoint") + 1] == str(weights)
+    status, out, err = seprune(*words, "--epochs", "1")
+    assert status == 0, err
+    tuned = measurement.read(Path("small net-tuned"))
+    assert [m.stage for m in tuned.measurements] == ["baseline", "refitted", "fine-tuned"]
+    assert tuned.measurements[:2] == small.measurements
+    assert tuned.budgets[0].tuning["epochs"] == 1
+    assert len(tuned.training[0].epochs) == 1
+
+    assert following(err)[:2] == ["export", "small net-tuned"]
+    status, out, _ = seprune("compare", "small net", "small net-tuned", "--json")
+    assert status == 0
+    rows = json.loads(out)["rows"]
+    assert sorted(row["stage"] for row in rows) == ["baseline", "fine-tuned", "refitted"]
+    assert seprune("report", "small net")[1].count("refitted") >= 1
+
+
+@pytest.mark.slow
+def test_export_leaves_its_numbers_for_the_report(seprune, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = seprune(
+        *("prune", NET, "--checkpoint", weights, "--importance", "l2", "--macs", "0.5"),
+        *("--out", "small"),
+    )
+    assert status == 0, err
+    assert measurement.read(Path("small")).measurements[0].metrics == {}
+    words = following(err)
+    assert words == ["export", "small", "--onnx", "small.onnx"]
+    for more in (["--data", "digits"], ["--pt2", "small.pt2"]):
+        status, _, err = seprune(*words, *more)
+        assert status == 0, err
+    found = {a.file: a for a in measurement.read(Path("small")).artefacts}
+    assert list(found) == [None, "small.onnx", "small.pt2"]
+    for name in ("small.onnx", "small.pt2"):
+        assert found[name].bytes == Path(name).stat().st_size
+        assert all(ms > 0 for ms in found[name].median_ms.values())
+    words = following(err)
+    assert words == ["report", "small", "--html", "small.html"]
+    assert seprune(*words)[0] == 0
+    assert "small.pt2" in Path("small.html").read_text()
+    assert "small.onnx" in seprune("report", "small")[1]
+
+
+COUNTING = """
+import os, sys
+opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def note(event, words):
+    if event == "open" and isinstance(words[0], str) and words[0].endswith(".png"):
+        os.write(opened, words[0].encode() + b"\\n")
+
+sys.addaudithook(note)
+from seprune import cli
+sys.argv = ["seprune", *sys.argv[2:]]
+cli.main()
+"""
+
+
+def test_prune_opens_the_images_that_it_needs_and_no_others(tmp_path):
+    """Counted in a process of its own, down to the first bytes of a file."""
+    torch.manual_seed(0)
+    torch.save(build(NET, classes=2, input=(3, 8, 8)).state_dict(), tmp_path / "dense.pth")
+    paths = {part: [] for part in ("train", "val")}
+    for part, number in (("train", 1600), ("val", 24)):
+        for name in "ab":
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+        for n in range(number):
+            path = tmp_path / "data" / part / "ab"[n % 2] / f"{n:04}.png"
+            Image.fromarray(np.full((8, 8, 3), n % 256, np.uint8)).save(path)
+            paths[part].append(str(path))
+    words = ["--checkpoint", tmp_path / "dense.pth", "--data", tmp_path / "data", "--macs", "0.5",
+             "--importance", "gate_mean", "--recover", "bn", "--out", tmp_path / "small",
+             "--set", "collect.images=40", "--set", "plan.candidates=false"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, tmp_path / "opened", "prune", NET, *words],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    opened = Counter((tmp_path / "opened").read_text().split())
+    assert all(opened[p] for p in paths["val"])  # accuracy is of all of them
+    # every third for the fingerprint, every seventh for the depth of its pixels, every hundredth
+    # for the usual size, and the calibration set
+    assert sum(opened[p] for p in paths["train"]) == 534 + 229 + 16 + 40
