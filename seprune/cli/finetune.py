@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,13 +102,14 @@ def _tune(step: Step, settings: FineTuneSettings, teacher: Teacher | None) -> di
         track=console.track,
     )
     result, numbers = stages.measured(context, tuned.model), tuned.numbers()
+    report = first(lambda: step_report.of_tuning(step, before, result, numbers))
     about = {"metrics": words.finite(result["metrics"])}
-    first(lambda: pruned_model.save(tuned.model.cpu(), out, network.architecture, about=about))
+    beside = step_report.beside(report)
+    save = partial(pruned_model.save, tuned.model.cpu(), out, about=about, beside=beside)
+    first(lambda: save(architecture=network.architecture))
+    report = first(lambda: step_report.write(report, out))
     for line in words.tuning(numbers):
         console.tell(line)
-    report = first(
-        lambda: step_report.write(step_report.of_tuning(step, before, result, numbers), out)
-    )
     console.stderr().print(terminal.results(report))
     console.tell(f"tuned network: {out}")
     console.tell(f"report: seprune report {shell_word(out)}")

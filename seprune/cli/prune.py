@@ -138,9 +138,9 @@ def _saved(step: Step, made: _Made, loader: ModelLoader, *, measure: bool) -> di
 
     cut, out = made.cut, step.out
     report, found = step_report.of_cut(step, cut, made.label, made.statistics)
-    statistics = made.statistics
-    beside = {} if statistics is None else {"statistics.safetensors": statistics.save}
-    beside |= step_report.beside(report)
+    beside = step_report.beside(report)
+    if made.statistics is not None:
+        beside["statistics.safetensors"] = made.statistics.save
     first(lambda: pruned_model.save(cut.recovered.cpu(), out, cut.architecture, beside=beside))
     console.tell(f"pruned network: {out}")
     result = _result(cut.plan, made.seconds)

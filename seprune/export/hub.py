@@ -7,8 +7,8 @@ from pathlib import Path
 
 from seprune.errors import EnvironmentFault, InputError, first_line
 from seprune.models.hub import PREFIX, HubRepo, fetch, fetch_config, hub_api
-from seprune.report.card import folder_card
-from seprune.runtime.files import CARD, SUMS, SUMS_LIMIT, check_sums
+from seprune.report.card import HERE, folder_card
+from seprune.runtime.files import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
 
@@ -16,8 +16,8 @@ from seprune.runtime.text import shell_word
 def push_to_hub(folder: Path | str, name: str, *, private: bool = False) -> str:
     """Put a saved folder into the repository ORG/NAME, which is made if need be; its URL.
 
-    All files go in one commit: those of `SHA256SUMS`, itself, and the card, which is written from
-    `config.json` where the folder has none.
+    All files go in one commit: those of `SHA256SUMS`, itself, and the card with its picture. A card
+    is written from `config.json` where the folder has none; reports stay here, with their paths.
 
     Raises:
         InputError: not such a folder, a damaged one, or the Hub does not let you.
@@ -35,7 +35,9 @@ def push_to_hub(folder: Path | str, name: str, *, private: bool = False) -> str:
     names = _listed(folder / SUMS)
     contents: dict[str, str | bytes] = {n: str(folder / n) for n in (*names, SUMS)}
     text = read_text(card) if card.is_file() else folder_card(config, repo.name)
-    contents[CARD] = text.encode()
+    contents[CARD] = text.replace(HERE, f"{PREFIX}{repo.name}").encode()
+    if (folder / PICTURE).is_file():
+        contents[PICTURE] = str(folder / PICTURE)
     add = importlib.import_module("huggingface_hub").CommitOperationAdd
     operations = [add(path_in_repo=n, path_or_fileobj=c) for n, c in contents.items()]
     try:

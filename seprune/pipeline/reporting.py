@@ -27,7 +27,7 @@ from seprune.report import GateSummary, Measurement, Report, TrainingCurve, word
 from seprune.report.training import read_training
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
-from seprune.runtime.files import CARD, PICTURE, write_bytes, write_text
+from seprune.runtime.files import CARD, PICTURE, bytes_of, write_together
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10
@@ -251,18 +251,18 @@ def _write_cards(report: Report, budget: BudgetResult) -> list[Path]:
     for m in report.measurements:
         folder = budget.networks.get(m.stage)
         if m.budget == budget.label and folder is not None:
-            made += write_card(report, m, folder)
+            files = card_files(report, m)
+            write_together(folder, {name: bytes_of(c) for name, c in files.items()})
+            made += [folder / name for name in files]
     return made
 
 
-def write_card(report: Report, m: Measurement, folder: Path) -> list[Path]:
-    """The model card of the network in a folder, and its picture; returns their paths."""
+def card_files(report: Report, m: Measurement) -> dict[str, bytes]:
+    """The model card of one network of a report, and its picture if there is one."""
     from seprune.report.card import model_card
     from seprune.report.picture import accuracy_picture
 
     picture = accuracy_picture(report, m)
-    made = [folder / CARD, *([folder / PICTURE] if picture else [])]
-    if picture:
-        write_bytes(folder / PICTURE, picture)
-    write_text(folder / CARD, model_card(report, m, picture=PICTURE if picture else None))
-    return made
+    card = model_card(report, m, picture=PICTURE if picture else None)
+    found = {CARD: card.encode(errors="backslashreplace")}
+    return found | ({PICTURE: picture} if picture else {})

@@ -25,7 +25,7 @@ from seprune.recovery.finetune import METRICS
 from seprune.report import Report
 from seprune.report import measurement as reports
 from seprune.report.training import read_training
-from seprune.runtime.files import REPORT, bytes_of, sha256
+from seprune.runtime.files import REPORT, Fill, bytes_of, sha256, write_together
 from seprune.statistics import GateStatistics
 
 _WEIGHTS = "weights"  # among the hashes of a report: which weights it ends with
@@ -147,14 +147,15 @@ def write(report: Report, folder: Path) -> Report:
         hashes={**report.hashes, _WEIGHTS: sha256(weights)},
         measurements=[*before, replace(last, bytes=weights.stat().st_size)],
     )
-    reports.write(known, folder / REPORT)
-    reporting.write_card(known, known.measurements[-1], folder)
+    write_together(folder, beside(known))
     return known
 
 
-def beside(report: Report) -> dict[str, Any]:
-    """The report as a part of a saved folder."""
-    return {REPORT: bytes_of(reports.dumps(report).encode(errors="backslashreplace"))}
+def beside(report: Report) -> dict[str, Fill]:
+    """A report and a card as files of the folder of the network that it ends with."""
+    text = reports.dumps(report).encode(errors="backslashreplace")
+    files = {REPORT: text, **reporting.card_files(report, report.measurements[-1])}
+    return {name: bytes_of(content) for name, content in files.items()}
 
 
 def _named(report: Report, folder: Path) -> Report:

@@ -18,6 +18,7 @@ TAGS = {  # of a Hub, by task
     "detection": "object-detection",
     "embedding": "image-feature-extraction",
 }
+HERE = "path/to/this/folder"  # where a card says that the network is, until it is pushed
 HUB_METRICS = {"top1": "accuracy", "top5": "top-5 accuracy", "miou": "mean_iou"}
 
 
@@ -36,7 +37,7 @@ def model_card(report: Report, measurement: Measurement, *, picture: str | None 
         f"# {_line(report.name)}",
         f"`{_line(report.model.get('name'))}`, {measurement.stage}: {kept} of the MACs{made}.",
         "## Use",
-        '```python\nimport seprune\n\nmodel = seprune.load("path/to/this/folder")\n```',
+        f'```python\nimport seprune\n\nmodel = seprune.load("{HERE}")\n```',
         *_preparing(report.data.get("preprocessing")),
         "No pickle is read: `config.json` names the architecture and the cuts, "
         "`model.safetensors` holds the weights, `SHA256SUMS` their hashes.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -11,12 +12,14 @@ from cutting import random_plan
 from hub_server import Hub, serving
 from huggingface_hub import ModelCard, constants
 from nets import images
+from reports import make_report
 
 import seprune
 from seprune import cli
 from seprune.errors import EnvironmentFault, InputError
 from seprune.models.preprocessing import Preprocessing, TrainedFor, remember_training
 from seprune.pipeline.network import open_network
+from seprune.pipeline.reporting import card_files
 from seprune.recipe.sections import ModelSection
 
 HOW = Preprocessing((3, 32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (36, 36), source="a test")
@@ -82,6 +85,23 @@ def test_a_card_that_is_there_is_pushed_as_it_is(hub, folder, tmp_path):
     (copied / "plan.json").write_text("{}")
     with pytest.raises(InputError, match=r"not pushed, plan\.json changed"):
         seprune.push_to_hub(copied, "us/small")
+
+
+def test_a_report_s_card_goes_with_its_picture_and_says_where_it_is_now(hub, folder, tmp_path):
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    report = make_report(budgets=(0.5,))
+    for name, content in card_files(report, report.measurements[-1]).items():
+        (copied / name).write_bytes(content)
+    (copied / "report.json").write_text("{}")
+    seprune.push_to_hub(copied, "us/small")
+    found = hub.repos["us/small"]
+    assert found["accuracy.png"] == (copied / "accuracy.png").read_bytes()
+    card = found["README.md"].decode()
+    assert 'seprune.load("hf-hub:us/small")' in card
+    assert "](accuracy.png)" in card
+    assert "report.json" not in found  # with the paths of this machine
+    assert seprune.load("hf-hub:us/small")(images(2, 32)).shape == (2, 4)
 
 
 def test_a_push_needs_permission_and_a_connection(hub, folder, monkeypatch):

@@ -29,6 +29,7 @@ from seprune.runtime.transaction import settle
 
 PUT = ("replace", "rename", "fsync")  # what puts files in place
 PRINTED = ("sensitivity", "evaluate")  # commands whose result is on stdout
+MEASURED = ("report.json", "README.md", "accuracy.png")  # with times; beside a saved network
 BUSY = ("lock", "lock.json", "log.txt")
 TIMES = re.compile(
     r'"(images_per_second|seconds|created|since|time|disk_free)": ("[^"]*"|[^,}\]]+)'
@@ -72,7 +73,7 @@ def commands(run: Subject, home: Path) -> dict[str, Command]:
     LatencyTable(key, {"conv": 1.0}).save(table)
     few = ("--data", images, "--set", "collect.images=16", "--set", "data.validation=0.25")
     cut = (*("prune", trained, "--importance", "l2", "--macs", "0.5"), *few)
-    cut += ("--set", "plan.min_channels=2", "--out", "{out}", "--recover")
+    cut += ("--set", "plan.min_channels=2", "--no-measure", "--out", "{out}", "--recover")
     tuning = ("--epochs", "2", "--lr", "0.01", "--set", "finetune.recalibrate=16")
     kept = [word for word in run.argv if not word.startswith(("finetune.", "plan.macs"))]
     planned = ("plan.allocation=sensitivity", "sensitivity.images=4", "prune.recover=refit")
@@ -191,7 +192,7 @@ class Killed:
         if self.command.exact and old:
             new = contents(self.home / "whole")
             for place in {Path(name).parent for name in old}:
-                kept = [n for n in old if Path(n).parent == place and n not in BUSY]
+                kept = [n for n in old if Path(n).parent == place and n not in BUSY + MEASURED]
                 fresh = {n for n in kept if found[n] == new[n]}
                 stale = {n for n in kept if found[n] == old[n]}
                 assert fresh | stale == set(kept), set(kept) - fresh - stale
@@ -228,7 +229,11 @@ def _made(command: Command, out: Path) -> dict[str, str]:
         path = Path(name)
         if path.name in (*BUSY, ".lock") or path.parent.name == "state" or path.suffix == ".sha256":
             continue
-        if (
+        if path.name == "report.json":
+            found[name] = json.dumps(json.loads(content)["measurements"])
+        elif path.name in MEASURED:
+            found[name] = "there"
+        elif (
             command.exact
             or path.suffix == ".safetensors"
             or path.name in ("plan.json", "importance.csv")
@@ -238,8 +243,6 @@ def _made(command: Command, out: Path) -> dict[str, str]:
             found[name] = TIMES.sub("", content.decode())
         elif "latency" in path.parts:
             found[name] = json.dumps(sorted(json.loads(content)["times"]))
-        elif path.name == "report.json":
-            found[name] = json.dumps(json.loads(content)["measurements"])
         else:
             found[name] = "there"
     return found

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from reports import SE_RESNET_50, make_report, unfinished_report
 from rich.console import Console
 
@@ -31,6 +32,7 @@ from seprune.report.figures import accuracy
 from seprune.report.figures import comparison as comparison_figure
 from seprune.report.gate_figures import SHOWN_CHANNELS, excitation, kept, stage_ends
 from seprune.report.html import write_comparison, write_html
+from seprune.report.picture import accuracy_picture
 from seprune.report.table import ranks, write_csv
 from seprune.report.terminal import show
 
@@ -444,11 +446,54 @@ def test_the_model_card_has_front_matter_and_numbers() -> None:
     card = model_card(report, report.measurements[-1])
     front = YAML(typ="safe").load(card.split("---\n")[1])
     assert front["library_name"] == "seprune"
-    metric = front["model-index"][0]["results"][0]["metrics"][0]
-    assert metric["value"] == report.measurements[-1].value
+    [result] = front["model-index"][0]["results"]
+    assert result["metrics"][0] == {"type": "accuracy", "value": report.measurements[-1].value}
+    assert (front["datasets"], front["metrics"][0]) == (["cifar10"], "accuracy")
     assert 'seprune.load("path/to/this/folder")' in card
     assert "| baseline | 87.35 % | 99.00 % | 40,813,184 | 274,490 | 1.12 MB |" in card
     assert report.command in card
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/home/me/my images/", "my images"),
+        ("torchvision/CIFAR10:/data", "cifar10"),
+        ("hf:org/birds:train", "org/birds"),
+        ("digits", "digits"),
+    ],
+)
+def test_a_card_names_the_data_and_not_the_paths_of_a_machine(source, name) -> None:
+    from seprune.recipe.yamlfile import YAML
+
+    report = make_report()
+    model = report.model | {"base_model": "timm/seresnet50.a1_in1k"}
+    report = dataclasses.replace(report, data=report.data | {"source": source}, model=model)
+    card = model_card(report, report.measurements[-1], picture="accuracy.png")
+    front = YAML(typ="safe").load(card.split("---\n")[1])
+    assert front["datasets"] == [name]
+    assert front["base_model"] == "timm/seresnet50.a1_in1k"
+    assert f"images of {name}." in card
+    assert name == source or source not in card
+    assert "![top-1 against FLOPs](accuracy.png)" in card
+
+
+def test_the_picture_of_a_card_shows_the_network_where_its_flops_are() -> None:
+    report = make_report(budgets=(0.5,))
+    base, own = report.measurements[0], report.measurements[-1]
+    picture = Image.open(io.BytesIO(accuracy_picture(report, own))).convert("RGB")
+    assert picture.size == (720, 400)
+    pixels = np.asarray(picture).astype(int)
+    blue = np.abs(pixels - (0x1F, 0x6F, 0xEB)).max(2) < 40
+    _, x = (axis.mean() for axis in blue.nonzero())
+    # from 0 to a little more than the baseline's, between the margins
+    assert x == pytest.approx(84 + own.macs / (1.04 * base.macs) * (720 - 84 - 24), abs=1.5)
+    lower = dataclasses.replace(own, metrics=own.metrics | {"top1": own.value - 0.02})
+    other = dataclasses.replace(report, measurements=[*report.measurements[:-1], lower])
+    again = np.asarray(Image.open(io.BytesIO(accuracy_picture(other, lower))).convert("RGB"))
+    moved = np.abs(again.astype(int) - (0x1F, 0x6F, 0xEB)).max(2) < 40
+    assert moved.nonzero()[0].mean() > blue.nonzero()[0].mean()  # worse is lower
+    assert accuracy_picture(dataclasses.replace(report, measurements=[base]), base) is None
 
 
 def test_names_in_the_model_card_are_text() -> None:
