@@ -115,8 +115,7 @@ def of_tuning(
         numbers: `FineTuned.numbers`.
     """
     last = before.measurements[-1]
-    size = {"bytes": (step.out / pruned_model.WEIGHTS).stat().st_size}
-    tuned = replace(measurement("fine-tuned", last.budget, {**found, **size}), latency=last.latency)
+    tuned = replace(measurement("fine-tuned", last.budget, found), latency=last.latency)
     path = step.out / METRICS
     curves = [
         read_training(path, stage=tuned.stage, budget=tuned.budget, metric=tuned.metric)
