@@ -42,12 +42,13 @@ PROSE = {
     "wrote",
 }  # "a folder that seprune wrote"
 OF_OTHERS = {
+    "--head",
     "--local-dir",
     "--repo-type",
     "--nproc-per-node",
     "--upgrade",
     "--force-reinstall",
-}  # hf, torchrun and pip
+}  # ray, hf, torchrun and pip
 KEY_OF = {"--task": "task", "--runtime": "plan.runtime", "--recover": "prune.recover",
           "--importance": "importance.criterion", "--device": "device", "--macs": "plan.macs",
           "--weights": "model.weights", "--classes": "model.classes",

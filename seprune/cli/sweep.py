@@ -6,8 +6,9 @@ import os
 import shlex
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,24 @@ from seprune.pipeline import sweep as sweeps
 from seprune.pipeline.sweep import Cell
 from seprune.runtime.child_process import MAIN, python_command
 
+if TYPE_CHECKING:
+    from seprune.pipeline.cluster import EnginePool
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """The options that say where runs are carried out."""
+
+    on: Annotated[
+        str | None, typer.Option(metavar="E", help="ray or slurm: on its nodes, not here.")
+    ] = None
+    cpus: Annotated[int, typer.Option(min=1, help="Cores of a run, with --on.")] = 1
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a run, with --on.")] = 0
+    hours: Annotated[float, typer.Option(min=0.1, help="Time limit of a run, on Slurm.")] = 24.0
+
+
+HERE = PlaceOptions()
+
 
 def sweep(
     recipe: options.RecipeName,
@@ -25,7 +44,11 @@ def sweep(
         typer.Argument(metavar="[KEY=VALUE,...]...", help="Every comma makes another cell."),
     ] = None,
     out: options.Out = Path("runs/sweep"),
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each a process.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time, each a process; 1, or all with --on."),
+    ] = None,
+    place: PlaceOptions = HERE,
     show: Annotated[bool, typer.Option("--list", help="The cells, and which have ended.")] = False,
     index: Annotated[
         int | None, typer.Option(metavar="I", help="One cell, here: for arrays of a cluster.")
@@ -41,6 +64,7 @@ def sweep(
     Examples:
       seprune sweep quickstart plan.macs=0.7,0.5 seed=0,1,2 --jobs 2
       seprune sweep quickstart seed=0,1,2 --out runs/seeds --list
+      seprune sweep quickstart seed=0,1,2 --on ray --cpus 4
     """
     given = overrides or []
     cells = sweeps.cells(recipe, given, allow_code=allow_code)
@@ -49,13 +73,36 @@ def sweep(
     elif index is not None:
         _one(recipe, cells, out, index=index, workers=worker_of, allow_code=allow_code)
     else:
-        _refuse_latency_beside_others(cells, jobs)
+        several = jobs or (2 if place.on else 1)
+        _refuse_latency_beside_others(cells, several)
         again = ["sweep", recipe, *given, "--out", str(out)]
-        again += ["--worker-of", str(jobs), *(["--allow-code"] if allow_code else [])]
-        pool = sweeps.WorkerPool(
-            out, cells, jobs, lambda i: python_command(MAIN, *again, "--index", str(i))
+        again += ["--worker-of", str(several), *(["--allow-code"] if allow_code else [])]
+        _all(_pool(place, out, cells, jobs, again), json=json)
+
+
+def _pool(
+    place: PlaceOptions, out: Path, cells: list[Cell], jobs: int | None, again: list[str]
+) -> sweeps.WorkerPool | EnginePool:
+    """Who carries out the cells, each by the command `again` with its index."""
+    if place.on is None:
+        return sweeps.WorkerPool(
+            out, cells, jobs or 1, lambda i: python_command(MAIN, *again, "--index", str(i))
         )
-        _all(pool, json=json)
+    from seprune.pipeline import cluster
+
+    wanted = cluster.Resources(place.cpus, place.gpus, place.hours)
+    engine: cluster.Engine
+    if place.on == "ray":
+        engine = cluster.RayEngine(wanted)
+    elif place.on == "slurm":
+        engine = cluster.SlurmEngine(wanted, out / sweeps.JOBS)
+    else:
+        raise UsageError(
+            f"--on {place.on}: no such engine",
+            why=f"there are {' and '.join(cluster.ENGINES)}",
+            fix="--on ray, --on slurm, or --jobs 2 for this machine",
+        )
+    return cluster.EnginePool(out, cells, engine, tuple(again), jobs, place.cpus, console.tell)
 
 
 def _list(cells: list[Cell], out: Path, *, json: bool) -> None:
@@ -100,7 +147,7 @@ def _one(
     console.tell(f"report: {folder / 'report.html'}")
 
 
-def _all(pool: sweeps.WorkerPool, *, json: bool) -> None:
+def _all(pool: sweeps.WorkerPool | EnginePool, *, json: bool) -> None:
     """Every cell that has not ended yet, then the comparison of those that have."""
     statuses = {c.name: 0 for c in pool.cells if sweeps.finished(c, pool.out)}
     missing = [n for n, c in enumerate(pool.cells) if c.name not in statuses]

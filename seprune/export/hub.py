@@ -85,22 +85,27 @@ def pushed(name: str) -> Path:
         raise InputError(
             f"{name}: not pushed by seprune",
             why="its config.json has no 'seprune' entry",
-            fix="seprune inspect MODEL takes networks of timm from a Hub, too",
+            fix="seprune inspect MODEL takes networks of timm and transformers from a Hub, too",
             code="hub",
         )
     return folder
 
 
-def pushed_folder(name: str) -> Path | None:
+def pushed_folder(name: str, folder: Path | None = None) -> Path | None:
     """The folder of `hf-hub:ORG/NAME` in the cache, complete; None where seprune did not push it.
+
+    Args:
+        folder: a copy of the repository, which is taken as it is.
 
     Raises:
         InputError: no such repository, or one that lacks files.
         EnvironmentFault: no connection, and not in the cache.
     """
-    repo = HubRepo.of(name)
+    repo = HubRepo.of(name, folder)
     if not isinstance(fetch_config(repo).get("seprune"), dict):
         return None
+    if folder is not None:
+        return folder
     sums = fetch(repo, SUMS)
     for name in _listed(sums):
         if "/" not in name:  # any other is refused where the folder is read

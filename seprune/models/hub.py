@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,26 @@ SAFE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 
 
+ANSWER_SECONDS = 4.0  # that a Hub has for its first word, twice
+# of httpx and of requests, by name: which of them is there depends on the library's version
+_NO_ANSWER = {"ConnectionError", "NetworkError", "OfflineModeIsEnabled", "TimeoutException",
+              "Timeout"}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class HubRepo:
-    """A repository of a Hub, at a revision."""
+    """A repository of a Hub, at a revision; or a copy of it in a folder here."""
 
     name: str
     revision: str | None = None
+    folder: Path | None = None
 
     @classmethod
-    def of(cls, text: str) -> HubRepo:
+    def of(cls, text: str, folder: Path | None = None) -> HubRepo:
         """`hf-hub:ORG/NAME`, with `@REVISION` or without.
+
+        Args:
+            folder: where its files are, so that none is asked for.
 
         Raises:
             UsageError: no such name.
@@ -43,9 +54,11 @@ class HubRepo:
                 why="a repository is ORG/NAME, with @REVISION behind it or without",
                 fix="write hf-hub:ORG/NAME",
             )
-        return cls(name, revision or None)
+        return cls(name, revision or None, folder)
 
     def __str__(self) -> str:
+        if self.folder is not None:
+            return str(self.folder)
         return PREFIX + self.name + (f"@{self.revision}" if self.revision else "")
 
 
@@ -61,23 +74,59 @@ def fetch(repo: HubRepo, name: str) -> Path:
         InputError: no such repository or file, no permission, or another content than promised.
         EnvironmentFault: no connection, and not in the cache; no space.
     """
+    if repo.folder is not None:
+        return _in_folder(repo, repo.folder / name)
     api = hub_api()
+    alone = not _answers(api, repo, name)
     try:
-        path = Path(api.hf_hub_download(repo.name, name, revision=repo.revision))
+        path = Path(
+            api.hf_hub_download(repo.name, name, revision=repo.revision, local_files_only=alone)
+        )
     except Exception as error:  # of the library, of its HTTP client, or of the disk
         raise _fault(repo, name, error) from error
     _check_content(repo, name, path)
     return path
 
 
+class _NoSuchFile(InputError):
+    """A repository without a file."""
+
+
+def _in_folder(repo: HubRepo, path: Path) -> Path:
+    if path.is_file():
+        return path
+    raise _NoSuchFile(
+        f"{repo}: there is no {path.name} in it",
+        why=f"it was given in the place of hf-hub:{repo.name}",
+        fix="name a folder with all files of the repository",
+        code="hub",
+    )
+
+
+def _answers(api: Any, repo: HubRepo, name: str) -> bool:
+    """Whether there is a Hub; the library alone would try for half a minute to find out."""
+    library = _library()
+    where = {"revision": repo.revision, "endpoint": os.environ.get("HF_ENDPOINT")}
+    url = library.hf_hub_url(repo.name, name, **where)
+    for pause in (1.0, None):
+        try:
+            api.get_hf_file_metadata(url=url, timeout=ANSWER_SECONDS)
+        except Exception as error:  # of the library or of its HTTP client
+            if not _NO_ANSWER & {kind.__name__ for kind in type(error).__mro__}:
+                return True  # what is wrong shows when the file is asked for
+            if pause is not None:
+                time.sleep(pause)
+        else:
+            return True
+    return False
+
+
 def optional(repo: HubRepo, name: str) -> Path | None:
     """A file of a repository; None where the repository has no such file."""
     try:
         return fetch(repo, name)
-    except InputError as error:
-        if isinstance(error.__cause__, _errors().EntryNotFoundError):
-            return None
-        raise
+    except _NoSuchFile:
+        return None
 
 
 def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: bool = False) -> Path:
@@ -89,7 +138,7 @@ def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: boo
     for name in (*names, PICKLED) if pickles else names:
         if (found := optional(repo, name)) is not None:
             return found
-    if hub_api().file_exists(repo.name, PICKLED, revision=repo.revision):
+    if _has_pickle(repo):
         raise InputError(
             f"{repo}: its weights are a pickle, {PICKLED}",
             why=f"it has no {names[0]}, and a pickle from elsewhere is not read without permission",
@@ -102,6 +151,12 @@ def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: boo
         fix="name a repository that has weights",
         code="hub",
     )
+
+
+def _has_pickle(repo: HubRepo) -> bool:
+    if repo.folder is not None:
+        return (repo.folder / PICKLED).is_file()
+    return bool(hub_api().file_exists(repo.name, PICKLED, revision=repo.revision))
 
 
 def fetch_config(repo: HubRepo) -> dict[str, Any]:
@@ -166,10 +221,11 @@ def _fault(repo: HubRepo, name: str, error: Exception) -> SepruneError:
         (errors.RevisionNotFoundError, "no such revision",
          "name a branch, a tag or a commit of it behind the @"),
         (errors.RemoteEntryNotFoundError, f"there is no {name} in it",
-         "name a repository of a network of timm, or one that seprune pushed"),
+         "name one of a network of timm or transformers, or one that seprune pushed"),
     ):  # fmt: skip
         if isinstance(error, kind):
-            return InputError(f"{repo}: {what}", why=said, fix=fix, code="hub")
+            made = _NoSuchFile if kind is errors.RemoteEntryNotFoundError else InputError
+            return made(f"{repo}: {what}", why=said, fix=fix, code="hub")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
             f"{repo}: no space for {name} in the cache of the Hub",

@@ -22,6 +22,7 @@ Scaling = Literal["cover", "stretch"]
 ChannelOrder = Literal["rgb", "bgr"]
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 _KEY = "_seprune_trained_for"  # in the module's own dict, so that copies of the module have it too
+_CONVNEXT_WHOLE = 384  # from this side on its processor stretches images and crops nothing
 _LARGEST = 10**5  # pixels of a side, and labels
 
 
@@ -182,14 +183,21 @@ def of_transformers(config: Mapping[str, Any], source: str) -> Preprocessing:
             code="preprocessing",
         )
     share, squared = config.get("crop_pct"), isinstance(given, Mapping) and "height" in given
+    kind = str(config.get("image_processor_type"))
+    if kind.startswith("ConvNext") and not squared and min(resize) >= _CONVNEXT_WHOLE:
+        share, squared = None, True
+    if kind.startswith("Levit") and crop is not None:
+        resize = (256 * resize[0] // 224, 256 * resize[1] // 224)
     size = crop or resize
     shape = (3, *size)
-    if share and crop is None:
-        resize = covering(shape, float(share))
+    if share:
+        resize = covering((3, *resize), float(share))
     normalised = config.get("do_normalize", True) and config.get("image_mean") is not None
     mean, std = [0.0] * 3, [1.0] * 3
     if normalised:
         mean, std = config["image_mean"], config["image_std"]
+        if config.get("include_top"):  # of EfficientNet: divided by the deviation once more
+            std = [value * value for value in std]
     scaled = config.get("do_rescale", True)
     factor = float(config.get("rescale_factor", 1 / 255)) if scaled else 1.0
     offset = 1.0 if config.get("rescale_offset") else 0.0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from seprune.models.published import of_torchvision
 from seprune.runtime.files import sha256
 from seprune.runtime.text import shell_word
 
+SILENCE_SECONDS = 15.0
 # torchvision's names of metrics, in percent, and ours
 METRICS = {"acc@1": "top1", "acc@5": "top5", "miou": "miou", "box_map": "map",
            "pixel_acc": "pixel_accuracy"}  # fmt: skip
@@ -49,11 +52,14 @@ class PublishedWeights:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def fetch_published(name: str, *, pickles: bool = False) -> PublishedWeights:
+def fetch_published(
+    name: str, *, pickles: bool = False, folder: Path | None = None
+) -> PublishedWeights:
     """The weights that a name stands for, in the cache of the library that knows them.
 
     Args:
         name: torchvision/NAME[.ENTRY], timm/NAME[.TAG] or hf-hub:ORG/NAME.
+        folder: a copy of that repository of a Hub.
         pickles: files of a Hub may be pickles; they are read without running anything.
 
     Raises:
@@ -63,7 +69,7 @@ def fetch_published(name: str, *, pickles: bool = False) -> PublishedWeights:
     """
     zoo, _, rest = name.partition("/")
     if hub.is_hub(name):
-        repo = hub.HubRepo.of(name)
+        repo = hub.HubRepo.of(name, folder)
         return _of_hub(repo, hub.fetch_config(repo), pickles=pickles)
     if zoo == "timm" and zoos.has(zoo, rest):
         return _of_timm(name, zoos.timm_config(rest), pickles=pickles)
@@ -102,15 +108,14 @@ def _timm(
 
 
 def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> PublishedWeights:
-    """Weights of a network of timm."""
-    architecture = config.get("architecture")
+    """Weights of a network of timm or of transformers."""
+    architecture, kind = config.get("architecture"), config.get("model_type")
     if not isinstance(architecture, str) or not zoos.has("timm", architecture):
-        kind = config.get("model_type")
+        if isinstance(kind, str):
+            return _of_transformers(repo, kind, config, pickles=pickles)
         raise InputError(
-            f"{repo}: not a network of timm, and not pushed by seprune",
-            why=f"its config.json says model_type {kind!r}: a network of transformers"
-            if kind
-            else f"its config.json names the architecture {str(architecture)[:60]!r}",
+            f"{repo}: not a network of timm or transformers, and not pushed by seprune",
+            why=f"its config.json names the architecture {str(architecture)[:60]!r}",
             fix="write a FILE.py:FUNCTION that builds it and loads its weights; --allow-code",
             code="hub",
         )
@@ -124,6 +129,41 @@ def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> P
     return PublishedWeights(
         made.name, classes, file, repo.name, made.trained_for, plain, hub.card_metrics(repo)
     )
+
+
+# of a config.json of transformers, what says nothing of the network itself
+_NO_ARGUMENTS = {"architectures", "auto_map", "dtype", "id2label", "label2id", "model_type",
+                 "_name_or_path", "num_labels", "torch_dtype", "transformers_version"}  # fmt: skip
+
+
+def _of_transformers(
+    repo: hub.HubRepo, kind: str, config: Mapping[str, Any], *, pickles: bool
+) -> PublishedWeights:
+    """Weights of a classifier of transformers, whose code is in that library."""
+    named = config.get("architectures")
+    made_for = str(named[0]) if isinstance(named, list) and named else "nothing that it names"
+    if not made_for.endswith("ForImageClassification") or not zoos.has("transformers", kind):
+        raise InputError(
+            f"{repo}: not a classifier of images, and not pushed by seprune",
+            why=f"its config.json says model_type {kind!r}, and {made_for}",
+            fix="write a FILE.py:FUNCTION that builds it and loads its weights; --allow-code",
+            code="hub",
+        )
+    file = hub.fetch_weights(repo, pickles=pickles)
+    hub.optional(repo, "preprocessor_config.json")
+    labels = _labels(config.get("id2label"))
+    known = TrainedFor(preprocessing_in(file.parent), "classification", labels, repo.name)
+    args = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
+    name, metrics = f"transformers/{kind}", hub.card_metrics(repo)
+    classes = len(labels) or 2  # as that library has it
+    return PublishedWeights(name, classes, file, repo.name, known, args, metrics)
+
+
+def _labels(named: Any) -> tuple[str, ...]:
+    """The classes in the order of their numbers."""
+    if not isinstance(named, Mapping) or not all(str(n).isdecimal() for n in named):
+        return ()
+    return tuple(str(named[n]) for n in sorted(named, key=int))
 
 
 def _of_torchvision(rest: str) -> PublishedWeights:
@@ -162,6 +202,17 @@ def _torchvision_metrics(meta: Mapping[str, Any]) -> dict[str, float]:
     return {}
 
 
+@contextmanager
+def _patience() -> Iterator[None]:
+    """A server that says nothing is given up: torch waits for as long as the system does."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _download(url: str, what: str) -> Path:
     """The file at `url` in the cache of torch.hub; its name holds the start of its SHA-256."""
     import torch
@@ -173,7 +224,8 @@ def _download(url: str, what: str) -> Path:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
+            with _patience():
+                torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
         except RuntimeError as error:  # another content than its name promises
             raise InputError(
                 f"{what}: what was downloaded is not what its name promises",

@@ -35,7 +35,11 @@ def build(origin: Origin) -> nn.Module:
             network = _OWN[rest]
             channels = input[0] if input else network.input[0]
             return network.make(channels, classes or network.classes, network.settings(name, args))
-        makes = {"torchvision": zoos.torchvision_model, "smp": zoos.smp_model}
+        makes = {
+            "torchvision": zoos.torchvision_model,
+            "smp": zoos.smp_model,
+            "transformers": zoos.transformers_model,
+        }
         return makes.get(zoo, zoos.timm_model)(rest, classes, input, args)
     except (SepruneError, NotImplementedError):  # the latter: not on the meta device
         raise

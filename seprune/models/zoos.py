@@ -1,6 +1,8 @@
-"""torchvision, timm and segmentation_models_pytorch, imported only when asked for.
+"""torchvision, timm, segmentation_models_pytorch and transformers, imported only when asked for.
 
-The networks of the last are called `smp/DECODER:ENCODER`; `tu-NAME` is an encoder of timm.
+Networks of segmentation_models_pytorch are called `smp/DECODER:ENCODER`; `tu-NAME` is an encoder of
+timm. Classifiers of transformers are called `transformers/KIND`, with what their configuration says
+as arguments; they are not listed, since a kind is no network before it has them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ GATED = {
         test_byobnet test_coatnet test_maxvit""",
 }
 SMP = "segmentation_models_pytorch"
-EXTRAS = {"timm": "timm", SMP: "smp"}
+EXTRAS = {"timm": "timm", SMP: "smp", "transformers": "transformers"}
 UNGATED = ("*efficientnet_e[lms]*", "*efficientnet_lite?", "*_minimal_*")
 
 
@@ -52,6 +54,8 @@ def has(zoo: str, name: str) -> bool:
         return bool(_import("timm").is_model(name))
     if zoo == "smp":
         return name.partition(":")[0] in _decoders()
+    if zoo == "transformers":
+        return name in _transformers_kinds()
     return zoo == "torchvision" and name.partition(".")[0] in _torchvision_names()
 
 
@@ -115,6 +119,28 @@ def smp_model(
     if input is not None:
         _put(options, "in_channels", input[0])
     return _import(SMP).create_model(decoder, **options)  # type: ignore[no-any-return]
+
+
+def transformers_model(
+    name: str, classes: int | None, input: Size | None, args: dict[str, Any]
+) -> nn.Module:
+    """`transformers/KIND` with random weights; `args` are the entries of its configuration."""
+    transformers = _import("transformers")
+    config = transformers.AutoConfig.for_model(name, **args)
+    if classes is not None:
+        config.num_labels = classes
+    if input is not None:
+        config.num_channels = input[0]
+        if isinstance(getattr(config, "image_size", None), int):
+            config.image_size = input[1]
+    return transformers.AutoModelForImageClassification.from_config(  # type: ignore[no-any-return]
+        config
+    )
+
+
+def _transformers_kinds() -> list[str]:
+    auto = _import("transformers.models.auto.modeling_auto")
+    return list(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 
 
 def _require_encoder(name: str, encoder: str) -> None:

@@ -106,7 +106,8 @@ def _published(
     section: ModelSection, shape: tuple[int, int, int] | None, *, loader: ModelLoader
 ) -> LoadedNetwork:
     """The network that published weights are for, with them."""
-    found = fetch_published(section.name, pickles=loader.pickles)
+    copied = _copy_of_hub(section)
+    found = fetch_published(section.name, pickles=loader.pickles, folder=copied)
     known = found.trained_for.preprocessing
     shape = section.input or (known.shape if known else shape)
     classes = found.classes if outputs_of(section) is None else section.classes
@@ -116,7 +117,7 @@ def _published(
     weights = load_weights(found.file, weights=section.weights)
     notes = dict.fromkeys((*weights.notes, *apply_weights(model, weights, path=found.file)))
     remember_training(model, found.trained_for)
-    return LoadedNetwork(
+    network = LoadedNetwork(
         model.eval(),
         Architecture(found.name, classes, shape, args),
         shape,
@@ -125,6 +126,15 @@ def _published(
         notes=tuple(notes),
         published=found.metrics,
     )
+    if section.checkpoint is None or copied is not None:
+        return network
+    return replace(with_weights(network, section), published={})  # weights of one's own
+
+
+def _copy_of_hub(section: ModelSection) -> Path | None:
+    """The folder that holds the files of a repository of a Hub, fetched elsewhere."""
+    path = Path(section.checkpoint or "")
+    return path if section.checkpoint and (path / "config.json").is_file() else None
 
 
 def with_weights(network: LoadedNetwork, section: ModelSection) -> LoadedNetwork:
@@ -138,7 +148,7 @@ def with_weights(network: LoadedNetwork, section: ModelSection) -> LoadedNetwork
 def saved_folder(section: ModelSection) -> Path | None:
     """A folder that seprune wrote or pushed to a Hub, as the model or where a checkpoint is."""
     if is_hub(section.name):
-        return pushed_folder(section.name)
+        return pushed_folder(section.name, _copy_of_hub(section))
     for given in (section.checkpoint, section.name):
         if given and is_pruned_folder(Path(given)):
             return Path(given)

@@ -28,7 +28,7 @@ from seprune.runtime.paths import inside
 from seprune.runtime.text import shell_word
 from seprune.runtime.threads import usable_cores
 
-SHARED, LOG = "shared", "log.txt"
+SHARED, LOG, JOBS = "shared", "log.txt", "jobs"  # the last: of an engine
 LOCKED = 6  # the exit status of a cell that another process works on
 TRIES = 15  # for such a cell: about a minute, until a killed sweep's children have gone
 LONGEST_NAME = 120

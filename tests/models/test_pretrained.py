@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from hub_server import Hub, serving
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save
 from torchvision.models import EfficientNet_B0_Weights, WeightsEnum, get_model
 from torchvision.models._api import Weights
 
+from seprune.data.preprocessing import fit, normalise, to_pixels
 from seprune.errors import EnvironmentFault, InputError, UsageError
+from seprune.export.pruned_model import load
 from seprune.models import ModelLoader, zoos
 from seprune.models.hub import HubRepo, fetch
+from seprune.models.preprocessing import of_transformers
 from seprune.models.pretrained import fetch_published
 from seprune.pipeline.inputs import open_both
 from seprune.pipeline.network import open_network
@@ -153,7 +159,7 @@ REFUSED = {
     "us/private": "no such repository, or a private one",
     "us/net@v9": "no such revision",
     "us/empty": "there is no config.json in it",
-    "us/bert": "its config.json says model_type 'bert'",
+    "us/bert": "its config.json says model_type 'bert', and BertForMaskedLM",
     "us/bare": "no weights",
 }
 
@@ -161,7 +167,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_hub_refuses_is_named(hub, name):
     hub.repos |= {"us/gated": dict(FILES), "us/private": dict(FILES), "us/empty": {"x": b""},
-                  "us/bert": {"config.json": b'{"model_type": "bert"}'},
+                  "us/bert": {"config.json":
+                  b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'},
                   "us/bare": {"config.json": FILES["config.json"]}}  # fmt: skip
     hub.gated.add("us/gated")
     hub.private.add("us/private")
@@ -205,6 +212,137 @@ def test_no_connection_says_how_to_fetch_the_file_elsewhere(hub, monkeypatch):
     assert caught.value.code == "offline"
     assert "hf download us/net --local-dir net" in caught.value.fix
     assert caught.value.fix.endswith("--checkpoint net")
+
+
+def test_no_connection_is_said_within_seconds(hub, monkeypatch):
+    """The library itself goes on trying for 23 s; here nothing is replaced but the endpoint."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", time.sleep)
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFault, match="cannot be downloaded"):
+        fetch(HubRepo("us/net"), "config.json")
+    assert time.monotonic() - start < 6
+
+
+def test_a_copy_of_a_repository_stands_for_it(hub, tmp_path, monkeypatch):
+    """What the error tells people to do: fetched elsewhere, given with --checkpoint."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    section = ModelSection(name="hf-hub:us/net", checkpoint=str(tmp_path))
+    network = open_network(section)
+    assert torch.equal(answers(network.model), wanted())
+    assert network.trained_for.preprocessing.mean == (0.1, 0.2, 0.3)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        open_network(section)
+    assert hub.requests == []
+
+
+def test_weights_of_ones_own_go_before_those_of_the_repository(hub, tmp_path):
+    hub.repos["us/net"]["README.md"] = CARD.encode()
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(timm_files(seed=1)["model.safetensors"])
+    network = open_network(ModelSection(name="hf-hub:us/net", checkpoint=str(own)))
+    torch.manual_seed(1)
+    assert torch.equal(answers(network.model), answers(timm.create_model(ARCH, num_classes=10)))
+    assert (network.checkpoint, dict(network.published)) == (str(own), {})
+
+
+# -- transformers -------------------------------------------------------------------------------
+
+KINDS = {
+    "regnet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1],
+               "groups_width": 8, "layer_type": "y"},
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320,
+                     "image_size": 32},
+}  # fmt: skip
+PROCESSOR = {
+    "image_processor_type": "ViTImageProcessor", "do_normalize": True, "do_rescale": True,
+    "do_resize": True, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3,
+    "rescale_factor": 1 / 255, "size": {"height": 32, "width": 32},
+}  # fmt: skip
+
+
+def transformers_files(kind: str, folder: Path) -> torch.nn.Module:
+    """A classifier of that library with random weights, saved as it saves them."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    names = dict(enumerate("dcba"))
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **KINDS[kind], id2label=names)
+    model = transformers.AutoModelForImageClassification.from_config(config)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_of_transformers_comes_with_labels_and_preprocessing(hub, tmp_path, kind):
+    made = transformers_files(kind, tmp_path / "saved")
+    hub.repos["us/hf"] = {p.name: p.read_bytes() for p in (tmp_path / "saved").iterdir()}
+    network = open_network(ModelSection(name="hf-hub:us/hf"))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.model(images).logits, made.eval()(images).logits)
+    known = network.trained_for
+    assert known.labels == tuple("dcba")
+    assert (known.task, known.base_model) == ("classification", "us/hf")
+    assert known.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert network.architecture.name == f"transformers/{kind}"
+    assert network.shape == (3, 32, 32)
+
+
+@pytest.mark.slow
+def test_a_network_of_transformers_is_cut_saved_and_loaded_again(hub, tmp_path, seprune):
+    transformers_files("regnet", tmp_path / "saved")
+    hub.repos["us/hf"] = {p.name: p.read_bytes() for p in (tmp_path / "saved").iterdir()}
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in "dcba":
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for n in range(6):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{n}.png")
+    out = tmp_path / "small"
+    words = ("prune", "hf-hub:us/hf", "--data", tmp_path / "data", "--macs", 0.6, "--out", out)
+    status, _, err = seprune(*words)
+    assert (status, "its classes are in another order" in err) == (3, True)  # sorted: a, b, c, d
+    for part in ("train", "val"):
+        for n, name in enumerate("dcba"):
+            folder = tmp_path / "data" / part
+            (folder / name).rename(folder / f"{n} {name}")
+    names = {n: f"{n} {name}" for n, name in enumerate("dcba")}
+    config = json.loads(hub.repos["us/hf"]["config.json"])
+    hub.repos["us/hf"]["config.json"] = json.dumps({**config, "id2label": names}).encode()
+    status, printed, err = seprune(*words, "--json")
+    assert status == 0, err
+    found = json.loads(printed)
+    assert found["macs_after"] <= 0.6 * found["macs_before"]
+    model = load(out)
+    assert type(model).__name__.endswith("RegNetForImageClassification")
+    assert model(torch.rand(1, 3, 32, 32)).logits.shape == (1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processor", "given"),
+    [("EfficientNetImageProcessor", {}), ("EfficientNetImageProcessor", {"include_top": False}),
+     ("ConvNextImageProcessor", {}), ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}}),
+     ("ViTImageProcessor", {}), ("LevitImageProcessor", {}), ("MobileNetV2ImageProcessor", {}),
+     ("PoolFormerImageProcessor", {})],
+)  # fmt: skip
+def test_pixels_are_those_of_transformers_own_processors(processor, given):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = getattr(transformers, processor)(**given)
+    how = of_transformers(theirs.to_dict(), "a test")
+    y, x = np.mgrid[: how.resize[0], : how.resize[1]]
+    pixels = np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)
+    image = Image.fromarray(pixels)  # of their size, so that only numbers are compared
+    wanted = torch.as_tensor(np.array(theirs(image, return_tensors="np")["pixel_values"]))
+    mine = normalise(to_pixels(fit(image, how))[None], how)
+    assert torch.allclose(mine, wanted.float(), atol=2e-3)
 
 
 def test_no_space_in_the_cache_is_named(hub, monkeypatch):
