@@ -31,7 +31,7 @@ class Slot:
     """One side of one layer: position i carries the channel `ids[i]`."""
 
     layer: str  # module path, or parameter path for bare parameters
-    side: str  # "out" | "in" | "dim0" ... of a bare parameter | ".attribute" | "call#1[entry]"
+    side: str  # "out" | "in" | "dim0" ... of a bare parameter | "split#1/2[entry]"
     ids: Tensor
     node: int
     produces: bool = False
@@ -127,6 +127,7 @@ class Walker:
         self.result = ChannelIds()
         self.readers = trace.consumers()
         self.function_of = {n: f for f in trace.functions for n in range(f.first_node, f.end_node)}
+        self.called = {(c.module, c.call): c.functions for c in trace.calls}
         self.stretchable: dict[int, frozenset[int]] = {}  # constant along dimensions of free length
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
@@ -175,7 +176,9 @@ class Walker:
 
     def number(self, call: FunctionCall, entry: int, ids: Tensor, node: Node) -> None:
         """A number that a call is given counts the channels `ids`."""
-        self.slot(Slot(call.module, f"{call.function}#{call.index}[{entry}]", ids, node.id))
+        total = self.called[call.module, call.call][call.function]
+        side = f"{call.function}#{call.index}/{total}[{entry}]"
+        self.slot(Slot(call.module, side, ids, node.id))
 
     # -- ties -------------------------------------------------------------------------------
 
@@ -256,9 +259,8 @@ class Walker:
     def cost(self, node: Node, factors: Iterable[Tensor]) -> None:
         """Note the node's MACs: they fall with the length of every factor."""
         if node.macs:
-            per_sample, rest = divmod(node.macs, self.trace.batch)
-            if rest:
-                per_sample = node.macs // self.trace.batch
+            live = any(v in self.result.depends for v in node.outputs)  # else of weights alone
+            per_sample = node.macs // (self.trace.batch if live else 1)
             self.result.costs.append(OpCost(per_sample, tuple(factors), node.module))
 
     def arg(self, node: Node, index: int, name: str = "", default: Any = None) -> Any:

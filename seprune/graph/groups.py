@@ -29,7 +29,7 @@ class Member:
     """One side of one layer: unit u of the group stands at the positions `index[u]`."""
 
     layer: str
-    side: str  # "out" | "in" | "dimN" of a bare parameter | ".attribute" | "function#call[entry]"
+    side: str  # "out" | "in" | "dimN" of a bare parameter | "function#call[entry]"
     index: Positions  # (units, positions per unit)
     total: int  # positions of that side before the cut
 

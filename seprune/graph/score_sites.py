@@ -23,6 +23,8 @@ from seprune.graph.homogeneous import homogeneous
 from seprune.graph.tap_points import Tap, Taps
 from seprune.graph.trace import Node, Ref, Trace
 
+_REGIONS = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -69,6 +71,7 @@ class ScoreSites:
         self.gate_names = {"", *(gate.name for gate in gates)}
         self.excitation = {n for gate in self.gates for n in gate.excitation_nodes}
         self.attached = self._attached()
+        self.regions = self._regions()
         self.carried: dict[int, set[int]] = {}  # group -> values that hold its channels
         for value, ids in channel_ids.values.items():
             for group in self.groups_in(ids):
@@ -82,6 +85,14 @@ class ScoreSites:
     def of(self, group: int) -> list[Site]:
         """The sites of one group; none where nothing in the pass shows its channels."""
         return _Region(self, group).sites()
+
+    def _regions(self) -> set[int]:
+        """What comes from boxes cut out of maps: its rows are boxes, as many as an image has."""
+        found: set[int] = set()
+        for node in self.trace.nodes:
+            if base(node) in _REGIONS or not found.isdisjoint(node.inputs()):
+                found.update(node.outputs)
+        return found
 
     def _attached(self) -> set[int]:
         """The nodes of all excitations, and those that do nothing but prepare their squeeze."""
@@ -250,6 +261,8 @@ class _Region:
 
     def samples_along(self, value: int) -> int:
         """The dimension of a value that counts samples, -1 if there is none."""
+        if value in self.context.regions:
+            return 0
         chain = self.flow.strip(value)
         numbers = next(sampled(self.flow, chain[0]), None)
         if numbers is None:

@@ -1,8 +1,8 @@
 """Sizes written into a forward, such as `x.view(-1, 64)`: found, and set to other widths.
 
 A side `view#2[1]` of a module means entry 1 of the numbers that the second call of `view` is given
-in one call of the module (`written`). Setting it changes that argument in every forward from then
-on.
+in one call of the module (`written`), `__getitem__#2/3[1]` that there are three of them: wrong ends
+of a slice would be no error. Setting it changes that argument in every forward from then on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from seprune.graph.function_calls import function_name
 from seprune.graph.trace import Trace
 from seprune.graph.written import SIZED, changed, is_index, is_known
 
-_SIDE = re.compile(r"(\w+)#(\d+)\[(\d+)\]")
+_SIDE = re.compile(r"(\w+)#(\d+)(?:/(\d+))?\[(\d+)\]")
 _SIZES = "_seprune_sizes"
 
 
@@ -128,8 +128,10 @@ class _Resized:
         """Without that of the module's class, which may keep a register of its subclasses."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Sizes(getattr(self, _SIZES)):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with (sizes := _Sizes(getattr(self, _SIZES))):
+            made = super().forward(*args, **kwargs)  # type: ignore[misc]
+        sizes.require_path()
+        return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _again, (type(self).__mro__[2],), self.__dict__
@@ -160,8 +162,11 @@ class _Sizes(TorchFunctionMode):
     def __init__(self, sizes: Mapping[str, int]) -> None:
         super().__init__()
         self.wanted: dict[tuple[str, int], dict[int, int]] = {}
+        self.totals: dict[str, int] = {}
         for side, count in sizes.items():
-            name, index, entry = _SIDE.fullmatch(side).groups()  # type: ignore[union-attr]
+            name, index, total, entry = _SIDE.fullmatch(side).groups()  # type: ignore[union-attr]
+            if total:
+                self.totals[name] = int(total)
             self.wanted.setdefault((name, int(index)), {})[int(entry)] = count
         self.counts: Counter[str] = Counter()
 
@@ -175,6 +180,17 @@ class _Sizes(TorchFunctionMode):
         self.counts[name] += 1
         return result
 
+    def require_path(self) -> None:
+        """Refuse a forward on which other calls may have got the numbers."""
+        for name, total in self.totals.items():
+            if self.counts[name] != total:
+                raise InputError(
+                    f"this forward calls {name} {self.counts[name]} times",
+                    why=f"{total} times when the network was cut: its numbers were set by these",
+                    fix="use inputs of the size and the mode that the network was analysed with",
+                    code="forward",
+                )
+
 
 def _with_entries(wanted: Mapping[int, int], sizes: list[Any]) -> list[Any]:
     return [size if size == -1 else wanted.get(i, size) for i, size in enumerate(sizes)]
@@ -182,7 +198,7 @@ def _with_entries(wanted: Mapping[int, int], sizes: list[Any]) -> list[Any]:
 
 def _with_ends(wanted: Mapping[int, int], ends: list[Any]) -> list[Any]:
     """Starts and stops, of which negative ones count from the end."""
-    return [e if i not in wanted else -wanted[i] if int(e) < 0 else wanted[i]
+    return [e if e is None or i not in wanted else -wanted[i] if int(e) < 0 else wanted[i]
             for i, e in enumerate(ends)]  # fmt: skip
 
 

@@ -6,7 +6,6 @@ depends on how a user spells a layer.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from seprune.errors import InputError, first_line
 from seprune.graph.function_calls import FunctionCall, FunctionRecorder
 from seprune.runtime.inference import evaluating
-from seprune.runtime.timeout import at_most
+from seprune.runtime.timeout import Deadline, at_most
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class Call:
     outputs: tuple[int, ...]
     first_node: int
     end_node: int
+    functions: Counter[str] = field(default_factory=Counter)  # torch's, called within
 
 
 @dataclass
@@ -109,7 +109,8 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
 
     Args:
         inputs: one tensor, or a tuple of positional arguments.
-        limit_seconds: a pass that takes longer is ended with an error that names the layer.
+        limit_seconds: of processor time; a pass that takes longer ends with an error that names
+            the layer.
 
     Raises:
         InputError: the forward raises or does not end; names the layer.
@@ -159,7 +160,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.functions = FunctionRecorder(self)
         self.counts: dict[str, int] = {}
         self.limit_seconds = limit_seconds
-        self.deadline = time.monotonic() + limit_seconds
+        self.deadline = Deadline(limit_seconds)
 
     def value(self, tensor: Tensor, *, kind: str = "constant", node: int = -1) -> int:
         name = ""
@@ -217,7 +218,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.frame()[0]
 
     def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if self.deadline.left() <= 0:
             raise self.late()
 
     def late(self) -> InputError:
@@ -261,8 +262,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             end = len(self.trace.nodes)
             with torch._C.DisableTorchFunction():
                 outputs = self.ids(output)
+            places = frame.first_node, end
             self.trace.calls.append(
-                Call(frame.module, frame.call, frame.inputs, outputs, frame.first_node, end)
+                Call(frame.module, frame.call, frame.inputs, outputs, *places, frame.functions)
             )
 
         return hook

@@ -1,4 +1,4 @@
-"""Numbers that Python code gives to torch functions: sizes, split sizes, starts and ends of slices.
+"""Numbers that Python code gives to torch functions: sizes, split sizes, ends of slices, groups.
 
 Every function here has a row of numbers; entry i of a call is the i-th of them. An index has two
 for each of its places, start and stop.
@@ -21,11 +21,14 @@ SIZED = {
 """Functions that take the sizes of their result, and the first argument that is one."""
 FACTORIES = frozenset(("zeros", "ones", "empty", "full"))
 SPLITS = {"split": 1, "split_with_sizes": 1}
-_NUMBERS = {**SIZED, **SPLITS, "tensor_split": 1, "narrow": 2, "group_norm": 1, "layer_norm": 1}
+_NUMBERS = {
+    **SIZED, **SPLITS, "tensor_split": 1, "narrow": 2, "group_norm": 1, "layer_norm": 1,
+    "conv1d": 6, "conv2d": 6, "conv3d": 6,
+}  # fmt: skip
 _INDEXED = ("__getitem__", "__setitem__")
 _KEYS = (
     "size", "shape", "sizes", "split_size_or_sections", "split_size", "split_sizes",
-    "indices_or_sections", "indices", "num_groups", "normalized_shape",
+    "indices_or_sections", "indices", "num_groups", "normalized_shape", "groups",
 )  # fmt: skip
 _END = 2**62  # torch's slices to the end stop at the largest integer
 

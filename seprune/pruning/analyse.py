@@ -27,6 +27,7 @@ from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
 from seprune.pruning.value_check import checked_by_values
 from seprune.runtime.inference import evaluating
+from seprune.runtime.timeout import Deadline
 
 
 def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
@@ -41,19 +42,18 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
 
     Args:
         inputs: one batch (two samples are enough), or a tuple of positional arguments.
-        limit_seconds: for the forward pass, and again for the trial cuts.
+        limit_seconds: of processor time for the forward pass, and again for the trial cuts.
 
     Raises:
         InputError: the forward fails or does not end (names the layer), or nothing can be cut.
     """
-    start = time.monotonic()
-    deadline = start + limit_seconds
+    start, deadline = time.thread_time(), Deadline(limit_seconds)
     structure, sizes = find_sized_structure(model, inputs, limit_seconds=limit_seconds)
     trial = _Trial(model, inputs, sizes)
     groups = list(structure.groups)
     while (fault := trial.fault(groups)) is not None:
         layer, why = fault
-        late = time.monotonic() > deadline
+        late = deadline.left() <= 0
         blamed = _blamed(groups, "" if late else layer)
         if late:
             why = f"no time was left to look for what can be cut after this: {why}"
@@ -68,8 +68,8 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
         for number in alone or blamed:
             groups[number] = replace(groups[number], prunable=False, reason=why)
     groups = [trial.with_sizes(group) for group in groups]
-    now = time.monotonic()
-    groups = checked_by_values(model, inputs, groups, until=min(deadline, 2 * now - start))
+    seconds = min(time.thread_time() - start, deadline.left())
+    groups = checked_by_values(model, inputs, groups, seconds=seconds)
     return replace(structure, groups=tuple(groups))
 
 

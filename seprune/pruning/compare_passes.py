@@ -30,6 +30,8 @@ _ACROSS = {  # operators that may look across channels
     "native_layer_norm", "native_group_norm", "prod", "median", "cumsum", "argmax", "argmin",
     "topk", "sort", "any", "all", "rand_like", "randn_like", "bernoulli", "sum",
 }  # fmt: skip
+_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "clamp", "addmm", "baddbmm"}
+"""Operators that may be given a number computed from a width."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,6 @@ class Channels:
         self.classes = solve(channel_ids)
         slots = {(s.layer, s.side): self.classes[s.ids.clamp_min(0)] for s in channel_ids.slots}
         self.owner: dict[int, str] = {}
-        self.attributes: dict[str, list[str]] = {}  # module -> groups that set an attribute of it
         removed: set[int] = set()
         for group, planned in zip(groups, plan.groups):
             if not group.prunable:
@@ -123,8 +124,6 @@ class Channels:
                     dict.fromkeys(found[member.index.reshape(-1)].tolist(), group.name)
                 )
                 removed.update(found[member.index[gone].reshape(-1)].tolist())
-                if member.side.startswith("."):
-                    self.attributes.setdefault(member.layer, []).append(group.name)
         removed.discard(0)
         lost = torch.zeros(len(self.classes), dtype=torch.bool)
         lost[sorted(removed)] = True
@@ -158,7 +157,7 @@ class Channels:
                 for number in torch.unique(self.classes[compact(ids).clamp_min(0)]).tolist():
                     if number in self.owner:
                         found[self.owner[number]] = None
-        return tuple(found) or tuple(self.attributes.get(node.module, ()))
+        return tuple(found)
 
 
 class Compare(TorchDispatchMode):
@@ -217,8 +216,7 @@ class Compare(TorchDispatchMode):
             computed = self.channels.trace.values[weight].kind == "result"
             over_channels = along(self.channels.channel_ids.values[x], 1) is None
             return computed or over_channels
-        by_width = rescaled and node.module not in self.channels.attributes
-        return name in _ACROSS or by_width
+        return name in _ACROSS or (rescaled and name in _ARITHMETIC)
 
     def _note(self, node: Node, why: str, by_nature: bool) -> None:
         groups = self.channels.groups_at(node)

@@ -20,7 +20,7 @@ from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.runtime.typed import typed
 
 FORMAT = 1
-_SIDE = re.compile(r"out|in|dim\d|\.[A-Za-z]\w*(\[\d{1,3}\])?|[a-z_]{1,20}#\d{1,6}\[\d{1,2}\]")
+_SIDE = re.compile(r"out|in|dim\d|[a-z_0-9]{1,20}#\d{1,6}(/\d{1,6})?\[\d{1,2}\]")
 _MOST = 10**6  # positions on one side: more than any layer has
 _MOST_TOGETHER = 10**7  # in all layers of a plan; each takes 8 bytes when it is read
 

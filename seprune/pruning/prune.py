@@ -111,12 +111,10 @@ def _length(module: nn.Module | None, tensor: Tensor | None, side: str) -> int:
     if side.startswith("dim"):
         dim = int(side[3:])
         return tensor.shape[dim] if tensor is not None and dim < tensor.dim() else 0
-    name, _, index = side.removeprefix(".").partition("[")
-    for attribute in _WIDTHS.get(side, (name,)):
+    for attribute in _WIDTHS.get(side, ()):
         width = getattr(module, attribute, None)
         if isinstance(width, (list, tuple)):
-            place = int(index[:-1]) if index else -1
-            width = width[place] if place < len(width) else 0
-        if isinstance(width, int) and not isinstance(width, bool):
+            width = width[-1]
+        if isinstance(width, int):
             return width
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,14 +29,11 @@ def cut_layer(model: nn.Module, layer: str, keep: Mapping[str, Tensor]) -> None:
 
     Args:
         layer: path of a module or of a bare parameter.
-        keep: for each side (`out`, `in`, `dim0`, `.attribute`, `view#1[1]`) the kept positions,
-            ascending.
+        keep: for each side (`out`, `in`, `dim0`, `view#1[1]`) the kept positions, ascending.
 
     Raises:
         InputError: a layer of a kind that cannot be cut.
     """
-    for side in [s for s in keep if s.startswith(".")]:
-        _set_attribute(model.get_submodule(layer), side, len(keep[side]))
     for side in filter(is_size, keep):
         set_size(model.get_submodule(layer), side, len(keep[side]))
     for side in [s for s in keep if s.startswith("dim")]:
@@ -184,21 +180,3 @@ def _cut_parameter(model: nn.Module, path: str, dim: int, keep: Tensor) -> None:
             module.num_parameters = len(keep)
     else:
         module._buffers[name] = made
-
-
-def _set_attribute(module: nn.Module, side: str, count: int) -> None:
-    match = re.fullmatch(r"\.(\w+)(?:\[(\d+)\])?", side)
-    if match is None:
-        raise InputError(
-            f"'{side}' names no attribute",
-            why="the plan was edited or is of another kind",
-            fix="restore the plan, or make it again",
-            code="plan",
-        )
-    name, index = match.groups()
-    if index is None:
-        setattr(module, name, count)
-        return
-    sizes = list(getattr(module, name))
-    sizes[int(index)] = count
-    setattr(module, name, type(getattr(module, name))(sizes))

@@ -8,7 +8,6 @@ operators.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -29,31 +28,37 @@ from seprune.pruning.masked_parent import checkable, mask_
 from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
 from seprune.runtime.inference import evaluating
+from seprune.runtime.timeout import Deadline
 
 PLANS = 2  # random plans without a difference, and the check ends
+ONE_BY_ONE = 8  # plans of which one wrong operator is taken, for it may be the cause of others
 MOST_PLANS = 40
 _ROUNDING = 1e-10  # of float64, relative to the largest output
 
 
 def checked_by_values(
-    model: nn.Module, inputs: Any, groups: Sequence[ChannelGroup], *, until: float
+    model: nn.Module, inputs: Any, groups: Sequence[ChannelGroup], *, seconds: float
 ) -> list[ChannelGroup]:
     """The groups with a reason or a caveat where cut copies differ from their masked parents.
 
     Args:
-        until: `time.monotonic()` after which no further plan is tried; two are, always.
+        seconds: of processor time, after which no further plan is tried unless the last one
+            showed a difference; two are, always.
     """
-    check, checked = ValueCheck(model, inputs), list(groups)
+    check, checked, deadline = ValueCheck(model, inputs), list(groups), Deadline(seconds)
     seed, clean = 0, 0
-    while clean < PLANS and (seed < 2 or time.monotonic() < until):
+    while clean < PLANS and (seed < 2 or not clean or deadline.left() > 0):
         findings = check.findings(checked, seed)
-        wrong = [f for f in findings if not f.by_nature][:1]
+        wrong = [f for f in findings if not f.by_nature]
+        if seed < ONE_BY_ONE:
+            wrong = wrong[:1]
         for finding in wrong or findings:
             checked = [_marked(g, finding) if g.name in finding.groups else g for g in checked]
         clean = 0 if wrong else clean + 1
         seed += 1
-        if seed > MOST_PLANS:
-            break
+        if seed > MOST_PLANS and wrong:
+            why = f"{seed} trial cuts one after another give other values"
+            return [_marked(g, Finding((), "the model", why, by_nature=False)) for g in checked]
     return checked
 
 

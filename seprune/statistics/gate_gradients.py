@@ -146,7 +146,9 @@ class Sensor:
             kept = kept.clone()
         positions = [d for d in range(tensor.dim()) if d not in (batch_dim, channel_dim)]
 
-        def catch(gradient: Tensor) -> None:
+        def catch(gradient: Tensor | None) -> None:
+            if gradient is None:  # z does not depend on it
+                return
             wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
             product = kept * gradient
             u = product.sum(positions, dtype=wide) if positions else product
@@ -172,8 +174,20 @@ class Sensor:
 
     def _add(self, name: str, u_BC: Tensor) -> None:
         if len(u_BC) != self.images:
-            u_BC = u_BC.reshape(self.images, -1, u_BC.shape[-1]).sum(1)
+            u_BC = self._of_images(name, u_BC)
         self.found.setdefault(name, []).append(u_BC)
+
+    def _of_images(self, name: str, u_RC: Tensor) -> Tensor:
+        """The sums of each image's rows: its frames, or its boxes, of which there may be none."""
+        if not len(u_RC) or self.images == 1:
+            return u_RC.sum(0).expand(self.images, -1)
+        if len(u_RC) % self.images:
+            raise InputError(
+                f"{name!r} has {len(u_RC)} rows for {self.images} images",
+                why="rows of a batch can be told apart only where every image has as many",
+                fix="give batches of one image, or the task detection",
+            )
+        return u_RC.reshape(self.images, -1, u_RC.shape[-1]).sum(1)
 
 
 @contextmanager

@@ -111,14 +111,14 @@ EXPECTED: dict[str, dict[str, tuple[int, Sides]]] = {
         "a": (8, {("a", "out"): [[u, u + 4] for u in range(4)], ("b", "in"): each(4)}),
     },
     "split sizes": {
-        "a": (3, {("a", "out"): each(3), ("middle", ".sizes[0]"): each(3),
+        "a": (3, {("a", "out"): each(3), ("middle", "split#1/1[0]"): each(3),
                   ("middle.one", "in"): each(3)}),
-        "a#2": (5, {("a", "out"): each(5, 3), ("middle", ".sizes[1]"): each(5),
+        "a#2": (5, {("a", "out"): each(5, 3), ("middle", "split#1/1[1]"): each(5),
                     ("middle.two", "in"): each(5)}),
     },
     "slice held": {
-        "a": (3, {("a", "out"): each(3), ("middle", ".part"): each(3),
-                  ("middle.conv", "in"): each(3)}),
+        "a": (3, {("a", "out"): each(3), ("middle", "__getitem__#1/2[3]"): each(3),
+                  ("middle", "__getitem__#2/2[2]"): each(3), ("middle.conv", "in"): each(3)}),
         "a#2": (5, {("a", "out"): each(5, 3), ("b", "in"): each(5, 3)}),
         "middle.conv": (3, {("middle.conv", "out"): each(3), ("b", "in"): each(3)}),
     },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import replace
 
 import pytest
@@ -137,7 +136,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_is_cut():
 def test_a_plan_that_names_other_sides_is_refused():
     model = Chain(nn.PReLU(8))
     plan = random_plan(find_structure(model, images()))
-    for layer, side in (("middle.weight", "dim3"), ("middle", ".forward"), ("a", ".nothing")):
+    for layer, side in (("middle.weight", "dim3"), ("middle", "forward"), ("a", "nothing")):
         group = plan.groups[0]
         members = (replace(group.members[0], layer=layer, side=side), *group.members[1:])
         wrong = PruningPlan((replace(group, members=members), *plan.groups[1:]), {})
@@ -259,18 +258,13 @@ def test_a_forward_that_does_not_end_is_stopped_in_time():
 
 def test_a_search_for_what_can_be_cut_ends_in_time(monkeypatch):
     """After the limit the rest is not pruned, with the reason."""
-    clock = iter([0.0, *[100.0] * 99])
     found = find_sized_structure(model := Chain(Particular()), images())
     monkeypatch.setattr("seprune.pruning.analyse.find_sized_structure", lambda *_, **__: found)
-    monkeypatch.setattr(
-        "seprune.pruning.analyse.time", type("Clock", (), {"monotonic": lambda: next(clock)})
-    )
-    found = analyse(model, images(), limit_seconds=60)
+    found = analyse(model, images(), limit_seconds=0)
     assert not any(g.prunable for g in found.groups)
     assert str(found.groups[0].reason).startswith(
         "no time was left to look for what can be cut after this: a trial cut fails in layer middle"
     )
-    assert time.monotonic() > 0
 
 
 def test_groups_of_one_channel_are_not_cut_to_nothing():

@@ -34,6 +34,17 @@ def swallow(times: int) -> int:
                     return swallowed
 
 
+def test_time_in_which_others_have_the_core_is_not_counted(monkeypatch):
+    """On a busy machine work is not stopped before its time."""
+    with at_most(0.1, late):
+        time.sleep(0.3)
+    with pytest.raises(InputError, match="late"), at_most(0.1, late):
+        spin(5)
+    monkeypatch.setattr("seprune.runtime.timeout.WALL", 1)
+    with pytest.raises(InputError, match="late"), at_most(0.1, late):
+        time.sleep(5)
+
+
 def test_code_that_swallows_the_exception_gets_another(monkeypatch):
     monkeypatch.setattr("seprune.runtime.timeout.AGAIN_SECONDS", 0.05)
     assert swallow(3) == 3

@@ -108,6 +108,38 @@ def test_a_detector_goes_through_every_stage(build):
         assert set(small(pictures)[0]) == set(model(pictures)[0])
 
 
+def _boxes(module: nn.Module, inputs: tuple, output: tuple) -> tuple:
+    """As many proposals as the image says, from none to three."""
+    pictures = inputs[0].tensors
+    counts = ((pictures.flatten(1).mean(1) * 4).long() % 4).tolist()
+    return [boxes[:n] for boxes, n in zip(output[0], counts)], output[1]
+
+
+def test_layers_that_read_boxes_are_scored_whatever_number_of_boxes_an_image_has():
+    torch.manual_seed(0)
+    model = faster_rcnn().double().eval()
+    model.transform.image_mean, model.transform.image_std = [0.0] * 3, [1.0] * 3
+    model.rpn.register_forward_hook(_boxes)
+    pictures = [torch.rand(3, 32, 32).double() * 0.01 + n / 4 + 0.1 for n in (1, 2, 0, 3)]
+    structure = seprune.analyse(model, (pictures[:2],))  # three boxes of two images
+    options = seprune.CollectOptions(device="cpu", task=seprune.Detection())
+    got = seprune.collect_statistics(model, [pictures], structure=structure, options=options)
+    for name, layer in (("fc6", "fc6"), ("fc7", "")):
+        group, found = f"roi_heads.box_head.{name}", []
+        module = model.get_submodule(f"roi_heads.box_head.{layer}".rstrip("."))
+        for picture in pictures:
+            mask = torch.ones(16, dtype=torch.float64, requires_grad=True)
+            handle = module.register_forward_hook(lambda *call, m=mask: call[-1] * m)
+            flat = seprune.Detection().flat_outputs(model, [picture])
+            z = (flat * normal(sample_keys([picture], 1, 0), flat.shape[1])).sum()
+            slope = torch.autograd.grad(z, mask, allow_unused=True)[0]
+            found.append(torch.zeros_like(mask) if slope is None else slope)
+            handle.remove()
+        assert float(found[2].abs().max()) == 0 < min(float(found[n].abs().max()) for n in (0, 3))
+        want = torch.stack(found).square().mean(0)
+        torch.testing.assert_close(got.groups[group]["effect_square"], want, rtol=1e-9, atol=0)
+
+
 class Pyramid(nn.Module):
     """A head shared by two levels, with a norm for each, that returns lists (EfficientDet)."""
 

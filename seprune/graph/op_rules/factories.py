@@ -10,6 +10,7 @@ from seprune.graph.trace import Node
 from seprune.graph.written import SIZED
 
 _SAME = ("_to_copy", "clone", "detach", "alias", "lift_fresh", "expand")
+_RESHAPED = ("view", "_unsafe_view", "squeeze")
 
 
 def fill(walker: Walker, node: Node) -> None:
@@ -88,6 +89,10 @@ def _before(walker: Walker, node: Node, dim: int) -> int | None:
     if name == "unsqueeze":
         new = node.args[1] % len(made)
         return None if dim == new else dim - (dim > new)
+    if name in _RESHAPED:
+        wide, before = ([d for d, n in enumerate(s) if n > 1] for s in (made, read))
+        alike = [made[d] for d in wide] == [read[d] for d in before]
+        return before[wide.index(dim)] if alike and dim in wide else None
     same = name in _SAME and len(read) == len(made) and read[dim] == made[dim]
     return dim if same else None
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from seprune.graph.channel_ids import FIXED, NEUTRAL, Slot, UnknownUse, Walker, along, varying
 from seprune.graph.op_rules.elementwise import tie_all
-from seprune.graph.op_rules.views import attribute
 from seprune.graph.trace import Node
+from seprune.graph.written import is_known
 
 
 def convolution(walker: Walker, node: Node) -> None:
@@ -26,9 +26,10 @@ def convolution(walker: Walker, node: Node) -> None:
     into, out = ("in", "out") if owned else ("dim0", "dim1") if transposed else ("dim1", "dim0")
     depthwise = groups == shape[1] > 1
     if not owned and groups > 1:
-        if not depthwise or transposed:
+        call = walker.function_of.get(node.id)
+        if not depthwise or transposed or call is None or not is_known(call.function):
             raise UnknownUse("conv groups of a bare parameter")
-        attribute(walker, node, [groups], [channels])
+        walker.number(call, 0, channels, node)
     if depthwise:
         made = channels.repeat_interleave(outs // groups)
     else:

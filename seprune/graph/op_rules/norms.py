@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along
-from seprune.graph.op_rules.views import attribute
 from seprune.graph.trace import Node, Ref
 
 _NORMS = (
@@ -64,9 +63,9 @@ def _norm(walker: Walker, node: Node, *, dim: int, parameters: range) -> None:
 
 
 def _written(walker: Walker, node: Node, function: str, counted: Tensor) -> None:
-    """A number of norm groups, or a shape, follows: in the call, or an attribute of the module."""
+    """A number of norm groups, or a shape, follows in the call."""
     call = walker.function_of.get(node.id)
     if call is not None and call.function == function:
         walker.number(call, 0, counted, node)
     else:
-        attribute(walker, node, [len(counted)], [counted])
+        walker.freeze(counted, f"it is counted by {walker.place(node)}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from seprune.graph.channel_ids import Slot, UnknownUse, Walker, along, varying
+from seprune.graph.channel_ids import UnknownUse, Walker, along, varying
 from seprune.graph.op_rules.factories import stretch, stretch_operands
 from seprune.graph.op_rules.replays import replay
 from seprune.graph.trace import Node
-from seprune.graph.written import SPLITS, slice_entries, slice_range
+from seprune.graph.written import SPLITS, slice_entries
 
 
 def join(walker: Walker, node: Node) -> None:
@@ -187,19 +187,12 @@ def split(walker: Walker, node: Node) -> None:
     parts = [walker.result.values[v] for v in node.outputs]
     sizes = [p.shape[dim] for p in parts]
     vectors = [v for p in parts if (v := along(p, dim)) is not None]
-    channels = along(read, dim)
-    even = len(set(sizes)) == 1
-    call = walker.function_of.get(node.id)
-    counted = call is not None and call.function == "chunk"  # its number of parts is no width
-    named = not counted and attribute(walker, node, sizes, vectors)
-    if not counted and not named and channels is not None and even:  # a part of an attribute
-        attribute(walker, node, [read.shape[dim]], [channels])
-    if named or not _written_sizes(walker, node, vectors):
-        if even:
-            for part in parts[1:]:
-                walker.tie(parts[0], part, walker.place(node))
-        elif not named:
-            walker.freeze(read, f"it is split at fixed positions by {walker.place(node)}")
+    if _written_sizes(walker, node, vectors):
+        return
+    if len(set(sizes)) > 1:
+        walker.freeze(read, f"it is split at fixed positions by {walker.place(node)}")
+    for part in parts[1:] if len(set(sizes)) == 1 else ():
+        walker.tie(parts[0], part, walker.place(node))
 
 
 def _written_sizes(walker: Walker, node: Node, parts: list[Tensor]) -> bool:
@@ -224,14 +217,10 @@ def slice_(walker: Walker, node: Node) -> None:
     if made.shape[dim] == read.shape[dim] or dim not in varying(read):
         return
     vector = along(read, dim)
-    cuts = [c for c in slice_range(node, read.shape[dim]) if 0 < c < read.shape[dim]]
     named = (
         vector is not None
         and walker.arg(node, 4, "step", 1) == 1
-        and (
-            all(attribute(walker, node, [c], [vector[:c]]) for c in cuts)
-            or _written_ends(walker, node, vector)
-        )
+        and _written_ends(walker, node, vector)
     )
     if not named:
         walker.freeze(read, f"it is sliced at fixed positions by {walker.place(node)}")
@@ -261,19 +250,3 @@ def unbind(walker: Walker, node: Node) -> None:
     if varying(read) == [walker.arg(node, 1, "dim", 0) % read.dim()]:
         walker.freeze(read, f"channels are taken apart one by one by {walker.place(node)}")
     replay(walker, node)
-
-
-def attribute(walker: Walker, node: Node, sizes: list[int], parts: list[Tensor]) -> bool:
-    """Find the module attribute that says where forward splits, so that the cut can set it."""
-    module = walker.modules.get(node.module)
-    for name, value in sorted(vars(module).items()) if module is not None else []:
-        if name.startswith("_") or isinstance(value, bool):
-            continue
-        same_list = isinstance(value, (list, tuple)) and list(value) == sizes and len(sizes) > 1
-        same_number = isinstance(value, int) and value == sizes[0] and len(set(sizes)) == 1
-        if same_list or same_number:
-            sides = [f".{name}[{i}]" for i in range(len(parts))] if same_list else [f".{name}"]
-            for side, part in zip(sides, parts):
-                walker.slot(Slot(node.module, side, part, node.id))
-            return True
-    return False
