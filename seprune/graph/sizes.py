@@ -206,16 +206,16 @@ def _with_ends(wanted: Mapping[int, int], ends: list[Any]) -> list[Any]:
 
 
 class SizeTrial(TorchFunctionMode):
-    """Runs a cut copy; finds sizes that are still those of the parent, and gives it the right ones.
+    """Runs a cut copy; finds sizes that do not follow, and gives it the right ones.
 
     Attributes:
         noted: (module, side) of what was found.
 
     Args:
-        expected: (module, side) -> (width of the parent, width of the cut copy).
+        expected: (module, side) -> width of the cut copy.
     """
 
-    def __init__(self, expected: Mapping[tuple[str, str], tuple[int, int]]) -> None:
+    def __init__(self, expected: Mapping[tuple[str, str], int]) -> None:
         super().__init__()
         self.expected, self.noted = expected, dict[tuple[str, str], None]()
         self.stack: list[tuple[str, Counter[str]]] = []
@@ -255,8 +255,8 @@ class SizeTrial(TorchFunctionMode):
 
     def _right(self, path: str, call: str, sizes: list[Any]) -> list[Any]:
         for entry, size in enumerate(sizes):
-            before, after = self.expected.get((path, f"{call}[{entry}]"), (0, 0))
-            if before != after and type(size) is int and size == before:
-                sizes[entry] = after
+            right = self.expected.get((path, f"{call}[{entry}]"))
+            if right is not None and type(size) is int and size not in (-1, right):
+                sizes[entry] = right
                 self.noted[path, f"{call}[{entry}]"] = None
         return sizes

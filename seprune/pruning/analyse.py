@@ -149,7 +149,7 @@ class _Trial:
                 for name, m in members.items()
                 if name in units
             )
-            expected[key] = (total, total - gone)
+            expected[key] = total - gone
         return SizeTrial(expected)
 
     def _run(

@@ -13,6 +13,7 @@ import numpy as np
 
 from seprune.errors import InputError
 from seprune.graph.groups import ChannelGroup, Member, Positions
+from seprune.graph.sizes import is_size
 from seprune.pruning.removals import Removals
 from seprune.runtime.files import write_text
 from seprune.runtime.reading import read_json, read_text
@@ -85,12 +86,14 @@ class PruningPlan(Tabular):
 
     def layers(self) -> dict[str, dict[str, Positions]]:
         """For every layer and side that changes, the kept positions, ascending."""
+        # all sizes in calls are set: one may be computed from the width of another group
         removed: dict[tuple[str, str], list[Positions]] = {}
         totals: dict[tuple[str, str], int] = {}
+        changes = any(len(g.keep) < g.units for g in self.groups)
         for group in self.groups:
             gone = sorted(set(range(group.units)) - set(group.keep))
-            for member in group.members if gone else ():
-                if self.removed.covers(member.layer):
+            for member in group.members if changes else ():
+                if self.removed.covers(member.layer) or not (gone or is_size(member.side)):
                     continue
                 key = member.layer, member.side
                 removed.setdefault(key, []).append(member.index[gone].reshape(-1))
@@ -336,12 +339,9 @@ def _check_group(group: PlannedGroup, path: Path) -> None:
 
 
 def _impossible(path: Path, name: str, why: str) -> InputError:
-    where = f"{path}"
     lines = read_text(path, errors="replace").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if f'"name": "{name}"' in line:
-            where = f"{path}:{number}"
-            break
+    number = next((n for n, text in enumerate(lines, 1) if f'"name": "{name}"' in text), None)
+    where = f"{path}" if number is None else f"{path}:{number}"
     return InputError(
         f"{where}: group '{name}' of the plan is impossible",
         why=why,

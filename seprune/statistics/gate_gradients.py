@@ -177,17 +177,17 @@ class Sensor:
             u_BC = self._of_images(name, u_BC)
         self.found.setdefault(name, []).append(u_BC)
 
-    def _of_images(self, name: str, u_RC: Tensor) -> Tensor:
+    def _of_images(self, name: str, rows: Tensor) -> Tensor:
         """The sums of each image's rows: its frames, or its boxes, of which there may be none."""
-        if not len(u_RC) or self.images == 1:
-            return u_RC.sum(0).expand(self.images, -1)
-        if len(u_RC) % self.images:
+        if not len(rows) or self.images == 1:
+            return rows.sum(0).expand(self.images, -1)
+        if len(rows) % self.images:
             raise InputError(
-                f"{name!r} has {len(u_RC)} rows for {self.images} images",
+                f"{name!r} has {len(rows)} rows for {self.images} images",
                 why="rows of a batch can be told apart only where every image has as many",
                 fix="give batches of one image, or the task detection",
             )
-        return u_RC.reshape(self.images, -1, u_RC.shape[-1]).sum(1)
+        return rows.reshape(self.images, -1, rows.shape[-1]).sum(1)
 
 
 @contextmanager

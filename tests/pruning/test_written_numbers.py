@@ -11,7 +11,7 @@ from cutting import masked
 from test_sizes import images
 from torch import Tensor, nn
 
-from seprune import Architecture, ModelLoader, analyse, load, prune, save
+from seprune import Architecture, InputError, ModelLoader, analyse, load, prune, save
 from seprune.pruning.plan import PruningPlan, plan_of
 
 A, B = 12, 8  # channels of the two halves
@@ -92,6 +92,43 @@ def test_parts_cut_out_by_numbers_follow_each_by_its_own_width(how):
     small = prune(model, plan)
     assert small.branch.in_channels == len(plan.groups[0].keep) < A
     assert_equals_masked(model, small, plan)
+
+
+@pytest.mark.parametrize("how", ["split sizes", "computed"])
+@pytest.mark.parametrize("name", ["stem", "stem#2"])
+def test_one_part_may_be_cut_alone(how, name):
+    """A number may be computed from the width of the other part."""
+    model = net(how)
+    groups = analyse(model, images().double()).groups
+    plan = plan_of(groups, {name: range(3)}, {})
+    assert_equals_masked(model, prune(model, plan), plan)
+
+
+class Squeezed(nn.Module):
+    """A size of one group computed from the width of another (polarised attention)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.value = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 6, 1)
+        self.query, self.out, self.fc = (nn.Conv2d(n, m, 1) for n, m in ((12, 1), (6, 12), (12, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        b, c, h, w = x.shape
+        value = self.value(x).reshape(b, c // 2, h * w)
+        context = value @ self.query(x).reshape(b, h * w, 1).softmax(1)
+        gate = self.out(context.reshape(b, c // 2, 1, 1)).sigmoid()
+        return self.fc(x * gate).mean((2, 3))
+
+
+@pytest.mark.parametrize("keep", [{"stem": 5}, {"value": 2}, {"stem": 7, "value": 5}])
+def test_sizes_computed_from_another_width_are_set(keep):
+    torch.manual_seed(0)
+    model = Squeezed().double().eval()
+    structure = analyse(model, images().double())
+    assert {g.name for g in structure.groups if not g.prunable} == {"query", "fc"}
+    plan = plan_of(structure.groups, {name: range(n) for name, n in keep.items()}, {})
+    assert_equals_masked(model, prune(model, plan), plan)
 
 
 @pytest.mark.parametrize("how", ["split sizes", "negative slices", "computed"])
@@ -188,6 +225,33 @@ def test_slices_that_are_written_to_and_constants_follow(how):
         small = prune(model, plan)
         assert small.stem.out_channels < 12
         assert_equals_masked(model, small, plan)
+
+
+class Cropped(nn.Module):
+    """Two convolutions side by side; odd images are cropped first, by another slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+        self.part = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.one(x), self.two(x)], 1)
+        if y.shape[2] % 2:
+            y = y[:, :, :-1]
+        return self.last(y[:, : self.part].relu() + y[:, self.part :] / self.part).mean((2, 3))
+
+
+def test_another_way_through_a_forward_is_refused_rather_than_sliced_wrongly():
+    model = Cropped().double().eval()
+    plan = plan_of(analyse(model, images().double()).groups, {"one": [1, 4, 5]}, {})
+    small = prune(model, plan)
+    assert small.part == 8  # in the division it is no width
+    assert_equals_masked(model, small, plan)
+    with pytest.raises(InputError, match="__getitem__ 3 times") as caught:
+        small(images(2, 5).double())
+    assert "2 times when the network was cut" in caught.value.why
 
 
 class Strided(nn.Module):

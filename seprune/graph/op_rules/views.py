@@ -222,8 +222,21 @@ def slice_(walker: Walker, node: Node) -> None:
         and walker.arg(node, 4, "step", 1) == 1
         and _written_ends(walker, node, vector)
     )
-    if not named:
+    if not named and not _in_equal_parts(walker, node, vector):
         walker.freeze(read, f"it is sliced at fixed positions by {walker.place(node)}")
+
+
+def _in_equal_parts(walker: Walker, node: Node, channels: Tensor | None) -> bool:
+    """Whether `tensor_split(x, 2)` made the slice: its parts lose the same channels."""
+    call = walker.function_of.get(node.id)
+    if call is None or call.function != "tensor_split" or channels is None:
+        return False
+    number = call.arguments[1] if len(call.arguments) > 1 else None
+    if not isinstance(number, int) or len(channels) % number:
+        return False
+    parts = channels.reshape(number, -1)
+    walker.tie(parts, parts[:1].expand_as(parts), walker.place(node))
+    return True
 
 
 def _written_ends(walker: Walker, node: Node, channels: Tensor) -> bool:
