@@ -223,9 +223,15 @@ def test_the_report_and_inspect_name_the_places_once():
     assert across_channels(seprune.analyse(Inner(), images())) == []
 
 
-@pytest.mark.parametrize(
-    "net", [Inner, Residual, BareBias, Spatial, Expanded, Mask, Temperature, Normalised]
-)
+@pytest.mark.parametrize("net", [Temperature, Normalised])
+def test_a_number_that_is_no_width_stays(net):
+    torch.manual_seed(0)
+    structure = seprune.analyse(net(), images())
+    assert [g.units for g in structure.groups if g.prunable] == [12]
+    assert difference(net(), structure, 3) < 1e-12
+
+
+@pytest.mark.parametrize("net", [Inner, Residual, BareBias, Spatial, Expanded, Mask])
 def test_right_cuts_stay_free_and_equal_the_masked_parent(net):
     torch.manual_seed(0)
     model = net()
