@@ -43,7 +43,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "refit.md"
 KEYS = ("network", "macs", "images", "rows", "seed")
 COLUMNS = (*KEYS, "error", "top1", "hardware", "date")
 HELD_OUT = 1024
-MOST_IMAGES = 8192
 
 
 def main() -> None:
@@ -64,6 +63,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[0, 1 << 12, 1 << 14, 1 << 15, 1 << 16, 1 << 18]
     )
+    parser.add_argument("--most", type=int, default=8192, help="images before the held-out ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--reporting", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -91,7 +91,7 @@ class Trial:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         section = ModelSection(name=arguments.network, classes=10, checkpoint=arguments.checkpoint)
-        self.pixels = arguments.pixels
+        self.pixels, self.most = arguments.pixels, arguments.most
         self.network = open_network(section, shape=(3, self.pixels, self.pixels))
         self.arrays: Arrays = load_arrays(arguments.data)
         self.reporting = [
@@ -112,9 +112,9 @@ class Trial:
     @cache  # noqa: B019
     def batches(self, seed: int) -> tuple[list[Tensor], list[Tensor]]:
         """Calibration images, most first, and those that are held out."""
-        loader = open_arrays(self.arrays, seed=seed).calibration(MOST_IMAGES + HELD_OUT, seed=seed)
+        loader = open_arrays(self.arrays, seed=seed).calibration(self.most + HELD_OUT, seed=seed)
         images = torch.cat([self.sized(batch[0]) for batch in loader]).split(128)
-        return list(images[: MOST_IMAGES // 128]), list(images[MOST_IMAGES // 128 :])
+        return list(images[: self.most // 128]), list(images[self.most // 128 :])
 
     @cache  # noqa: B019
     def plan(self, macs: float, seed: int) -> PruningPlan:

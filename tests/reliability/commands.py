@@ -159,6 +159,14 @@ class Killed:
         self.finished(out)
         return done.status != 0
 
+    def kill_before(self, code: str) -> None:
+        """Kill it at a place in the code: `code` runs first and arranges that."""
+        out = self.home / "before"
+        self._fresh(out, over=False)
+        done = _run(self.warm, self.home, self.command, out, before=code)
+        assert done.status == -signal.SIGKILL, done.output
+        self.finished(out)
+
     def finished(self, out: Path) -> None:
         """The same command makes what an undisturbed one does, and leaves nothing else."""
         done = _run(self.warm, self.home, self.command, out)

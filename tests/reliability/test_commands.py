@@ -54,6 +54,29 @@ def test_kills_at_random_instants(killed, name):
         command.kill_after(instants.uniform(0, command.seconds))
 
 
+IN_REFIT = """
+import itertools, os, signal
+from seprune.recovery.refit.least_squares import NormalEquations
+whole, calls = NormalEquations.add, itertools.count(1)
+def add(*given):
+    if next(calls) == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*given)
+NormalEquations.add = add
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("name", ["refit", "run"])
+def test_ten_refits_killed_at_work_and_run_again_are_the_one_that_was_not(killed, name):
+    """At sums of rows from the first layer's to one of the last ones'."""
+    command = killed(name)
+    for number in range(1, 30, 3):
+        command.kill_before(IN_REFIT.format(number=number))
+
+
 @pytest.mark.fault(28)
 @pytest.mark.parametrize(
     "words",
