@@ -1,6 +1,7 @@
 """The layers of docs/architecture.md, and who may write files (libraries: ruff's TID251)."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -56,9 +57,19 @@ def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parsed(path)))
+
+
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and full name of everything that a file imports, lazily or not, for types or not."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -67,11 +78,11 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
+@functools.cache
+def calls(path: Path) -> tuple[tuple[int, str, ast.Call], ...]:
     """Line, dotted name and node of every call."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            yield node.lineno, ast.unparse(node.func), node
+    called = (node for node in nodes(path) if isinstance(node, ast.Call))
+    return tuple((node.lineno, ast.unparse(node.func), node) for node in called)
 
 
 def shown(path: Path, line: int, what: str) -> str:
@@ -138,7 +149,7 @@ def _reads(call: ast.Call) -> bool:
 
 def _inside_write_with(path: Path, line: int) -> bool:
     """Whether a line fills the temporary file of `write_with`: in what is handed to it."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     handed: list[ast.AST] = [
         argument
         for node in ast.walk(tree)
@@ -196,7 +207,7 @@ def test_one_journal_and_one_lock():
         names = {name.rpartition(".")[2] for _, name, _ in calls(path)}
         adding |= {inside} if "append_line" in names else set()
         locking |= {inside} if names & {"FileLock", "flock", "lockf"} else set()
-        words = [n.value for n in ast.walk(ast.parse(path.read_text())) if _is_text(n)]
+        words = [n.value for n in nodes(path) if _is_text(n)]
         naming |= {inside} if "journal.jsonl" in words else set()
     assert (adding, naming, locking) == (
         {"pipeline/journal"},
@@ -232,7 +243,7 @@ def test_arrays_are_read_without_pickle():
 
 
 def _function_around(path: Path, line: int) -> str:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     around = [
         n.name
         for n in ast.walk(tree)
@@ -267,7 +278,7 @@ def test_dependencies_are_what_modules_import_and_extras_are_imported_when_neede
     extras = {_distribution(x) for e in project["optional-dependencies"].values() for x in e}
     at_once, later = set[str](), set[str]()
     for path in SOURCES:
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         everywhere = _third_party(ast.walk(tree))
         at_once |= (first := _third_party(iter(tree.body)))
         later |= everywhere - first
@@ -303,7 +314,7 @@ def test_no_two_test_files_have_one_name():
 def test_no_two_classes_have_one_name():
     places: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(shown(path, node.lineno, node.name))
     wrong = ["\n".join(found) for found in places.values() if len(found) > 1]
@@ -316,7 +327,7 @@ def test_what_other_packages_use_is_documented():
     crossing = {name.rpartition(".")[2] for name, package in used if name.split(".")[1] != package}
     missing = []
     for path in SOURCES:
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in crossing:
                 continue
             members = node.body if isinstance(node, ast.ClassDef) else []
@@ -331,7 +342,7 @@ def test_what_other_packages_use_is_documented():
 def test_no_function_takes_more_than_six_parameters():
     wrong = []
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef):
                 a = node.args
                 names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]

@@ -96,7 +96,19 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+# blocks that a quicker network above has too
+TWINS = (
+    "torchvision/efficientnet_v2_s", "timm/efficientnet_b0", "timm/gc_efficientnetv2_rw_t",
+    "timm/seresnext26t_32x4d", "timm/seresnext26ts", "timm/legacy_seresnext26_32x4d",
+    "timm/mobilenetv3_large_100", "timm/semnasnet_100", "timm/tinynet_a", "timm/regnetz_b16",
+    "timm/resnest26d", "timm/eca_resnet33ts", "timm/eca_vovnet39b", "timm/nf_seresnet50",
+    "timm/nf_regnet_b0", "timm/ghostnetv2_100",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in TWINS else n for n in COUNTS]
+)
 def test_number_of_gates(name: str) -> None:
     gates = named(name)
     assert len(gates) == COUNTS[name]

@@ -97,7 +97,14 @@ def test_every_network_has_golden_numbers() -> None:
     assert set(GOLDEN) == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+DEEP = ("101", "110", "152", "154", "164", "inception_resnet")
+BY_DEPTH = [
+    pytest.param(name, marks=pytest.mark.slow) if any(d in name for d in DEEP) else name
+    for name in NETWORKS
+]
+
+
+@pytest.mark.parametrize("name", BY_DEPTH)
 def test_parameters_and_macs(name: str) -> None:
     model = on_meta(f"seprune/{name}")
     size = models.input_size(f"seprune/{name}", model)
@@ -123,9 +130,11 @@ def test_parameters_are_the_published_ones(name: str) -> None:
         ("seprune/se_resnet18", "timm/legacy_seresnet18"),
         ("seprune/se_resnet34", "timm/legacy_seresnet34"),
         ("seprune/se_resnet50", "timm/legacy_seresnet50"),
-        ("seprune/se_resnet152", "timm/legacy_seresnet152"),
-        ("seprune/se_resnext101", "timm/legacy_seresnext101_32x4d"),
-        ("seprune/senet154", "timm/legacy_senet154"),
+        pytest.param("seprune/se_resnet152", "timm/legacy_seresnet152", marks=pytest.mark.slow),
+        pytest.param(
+            "seprune/se_resnext101", "timm/legacy_seresnext101_32x4d", marks=pytest.mark.slow
+        ),
+        pytest.param("seprune/senet154", "timm/legacy_senet154", marks=pytest.mark.slow),
     ],
 )
 def test_same_size_as_the_ported_original(ours: str, theirs: str) -> None:
@@ -194,16 +203,7 @@ def _pixels(path: Path) -> torch.Tensor:
     return flat.view(image.height, image.width, 3).permute(2, 0, 1) / 255
 
 
-DEEP = ("101", "110", "152", "154", "164", "inception_resnet")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if any(d in name for d in DEEP) else name
-        for name in NETWORKS
-    ],
-)
+@pytest.mark.parametrize("name", BY_DEPTH)
 def test_takes_other_sizes_and_every_parameter_gets_a_gradient(name: str) -> None:
     model = on_meta(f"seprune/{name}", classes=7, input=(4, 75, 75)).train()
     assert models.input_size(f"seprune/{name}", model)[0] == 4
