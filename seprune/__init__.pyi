@@ -11,7 +11,7 @@ from .errors import (
     UsageError,
 )
 from .export.architecture import Architecture
-from .export.hub import push_to_hub
+from .export.hub_models import from_pretrained, push_to_hub
 from .export.onnx import Exported, export_model
 from .export.pruned_model import load, save
 from .graph.cost_terms import Term
@@ -166,6 +166,7 @@ __all__ = [
     "export_model",
     "find_gates",
     "finetune",
+    "from_pretrained",
     "latency",
     "latency_model",
     "load",

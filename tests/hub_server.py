@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 LARGE = (".safetensors", ".bin", ".pth")  # kept apart, under their SHA-256
-RESOLVE = re.compile(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)")
+RESOLVE = re.compile(r"(?:/datasets)?/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)")
+DATASET = re.compile(
+    r"/api/datasets/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([\w.-]+)(.*))?"
+)
 
 
 @dataclass
@@ -104,7 +108,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/cdn/"):
             self._large(self.path.removeprefix("/cdn/"))
             return
-        found = RESOLVE.fullmatch(self.path)
+        path = self.path.partition("?")[0]
+        if known := DATASET.fullmatch(path):
+            self._dataset(*known.groups())
+            return
+        found = RESOLVE.fullmatch(path)
         if not found:
             self._answer(404, X_Error_Code="RepoNotFound")
             return
@@ -117,6 +125,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, X_Error_Code="RevisionNotFound")
         else:
             self._file(repo, name)
+
+    def _dataset(self, repo: str, kind: str | None, revision: str | None, below: str) -> None:
+        """What a Hub says of a data set, and of its files."""
+        if repo in self.hub.gated:
+            self._answer(403, X_Error_Code="GatedRepo", X_Error_Message="ask its owner")
+        elif repo in self.hub.private or repo not in self.hub.repos:
+            self._answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+        elif revision not in (None, "main", self.hub.commit(repo)):
+            self._answer(404, X_Error_Code="RevisionNotFound")
+        elif kind in ("tree", "paths-info"):
+            self._json(self._entries(repo, (below or "").strip("/")))
+        else:
+            files = [{"rfilename": name} for name in self.hub.repos[repo]]
+            self._json({"id": repo, "sha": self.hub.commit(repo), "private": False, "tags": [],
+                        "gated": False, "disabled": False, "downloads": 0, "likes": 0,
+                        "siblings": files})  # fmt: skip
+
+    def _entries(self, repo: str, folder: str) -> list[dict[str, Any]]:
+        return [
+            {"type": "file", "path": name, "size": len(content),
+             "oid": hashlib.sha1(content).hexdigest()}
+            for name, content in self.hub.repos[repo].items()
+            if name.startswith(folder)
+        ]  # fmt: skip
 
     def _file(self, repo: str, name: str) -> None:
         content, commit = self.hub.repos[repo].get(name), self.hub.commit(repo)
@@ -168,7 +200,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._note()
         body = self._body()
-        if self.path == "/api/validate-yaml":
+        if known := DATASET.fullmatch(self.path.partition("?")[0]):
+            asked = parse_qs(body.decode()).get("paths", [])
+            entries = self._entries(known[1], "") if known[1] in self.hub.repos else []
+            self._json([e for e in entries if e["path"] in asked])
+        elif self.path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif self.headers.get("Authorization") != "Bearer hf_test":
             self._json({"error": "Invalid username or password."}, 401)

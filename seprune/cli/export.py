@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from seprune.pipeline.network import LoadedNetwork
 
 
+Form = Literal["onnx", "pt2"]
 _RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch.export"}
+_TITLES = {"onnx": "ONNX", "pt2": "torch.export"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def export(
     onnx: Annotated[Path | None, typer.Option(metavar="F", help="Write ONNX here.")] = None,
     pt2: Annotated[Path | None, typer.Option(metavar="F", help="Write torch.export here.")] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also an int8 file beside --onnx; needs --data.")
+        bool, typer.Option("--int8", help="Also int8 files beside these; needs --data.")
     ] = False,
     data: Annotated[
         str | None, typer.Option("--data", metavar="D", help="Images to compare on; else noise.")
@@ -69,27 +71,28 @@ def export(
     if onnx is None and pt2 is None:
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
-    if int8 and (onnx is None or data is None):
-        raise UsageError("--int8 needs --onnx and --data",
-                         why="an ONNX file is quantised, by the activations on calibration images",
+    if int8 and data is None:
+        raise UsageError("--int8 needs --data",
+                         why="scales come from the activations on calibration images",
                          fix="--onnx FILE --int8 --data FOLDER")  # fmt: skip
     from seprune.cli import next_step, open_inputs
 
     folder = open_inputs.network_of_run(run, "export")
     loader = open_inputs.loader(allow_code, str(folder))
     job = _opened(folder, data, opset, loader)
-    paths = {form: path for form, path in (("onnx", onnx), ("pt2", pt2)) if path is not None}
+    given: list[tuple[Form, Path | None]] = [("onnx", onnx), ("pt2", pt2)]
+    paths = {form: path for form, path in given if path is not None}
     written = {form: _write(job, form, path) for form, path in paths.items()}
     dense = None
     if int8 and parent is not None:
         zoo = parent.startswith(("timm/", "torchvision/")) and parent_checkpoint is None
-        given = options.NetworkOptions(parent, checkpoint=parent_checkpoint, pretrained=zoo)
-        dense = open_inputs.network(options.recipe(given), loader=loader, like=job.network)
+        of = options.NetworkOptions(parent, checkpoint=parent_checkpoint, pretrained=zoo)
+        dense = open_inputs.network(options.recipe(of), loader=loader, like=job.network)
     found = _measured(job, paths, int8, dense)
     _keep(found, Path(run))
     next_step.show(next_step.look(Path(run)))
     if json:
-        console.give(_document(written, found, _int8_of(paths) if int8 else None))
+        console.give(_document(written, found, _int8_of(paths) if int8 else {}))
 
 
 def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoader) -> _Job:
@@ -107,7 +110,7 @@ def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoad
     return _Job(network, found, opset)
 
 
-def _write(job: _Job, form: str, path: Path) -> Exported:
+def _write(job: _Job, form: Form, path: Path) -> Exported:
     """Export a saved network to a path."""
     from seprune.export.onnx import export_model
 
@@ -116,7 +119,7 @@ def _write(job: _Job, form: str, path: Path) -> Exported:
         job.network.model,
         job.network.shape,
         path,
-        format="onnx" if form == "onnx" else "pt2",
+        format=form,
         opset=job.opset if form == "onnx" else None,
         images=images,
     )
@@ -125,7 +128,7 @@ def _write(job: _Job, form: str, path: Path) -> Exported:
 
 
 def _measured(
-    job: _Job, paths: Mapping[str, Path], int8: bool, dense: LoadedNetwork | None
+    job: _Job, paths: Mapping[Form, Path], int8: bool, dense: LoadedNetwork | None
 ) -> list[Artefact]:
     """The network and its files side by side, int8 and the dense parent's too if they are wanted.
 
@@ -139,15 +142,15 @@ def _measured(
     files: dict[str, Path | nn.Module] = {}
     with tempfile.TemporaryDirectory() as place:
         if int8 and dense is not None:
-            full = Path(place) / "dense.onnx"
-            export_model(dense.model, job.network.shape, full, opset=job.opset)
-            files |= {"dense fp32": full, "dense int8": _quantized(job, full)}
-        if int8:
-            files |= {"pruned fp32": paths["onnx"], "pruned int8": _quantized(job, paths["onnx"])}
-        elif "onnx" in paths:
-            files["ONNX"] = paths["onnx"]
-        if "pt2" in paths:
-            files["torch.export"] = FileNetwork(paths["pt2"], "pt2")
+            for form in paths:
+                full = Path(place) / f"dense.{form}"
+                export_model(dense.model, job.network.shape, full, format=form, opset=job.opset)
+                files |= _pair(job, "dense", dense.model, form, full)
+        for form, path in paths.items():
+            if int8:
+                files |= _pair(job, "pruned", job.network.model, form, path)
+            else:
+                files[_TITLES[form]] = FileNetwork(path, form)
         labelled = data and job.network.trained_for.labels == data.info.classes
         found = measure_artefacts(
             {"PyTorch": job.network.model, **files},
@@ -157,29 +160,40 @@ def _measured(
             track=console.track,
         )
     console.stderr().print(tables.artefacts(found))
-    if int8:
-        console.tell(f"{_int8_of(paths)}: int8, runs by itself in a process without seprune")
+    for path in _int8_of(paths).values() if int8 else ():
+        console.tell(f"{path}: int8, runs by itself in a process without seprune")
     return found
 
 
-def _int8_of(paths: Mapping[str, Path]) -> Path:
-    """Where the int8 file beside an ONNX file lies."""
+def _int8_of(paths: Mapping[Form, Path]) -> dict[Form, Path]:
+    """Where the int8 file beside each file lies."""
     from seprune.export.int8 import int8_path
 
-    return int8_path(paths["onnx"])
+    return {form: int8_path(path) for form, path in paths.items()}
 
 
-def _quantized(job: _Job, onnx: Path) -> Path:
-    """An int8 file beside an ONNX file, which has run by itself."""
+def _pair(
+    job: _Job, who: str, model: nn.Module, form: Form, path: Path
+) -> dict[str, Path | nn.Module]:
+    """A file and the int8 file beside it, which has run by itself, by the names people see."""
     from seprune.export import int8
-    from seprune.export.artefacts import run_alone
+    from seprune.export.artefacts import FileNetwork, run_alone
+    from seprune.export.pt2e import quantize_pt2
 
     assert job.data is not None  # `export` has asked for it
-    target = int8.int8_path(onnx)
+    target = int8.int8_path(path)
     calibration = job.data.calibration(int8.IMAGES, batch_size=32)
-    int8.quantize(onnx, target, (images for images, _ in calibration))
-    run_alone(target, next(iter(job.data.reporting(3)))[0])
-    return target
+    batches = (images for images, _ in calibration)
+    if form == "onnx":
+        int8.quantize(path, target, batches)
+    else:
+        quantize_pt2(model, job.network.shape, target, batches)
+    run_alone(target, next(iter(job.data.reporting(3)))[0], form)
+    behind = "" if form == "onnx" else f", {_TITLES[form]}"
+    return {
+        f"{who} fp32{behind}": FileNetwork(path, form),
+        f"{who} int8{behind}": FileNetwork(target, form),
+    }
 
 
 def _keep(found: list[Artefact], folder: Path) -> None:
@@ -195,7 +209,7 @@ def _keep(found: list[Artefact], folder: Path) -> None:
 
 
 def _document(
-    written: Mapping[str, Exported], found: list[Artefact], int8: Path | None
+    written: Mapping[Form, Exported], found: list[Artefact], int8: Mapping[Form, Path]
 ) -> dict[str, Any]:
     """What `--json` gives: a file under its format, and int8 with what stands beside it."""
     from seprune.export.int8 import IMAGES
@@ -216,7 +230,9 @@ def _document(
                 for batch, time in one.milliseconds.items()
             ],
         }
-    if int8 is not None:
-        beside = [a.plain() for a in found if a.name.endswith(("fp32", "int8"))]
-        made["int8"] = {"file": str(int8), "calibration": IMAGES, "artefacts": beside}
+    for form, path in int8.items():
+        behind = tuple(f"{n}{'' if form == 'onnx' else ', torch.export'}" for n in ("fp32", "int8"))
+        beside = [a.plain() for a in found if a.name.endswith(behind)]
+        key = "int8" if form == "onnx" else "int8_pt2"
+        made[key] = {"file": str(path), "calibration": IMAGES, "artefacts": beside}
     return made

@@ -25,10 +25,10 @@ def push(
       seprune push runs/quickstart ORG/NAME --private
     """
     from seprune.cli.open_inputs import network_of_run
-    from seprune.export.hub import push_to_hub
+    from seprune.export.hub import push_folder
 
     folder = network_of_run(run, "push")
-    url = push_to_hub(folder, name, private=private)
+    url = push_folder(folder, name, private=private)
     if json:
         console.give({"folder": str(folder), "name": name, "commit": url})
     console.tell(f"{folder}: pushed to {name}; load it with seprune.load('hf-hub:{name}')")

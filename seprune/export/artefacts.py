@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.export.onnx import open_exported, open_onnx
+from seprune.export.onnx import open_exported
 from seprune.measure.latency import latency
 from seprune.measure.metrics import evaluate
 from seprune.runtime.progress import Track, silent
@@ -32,6 +32,19 @@ session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 made = session.run(None, {session.get_inputs()[0].name: images})[0]
 assert not {"seprune", "torch"} & set(sys.modules)
 sys.stdout.buffer.write(np.ascontiguousarray(made, np.float32).tobytes())
+"""
+ALONE_PT2 = """
+import sys
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch.utils._pytree import tree_leaves
+
+shape = tuple(map(int, sys.argv[2].split(",")))
+images = torch.frombuffer(bytearray(sys.stdin.buffer.read()), dtype=torch.float32).reshape(shape)
+torch.set_num_threads(int(sys.argv[3]))
+made = tree_leaves(torch.export.load(sys.argv[1]).module()(images))[0]
+assert not {"seprune", "torchao"} & set(sys.modules)
+sys.stdout.buffer.write(made.detach().float().contiguous().numpy().tobytes())
 """
 
 
@@ -111,18 +124,21 @@ def _size(network: nn.Module, path: Path | None) -> int:
     return sum(t.numel() * t.element_size() for t in network.state_dict().values())
 
 
-def run_alone(path: Path, images: Tensor) -> None:
-    """Run a file in a new process that has neither seprune nor torch, one image and several.
+def run_alone(path: Path, images: Tensor, form: str = "onnx") -> None:
+    """Run a file in a new process without seprune, one image and several.
+
+    An ONNX file runs without torch, a torch.export file without torchao.
 
     Raises:
         InputError: it does not run there, or answers differently.
     """
-    own = open_onnx(path)
+    own, script = open_exported(path, form), ALONE_PT2 if form == "pt2" else ALONE
+    threads = str(torch.get_num_threads())
     for batch in sorted({1, len(images)}):
         given = images[:batch].float().contiguous()
         size = ",".join(map(str, given.shape))
         ended = subprocess.run(
-            [sys.executable, "-I", "-c", ALONE, str(path.absolute()), size],
+            [sys.executable, "-I", "-c", script, str(path.absolute()), size, threads],
             input=given.numpy().tobytes(),
             capture_output=True,
             check=False,

@@ -13,7 +13,7 @@ from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
 
 
-def push_to_hub(folder: Path | str, name: str, *, private: bool = False) -> str:
+def push_folder(folder: Path | str, name: str, *, private: bool = False) -> str:
     """Put a saved folder into the repository ORG/NAME, which is made if need be; its URL.
 
     All files go in one commit: those of `SHA256SUMS`, itself, and the card with its picture. A card

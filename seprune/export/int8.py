@@ -19,7 +19,7 @@ IMAGES = 512  # of the calibration set, whose smallest and largest activations g
 
 
 def int8_path(path: Path) -> Path:
-    """`small.int8.onnx` for `small.onnx`."""
+    """`small.int8.onnx` for `small.onnx`, `small.int8.pt2` for `small.pt2`."""
     return path.with_name(f"{path.stem}.int8{path.suffix or '.onnx'}")
 
 

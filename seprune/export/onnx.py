@@ -79,12 +79,12 @@ def export_model(
     path = Path(path)
     model = copy.deepcopy(model).cpu().eval()
     images = _noise(shape) if images is None else images.cpu()
-    program = _program(model, shape)
+    program = exported_program(model, shape)
     about = metadata_of(model)
     if format == "onnx":
         content, named = _onnx(program, opset, about)
     else:
-        content, named = _pt2(program, about), None
+        content, named = pt2_content(program, about), None
     found: list[tuple[int, float]] = []
 
     def fill(temporary: Path) -> None:
@@ -100,7 +100,7 @@ def export_model(
 # -- making -------------------------------------------------------------------------------------
 
 
-def _program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
+def exported_program(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
     """The model as a graph with a free batch size, without the paths of this machine."""
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -128,7 +128,8 @@ def metadata_of(model: nn.Module) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
 
 
-def _pt2(program: torch.export.ExportedProgram, about: Mapping[str, str]) -> bytes:
+def pt2_content(program: torch.export.ExportedProgram, about: Mapping[str, str]) -> bytes:
+    """The file of a program, with texts about it beside."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={f"{k}.txt": v for k, v in about.items()})
     return buffer.getvalue()
@@ -223,6 +224,7 @@ def open_onnx(file: Path | bytes) -> Run:
 
 
 def _open_pt2(path: Path) -> Run:
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # operators of int8 files
     try:
         with _quiet("torch.export", "torch._export"), redirect_stderr(io.StringIO()):
             program = torch.export.load(io.BytesIO(path.read_bytes())).module()

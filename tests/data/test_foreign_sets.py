@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import threading
 from functools import partial
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import Hub, serving
 from PIL import Image
 
 from seprune.data import DataSettings, open_data
@@ -166,6 +170,48 @@ def test_a_folder_that_is_none_of_theirs_is_named(sets, tmp_path):
         with pytest.raises(SepruneError) as caught:
             raw(f"hf:{name}")
         assert caught.value.fix
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_data_set_comes_from_a_hub_by_real_requests_and_refusals_are_named(sets, tmp_path):
+    """Processes of their own, since the library reads HF_ENDPOINT when it is imported."""
+    made = sets.Dataset.from_dict(columns(range(COUNT))).cast_column("image", sets.Image())
+    made.to_parquet(tmp_path / "train.parquet")
+    content = (tmp_path / "train.parquet").read_bytes()
+    files = {"README.md": b"---\n---\n", "data/train-00000-of-00001.parquet": content}
+    script = (
+        "import sys, time\n"
+        "from seprune.data import open_data\n"
+        "from seprune.errors import SepruneError\n"
+        "for source in sys.argv[1:]:\n"
+        "    start = time.monotonic()\n"
+        "    try:\n"
+        "        found = open_data(source).info\n"
+        "        said = f'{found.training + found.validation} {found.reporting}'\n"
+        "    except SepruneError as error:\n"
+        "        said = f'{error.exit_status} {error.what} | {error.fix}'\n"
+        "    print(said, '|', time.monotonic() - start, flush=True)\n"
+    )
+
+    def opened(url: str, *sources: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *sources],
+            env={**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    with serving(Hub({"us/set": files, "us/gated": dict(files)}, gated={"us/gated"})) as hub:
+        said = opened(hub.url, "hf:us/set", "hf:us/gated", "hf:us/none", "hf:us/set:tset")
+        assert said[0].startswith("19 6"), said
+        assert said[1].startswith("3 hf:us/gated: its owner has to let you in | accept"), said
+        assert said[2].startswith("3 hf:us/none: no such data set, or a private one"), said
+        assert said[3].startswith("3 hf:us/set:tset: there is no split tset"), said
+        assert any("resolve" in request for request in hub.requests)
+    [gone] = opened("http://127.0.0.1:9", "hf:us/other")
+    assert gone.startswith("4 hf:us/other: cannot be downloaded, and is not in the cache"), gone
+    assert "--repo-type dataset" in gone
 
 
 # -- wds: ----------------------------------------------------------------------------------------

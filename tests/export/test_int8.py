@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from seprune.data import open_data
 from seprune.errors import InputError
 from seprune.export.artefacts import measure_artefacts, run_alone
 from seprune.export.int8 import int8_path, quantize
-from seprune.export.onnx import export_model, open_onnx
+from seprune.export.onnx import export_model, open_exported, open_onnx
 from seprune.export.pruned_model import save
+from seprune.export.pt2e import quantize_pt2
 from seprune.models import build
 from seprune.models.preprocessing import TrainedFor, remember_training
 
@@ -111,13 +113,77 @@ def test_files_are_measured_as_numpy_measures_them(files, data):
         assert all(value and value > 0 for value in artefact.milliseconds.values())
 
 
-def test_int8_needs_images_and_an_onnx_file(monkeypatch, capsys):
-    for words in (["--onnx", "m.onnx"], ["--pt2", "m.pt2", "--data", "digits"]):
+def test_int8_needs_images(monkeypatch, capsys):
+    for words in (["--onnx", "m.onnx"], ["--pt2", "m.pt2"]):
         monkeypatch.setattr(sys, "argv", ["seprune", "export", "small", "--int8", *words])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code == 2
-        assert "--int8 needs --onnx and --data" in capsys.readouterr().err
+        assert "--int8 needs --data" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pt2(network, data, tmp_path_factory) -> Path:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    path = tmp_path_factory.mktemp("pt2e") / "net.int8.pt2"
+    batches = (images for images, _ in data.calibration(256, batch_size=32))
+    assert quantize_pt2(network, SHAPE, path, batches) == path.stat().st_size
+    return path
+
+
+@pytest.mark.slow
+def test_pt2e_weights_have_a_scale_for_every_channel(pt2, network):
+    """Closed form, with BatchNorm folded by hand: the largest weight of a channel is 127."""
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    made = torch.export.load(pt2).module()
+    eights = [t for t in (*made.parameters(), *made.buffers()) if t.dtype == torch.int8]
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(eights) == len(layers)
+    by_shape = {tuple(t.shape): t for t in eights}
+    first = network.conv1.weight / (network.bn1.running_var + network.bn1.eps).sqrt()[
+        :, None, None, None
+    ] * network.bn1.weight[:, None, None, None]  # fmt: skip
+    scale = first.flatten(1).abs().amax(1) / 127
+    wanted = (first / scale[:, None, None, None]).round().to(torch.int8)
+    assert (by_shape[tuple(first.shape)].int() - wanted.int()).abs().max() <= 1
+
+
+@pytest.mark.slow
+def test_pt2e_answers_are_near_and_the_file_is_small_and_by_itself(
+    pt2, files, network, data, tmp_path
+):
+    images = torch.cat([x for x, _ in data.reporting(64)])
+    run = open_exported(pt2, "pt2")
+    with torch.no_grad():
+        exact = network(images)
+    error = (exact - run(images)[0]).norm() / exact.norm()
+    assert 0 < float(error) < 0.1
+    export_model(network, SHAPE, tmp_path / "net.pt2", format="pt2")
+    assert pt2.stat().st_size < 0.8 * (tmp_path / "net.pt2").stat().st_size
+    assert run(images[:1])[0].shape == (1, 10)  # the batch is free
+    run_alone(pt2, images[:3], "pt2")  # without seprune and torchao
+    about = dict.fromkeys(("labels.txt", "quantization.txt", "preprocessing.txt"), "")
+    torch.export.load(pt2, extra_files=about)
+    assert about["quantization.txt"] == "int8 PT2E"
+    assert json.loads(about["labels.txt"]) == list("0123456789")
+
+
+@pytest.mark.slow
+def test_both_ways_stand_side_by_side(network, tmp_path, seprune):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    save(network, tmp_path / "small")
+    words = ("--onnx", tmp_path / "m.onnx", "--pt2", tmp_path / "m.pt2", "--int8")
+    status, out, err = seprune("export", tmp_path / "small", *words, "--data", "digits", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["int8_pt2"]["file"] == str(tmp_path / "m.int8.pt2")
+    names = [a["name"] for a in found["int8_pt2"]["artefacts"]]
+    assert names == ["pruned fp32, torch.export", "pruned int8, torch.export"]
+    full, small = (a["metrics"]["top1"] for a in found["int8_pt2"]["artefacts"])
+    assert full == found["int8"]["artefacts"][0]["metrics"]["top1"]  # the same weights
+    assert abs(full - small) < 0.05
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"m.onnx", "m.int8.onnx", "m.pt2", "m.int8.pt2"} <= left
 
 
 @pytest.mark.slow

@@ -63,6 +63,25 @@ def test_what_was_pushed_comes_back_bit_for_bit(hub, folder):
     assert network.published == {"top1": 0.875}
 
 
+def test_a_network_itself_is_pushed_and_comes_back_by_its_bare_name(hub, folder, tmp_path):
+    """As `push_to_hub` and `from_pretrained` of other libraries."""
+    model = seprune.load(folder)
+    url = seprune.push_to_hub(model, "us/bare", about={"metrics": {"top1": 0.5}})
+    assert url.startswith(hub.url)
+    again = seprune.from_pretrained("us/bare")
+    own = seprune.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(again(images(2, 32)), own(images(2, 32)))
+    assert seprune.trained_for(again).labels == tuple("abcd")
+    assert open_network(ModelSection(name="hf-hub:us/bare")).published == {"top1": 0.5}
+    for name in ("us/none", tmp_path / "none", "none"):
+        with pytest.raises(seprune.SepruneError) as caught:
+            seprune.from_pretrained(name)
+        assert caught.value.fix
+    with pytest.raises(InputError, match="nothing says how to build it again"):
+        seprune.push_to_hub(torch.nn.Linear(2, 2), "us/bare")
+
+
 def test_the_card_says_what_it_is_and_how_to_use_it(hub, folder):
     seprune.push_to_hub(folder, "us/small")
     text = hub.repos["us/small"]["README.md"].decode()

@@ -187,6 +187,60 @@ def test_one_process_gone_in_any_stage_ends_all_and_more_go_on(tmp_path, begun, 
     assert stages(out)[-1] == "report"
 
 
+EVERY = (
+    "train.epochs=2",
+    "train.batch_size=100",
+    "sensitivity.images=64",
+    "prune.recover=reconstruct",
+    "prune.epochs=1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.fault(33)
+def test_two_groups_of_processes_equal_one_process_in_every_stage(tmp_path: Path):
+    """`torchrun --nnodes 2` twice, as on two machines: a training, and all that follows it."""
+    plain = [word for word in SMALL if not word.startswith("train=")]
+    single = run(load_recipe("quickstart", [*plain, *EVERY]), tmp_path / "alone")
+    out = tmp_path / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    groups = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank",
+             str(rank), "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port",
+             str(port), "-m", "seprune", "run", "quickstart", "--out", str(out), *plain, *EVERY],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [group.communicate(timeout=1000)[0] for group in groups]
+    assert [group.returncode for group in groups] == [0, 0], said
+    assert ["report: " in text for text in said] == [True, False], "one process speaks"
+    assert stages(out) == stages(tmp_path / "alone")
+    assert {"train", "baseline", "collect", "sensitivity"} <= set(stages(out))
+    plans = [json.loads((p / "plan.json").read_text())["groups"] for p in (out, tmp_path / "alone")]
+    assert plans[0] == plans[1]
+    for name in ("trained", "pruned", "finetuned"):
+        ours, theirs = (
+            load_file(p / name / "model.safetensors") for p in (out, tmp_path / "alone")
+        )
+        assert ours.keys() == theirs.keys()
+        worst = max(
+            float((ours[n].float() - t.float()).norm() / (t.float().norm() + 1e-6))
+            for n, t in theirs.items()
+        )
+        # sums in another order, which three trainings one after the other make larger
+        assert worst < (1e-2 if name == "trained" else 5e-2), (name, worst)
+    for mine, other in zip(read(out).measurements, single.measurements, strict=True):
+        assert (mine.stage, mine.count, mine.macs) == (other.stage, other.count, other.macs)
+        assert mine.loss == pytest.approx(other.loss, rel=1e-3)
+        assert mine.metrics["top1"] == pytest.approx(other.metrics["top1"], abs=2 / 359)
+
+
 HUNGRY = """
 import os
 import torch
