@@ -191,6 +191,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "recovery": ("docs/finetuning.md", "recovery-cpu.csv", recovery),
     "finetune": ("docs/finetuning.md", "finetune-cpu.json", speed),
     "six": ("README.md", WINNERS, curves.six),
+    "speeds": ("README.md", "latency_accuracy.csv", curves.speeds),
     "winners": ("docs/results.md", WINNERS, standings.short),
     "leaderboard": ("docs/results.md", "leaderboard-cpu.csv", standings.long),
     "budgets": ("docs/results.md", "leaderboard-budgets.csv", standings.long),
@@ -214,7 +215,7 @@ def drawn(figure: str) -> str:
     """A figure of the leaderboard, SVG."""
     kept, made = results(WINNERS), FIGURES[figure]
     if callable(made):
-        return made(kept)
+        return made(kept | {"times": read(KEPT.parent / "latency_accuracy.csv")})
     network, budget = made
     return standings.figure(kept["rows"], network=network, budget=budget)
 
@@ -247,7 +248,8 @@ def main() -> None:
         path = ROOT / document
         write_text(path, rendered(path.read_text(), marker))
     chinese = ROOT / "README.zh-CN.md"
-    write_text(chinese, rendered(chinese.read_text(), "six"))
+    for marker in ("six", "speeds"):
+        write_text(chinese, rendered(chinese.read_text(), marker))
     for figure in FIGURES:
         write_text(ROOT / figure, drawn(figure))
 

@@ -246,9 +246,10 @@ def provenance(kept: Mapping[str, Any]) -> str:
     """The line under a table."""
     seeds = {row["seed"] for row in kept["rows"]}
     count = next(row["count"] for row in kept["rows"] if "count" in row)
+    hardware = kept["hardware"].replace("1 threads", "1 thread")
     return (
         f"\n\nTop-1 in %, mean ± standard deviation over {len(seeds)} seeds; "
-        f"{count:,} images; {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+        f"{count:,} images; {hardware}, torch {kept['torch']}, {kept['date']}."
     )
 
 
