@@ -77,7 +77,6 @@ POINTS = (
     Point("ImageNet", 18, "seprune/se_resnet18", 224, 128, 1000, 64),
     Point("ImageNet", 50, "seprune/se_resnet50", 224, 128, 1000, 64),
     Point("memory", 50, "seprune/se_resnet50", 224, 64, 1000, 64, 2),
-    Point("memory", 7, "torchvision/efficientnet_b7", 600, 2, 1000, 1, 4),
 )
 
 

@@ -533,7 +533,7 @@ def test_the_words_beside_the_bar_are_the_newest_numbers():
             yield item
             asked.append(live() if live else "")
 
-    finetune(tiny(), noise(256), FineTuneSettings(epochs=5, recalibrate=0), track=track)
+    finetune(tiny(), noise(), FineTuneSettings(epochs=2, recalibrate=0), track=track)
     assert "loss" not in asked[0]
     assert asked[-1].startswith("loss ")
     assert asked[-1].endswith("0:00:00 left")
