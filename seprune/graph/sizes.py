@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -127,12 +127,6 @@ class _Resized:
     def __init_subclass__(cls, **_: Any) -> None:
         """Without that of the module's class, which may keep a register of its subclasses."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with (sizes := _Sizes(getattr(self, _SIZES))):
-            made = super().forward(*args, **kwargs)  # type: ignore[misc]
-        sizes.require_path()
-        return made
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _again, (type(self).__mro__[2],), self.__dict__
 
@@ -148,8 +142,16 @@ def _resized(kind: type[nn.Module]) -> Any:
 
 
 def _derived(kind: type[nn.Module]) -> Any:
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (_Resized, kind), {**names, "__doc__": kind.__doc__})
+    @wraps(kind.forward)  # exporters read its signature
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with (sizes := _Sizes(getattr(self, _SIZES))):
+            made = kind.forward(self, *args, **kwargs)
+        sizes.require_path()
+        return made
+
+    names: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names |= {"__doc__": kind.__doc__, "forward": forward}
+    return type(kind.__name__, (_Resized, kind), names)
 
 
 def _again(kind: type[nn.Module]) -> Any:
