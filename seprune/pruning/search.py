@@ -23,6 +23,7 @@ from seprune.pruning.constraints import SCALED, Allocation, followers, kind, why
 from seprune.pruning.greedy import GreedyDescent
 from seprune.pruning.latency_budget import LatencySearch, Measure
 from seprune.pruning.limits import Budget, limits
+from seprune.pruning.pair_moves import pair_moves
 from seprune.pruning.plan import PruningPlan, plan_of
 
 Kept = dict[str, int]
@@ -257,7 +258,8 @@ class Search:
                     kept = more
             if kept is before:
                 break
-        return kept
+        # without a path losses do not add up, so pairs cannot be compared
+        return pair_moves(self, kept, until=SLACK) if self.targets and self.path else kept
 
     def slack(self, kept: Kept) -> float:
         """How far the tightest budget is from being used up, as a fraction of it."""
