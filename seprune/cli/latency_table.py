@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Runtime = Annotated[str, typer.Option(help="eager, compiled or onnx.")]
+Runtime = Annotated[str, typer.Option(help="eager, compiled, onnx or openvino.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 
 

@@ -32,7 +32,9 @@ def prune(
     macs: Annotated[str | None, typer.Option(help="Kept: 0.5, or an amount like 20M.")] = None,
     params: Annotated[str | None, typer.Option(help="Kept: 0.4, or an amount like 1.5M.")] = None,
     latency: Annotated[str | None, typer.Option(help="Kept: 0.6, or 4ms; measured here.")] = None,
-    runtime: Annotated[str, typer.Option(help="Of --latency: eager, compiled or onnx.")] = "eager",
+    runtime: Annotated[
+        str, typer.Option(help="Of --latency: eager, compiled, onnx, openvino.")
+    ] = "eager",
     batch: Annotated[int, typer.Option(min=1, help="Images at once, of --latency.")] = 1,
     importance: options.Criterion = "gate_logit",
     probe: options.Probe = None,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from seprune.errors import InputError, UsageError
+from seprune.measure.openvino_runtime import openvino_call
 from seprune.models import origin_of
 from seprune.models.preprocessing import trained_for
 from seprune.runtime.extras import require
@@ -221,6 +222,14 @@ def open_onnx(file: Path | bytes) -> Run:
     session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: [torch.from_numpy(a) for a in session.run(None, {name: images.numpy()})]
+
+
+def open_openvino(file: Path | bytes) -> Run:
+    """An ONNX file, or its content, in OpenVINO, with as many threads as torch has."""
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    inputs, call = openvino_call(content, torch.get_num_threads())
+    name = inputs[0].any_name
+    return lambda images: [torch.from_numpy(a) for a in call({name: images.numpy()})]
 
 
 def _open_pt2(path: Path) -> Run:

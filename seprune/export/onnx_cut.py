@@ -10,7 +10,7 @@ import ast
 import copy
 import importlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 class ExportedParent:
     """The ONNX file of a network, and the files of its plans."""
 
-    def __init__(self, model: nn.Module, content: bytes) -> None:
+    def __init__(
+        self, model: nn.Module, content: bytes, open_model: Callable[[bytes], Run] = open_onnx
+    ) -> None:
+        self.open_model = open_model
         self.onnx = importlib.import_module("onnx")
         self.proto = self.onnx.load_from_string(content)
         self.model = copy.deepcopy(model)
@@ -42,25 +45,27 @@ class ExportedParent:
             module.bias = nn.Parameter(tensors[1]) if len(tensors) > 1 else None
 
     @classmethod
-    def of(cls, model: nn.Module, shape: Sequence[int]) -> ExportedParent:
-        """The network, exported now."""
+    def of(
+        cls, model: nn.Module, shape: Sequence[int], open_model: Callable[[bytes], Run] = open_onnx
+    ) -> ExportedParent:
+        """The network, exported now; `open_model` is the runtime that its files are for."""
         with tempfile.TemporaryDirectory(prefix="seprune-") as folder:
             path = export_model(model, shape, Path(folder) / "network.onnx").path
-            return cls(model, path.read_bytes())
+            return cls(model, path.read_bytes(), open_model)
 
     def dense(self) -> Run:
-        """The network itself in ONNX Runtime."""
-        return open_onnx(self.proto.SerializeToString())
+        """The network itself in the runtime."""
+        return self.open_model(self.proto.SerializeToString())
 
     def cut(self, plan: PruningPlan, small: nn.Module, images: Tensor) -> Run | None:
-        """The plan's network in ONNX Runtime, if it answers as `small`, the same in eager PyTorch.
+        """The plan's network in the runtime, if it answers as `small`, the same in eager PyTorch.
 
         It does not where a width of the parent stands elsewhere in the graph.
         """
         with torch.no_grad():
             expected = tree_leaves(small(images))
-        with suppress(Exception):  # whatever ONNX Runtime raises where shapes do not fit
-            run = open_onnx(self.content(plan))
+        with suppress(Exception):  # whatever a runtime raises where shapes do not fit
+            run = self.open_model(self.content(plan))
             if difference(run(images), expected) <= TOLERANCE:
                 return run
         return None

@@ -18,6 +18,7 @@ import torch
 from seprune.errors import UsageError
 from seprune.measure.latency import device_name
 from seprune.measure.latency_runtimes import require_onnx
+from seprune.measure.openvino_runtime import require_openvino
 from seprune.measure.work_items import Operator, WorkItem
 from seprune.runtime.files import write_json
 from seprune.runtime.progress import Track, silent
@@ -27,7 +28,7 @@ from seprune.runtime.typed import read_typed
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of a width, in multiples of 16
 FORMAT = 1
-RUNTIMES = ("eager", "compiled", "onnx")
+RUNTIMES = ("eager", "compiled", "onnx", "openvino")
 SAVE_SECONDS = 5.0  # between two writes of a table that is being built
 Timer = Callable[[Operator], float]
 
@@ -50,7 +51,7 @@ class TableKey:
 
     @classmethod
     def here(cls, runtime: str, *, batch: int, device: str = "cpu") -> TableKey:
-        """The key of this machine. `compiled` uses the table of `eager`.
+        """The key of this machine. `compiled` uses the table of `eager`, `openvino` that of `onnx`.
 
         Raises:
             UsageError: an unknown runtime.
@@ -62,10 +63,12 @@ class TableKey:
                 why=f"known: {', '.join(RUNTIMES)}",
                 fix="--runtime eager",
             )
+        if runtime == "openvino":
+            require_openvino()
+        runtime = {"compiled": "eager", "openvino": "onnx"}.get(runtime, runtime)
         if runtime == "onnx":
             require_onnx()
         package = "onnxruntime" if runtime == "onnx" else "torch"
-        runtime = "eager" if runtime == "compiled" else runtime
         threads = torch.get_num_threads() if device == "cpu" else 0
         version = importlib.metadata.version(package)
         return cls(device_name(device), runtime, version, threads, batch)

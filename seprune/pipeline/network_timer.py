@@ -70,10 +70,11 @@ class NetworkTimer:
     @cached_property
     def parent(self) -> ExportedParent | None:
         """Its ONNX file, where that is the runtime and can hold it."""
-        if self.runtime != "onnx":
+        if self.runtime not in timing.READERS:
             return None
         with suppress(Exception):  # of any kind; `ready` meets it again, and names it
-            return ExportedParent.of(self.model, self.setup.shape)
+            reader = timing.READERS[self.runtime]
+            return ExportedParent.of(self.model, self.setup.shape, reader)
         return None
 
     def cut(self, plan: PruningPlan) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from seprune.errors import SepruneError, first_line
-from seprune.export.onnx import export_model, open_onnx
+from seprune.export.onnx import Run, export_model, open_onnx, open_openvino
 from seprune.measure.latency import (
     Latency,
     LayerTime,
@@ -31,6 +31,10 @@ from seprune.runtime.distributed import out_of_memory
 
 Key = tuple[str, str | None]
 """Stage and budget of a measurement."""
+READERS: dict[str, Callable[[Path | bytes], Run]] = {
+    "onnx": open_onnx, "openvino": open_openvino
+}  # fmt: skip
+"""Runtimes that read ONNX files."""
 LAYER_SECONDS = 10.0  # for the times of single layers
 ROUNDS = 10
 GATES_SHARE = 0.1  # of the time that makes gates worth naming
@@ -169,9 +173,10 @@ def ready(
     """The network as this runtime calls it, or why it cannot."""
     if runtime == "eager":
         return model
-    ready = _compiled if runtime == "compiled" else _onnx
     try:
-        return ready(model, setup, stack)
+        if runtime == "compiled":
+            return _compiled(model, setup, stack)
+        return _exported(model, setup, stack, READERS[runtime])
     except SepruneError as error:
         return ": ".join(filter(None, (error.what, error.why)))
     except Exception as error:  # a compiler and its backends raise whatever they like
@@ -197,13 +202,17 @@ def _compiled(
     return lambda images: call(images)  # a module would be copied and moved once more
 
 
-def _onnx(
-    model: nn.Module, setup: TimingSetup, stack: contextlib.ExitStack
+def _exported(
+    model: nn.Module,
+    setup: TimingSetup,
+    stack: contextlib.ExitStack,
+    reader: Callable[[Path], Run],
 ) -> Callable[..., Any] | str:
+    """In a runtime that reads ONNX files."""
     if setup.device != "cpu":
-        return "ONNX Runtime is measured on the CPU only"
+        return "ONNX Runtime and OpenVINO are measured on the CPU only"
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="seprune-"))
-    return open_onnx(export_model(model, setup.shape, Path(folder) / "network.onnx").path)
+    return reader(export_model(model, setup.shape, Path(folder) / "network.onnx").path)
 
 
 def _pairs(dense: Measurement, m: Measurement) -> list[tuple[Latency, Latency]]:

@@ -71,7 +71,7 @@ def _rate(value: Any) -> float | str:
     return float(value)
 
 
-RUNTIMES = ("eager", "compiled", "onnx")
+RUNTIMES = ("eager", "compiled", "onnx", "openvino")
 
 
 def _runtimes(value: Any) -> bool | tuple[str, ...]:

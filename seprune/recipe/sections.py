@@ -223,7 +223,7 @@ class PlanSection(Section):
     latency: Times | None = Field(
         default=None, description="kept, or a time: 0.6, 4ms or a list; measured on this machine"
     )
-    runtime: Literal["eager", "compiled", "onnx"] = Field(
+    runtime: Literal["eager", "compiled", "onnx", "openvino"] = Field(
         default="eager", description="that latency is measured on"
     )
     batch: Count = Field(default=1, description="images at once that latency is measured with")
@@ -301,7 +301,7 @@ class ReportSection(Section):
 
     latency: Runtimes = Field(
         default=True,
-        description="eager, compiled, onnx; true: eager, and onnx where it is installed",
+        description="eager, compiled, onnx, openvino; true: eager, and onnx if installed",
     )
     batch_sizes: tuple[Count, ...] = Field(
         default=(1, 8, 64), min_length=1, description="of the latencies; those that fit"

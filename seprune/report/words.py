@@ -25,7 +25,8 @@ COUNTING = (
     "Top-1, top-5 and loss: over every image of the reporting set, each counted once.",
 )
 
-RUNTIMES = {"eager": "eager", "compiled": "torch.compile", "onnx": "ONNX Runtime"}
+RUNTIMES = {"eager": "eager", "compiled": "torch.compile", "onnx": "ONNX Runtime",
+            "openvino": "OpenVINO"}  # fmt: skip
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

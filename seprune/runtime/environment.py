@@ -20,6 +20,7 @@ _PACKAGES = (
 _EXTRAS = {
     "timm": ("timm",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "tensorboard": ("tensorboard",),
     "tasks": ("torchmetrics", "pycocotools"),
     "smp": ("segmentation-models-pytorch",),

@@ -62,7 +62,8 @@ def test_a_table_of_another_version_is_measured_anew(seprune, tmp_path):
 @pytest.mark.parametrize(
     ("words", "status", "what", "fix"),
     [
-        (["build", NET, "--runtime", "tflite"], 2, "must be 'eager', 'compiled' or 'onnx'", ""),
+        (["build", NET, "--runtime", "tflite"], 2,
+         "must be 'eager', 'compiled', 'onnx' or 'openvino'", ""),
         (["build", NET, "--table", "no.json"], 3, "no.json: no such file",
          "seprune latency-table export no.json"),
         (["export", "x.json"], 3, "there is no latency table of eager at batch 1",
