@@ -36,7 +36,7 @@ from seprune.runtime.distributed import resolve_device
 from seprune.statistics import CollectOptions, collect_statistics
 
 KEYS = ("macs", "images", "epochs", "seed")
-COLUMNS = (*KEYS, "start", "tuned", "last", "chosen", "split_start", "split_best", "optimizer",
+COLUMNS = (*KEYS, "start", "tuned", "chosen", "split_start", "split_best", "optimizer",
            "lr", "norms", "trials", "seconds")  # fmt: skip
 
 
@@ -121,14 +121,13 @@ def tune(
     )
     tuned = finetune(start, data, settings, teacher=parent)
     reporting = data.reporting(500)
-    top1 = evaluate(tuned.model, reporting, device=arguments.device).top1
-    last = evaluate(tuned.last, reporting, device=arguments.device).top1
     numbers = tuned.numbers()
+    unchanged = numbers["chosen"] == "start"
+    top1 = known if unchanged else evaluate(tuned.model, reporting, device=arguments.device).top1
     found = {
         **dict(zip(KEYS, map(str, cell))),
         "start": f"{known:.4f}",
         "tuned": f"{top1:.4f}",
-        "last": f"{last:.4f}",
         "split_start": f"{numbers['validation_before']:.4f}",
         "split_best": f"{numbers['validation_best'] or numbers['validation_before']:.4f}",
         "lr": f"{numbers['lr']:.3g}",

@@ -1,11 +1,12 @@
 """What a time costs in accuracy: budgets of MACs and of latency, and torch-pruning's magnitude.
 
-A trained SE-ResNet-20 is cut by each way to several sizes, refitted in the same way without labels,
+A trained network is cut by each way to several sizes, refitted in the same way without labels,
 timed in turns with its parent in ONNX Runtime (one thread, batch 1), and evaluated on val/. Ways
 are compared at equal latency, by interpolation between the rows of the CSV file; rows that are
 there are not measured again.
 
     python benchmarks/latency_accuracy.py --checkpoint CHECKPOINT.pth --data FOLDER
+    python benchmarks/latency_accuracy.py --network mobilenet_v3_small --data FOLDER
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import torch_pruning as tp
 from cifar_arrays import MEAN, STD
 from csv_rows import read, write
+from kept_weights import kept
+from rivals import NETWORKS
 
 from seprune.data import DataSettings, open_data
 from seprune.errors import InputError
@@ -45,13 +48,14 @@ WAYS: dict[str, tuple[float, ...]] = {
     "torch-pruning l2": RATIOS,
     "macs 16": MACS, "macs 1": MACS,
 }  # fmt: skip
-COLUMNS = ("way", "size", "seed", "macs", "latency", "top1", "dense_top1", "out")
+COLUMNS = ("network", "way", "size", "seed", "macs", "latency", "top1", "dense_top1", "out")
 
 
 def main() -> None:
     arguments = parsed()
     rows = read(arguments.out)
-    done = {(row["way"], float(row["size"]), int(row["seed"])) for row in rows}
+    mine = [row for row in rows if row["network"] == arguments.network]
+    done = {(row["way"], float(row["size"]), int(row["seed"])) for row in mine}
     for seed in range(arguments.seeds):
         cells = [(way, size) for way, sizes in WAYS.items() for size in sizes]
         left = [cell for cell in cells if (*cell, seed) not in done]
@@ -71,14 +75,18 @@ class Bench:
     """The network, its scores and its times, for one draw of the calibration images."""
 
     def __init__(self, arguments: argparse.Namespace, seed: int, stack: ExitStack) -> None:
-        self.seed = seed
-        section = ModelSection(
-            name="seprune/se_resnet20", classes=10, checkpoint=str(arguments.checkpoint)
-        )
-        network = open_network(section, shape=(3, 32, 32))
-        settings = DataSettings(input=(3, 32, 32), mean=MEAN, std=STD)
+        self.seed, self.network = seed, arguments.network
+        name, side = NETWORKS[arguments.network]
+        where = arguments.checkpoint or kept(arguments.network)
+        if where is None:
+            raise SystemExit(f"{arguments.network}: no weights are kept; give --checkpoint FILE")
+        shape = (3, side, side)
+        section = ModelSection(name=name, classes=10, checkpoint=str(where), input=shape)
+        network = open_network(section, shape=shape)
+        settings = DataSettings(input=shape, mean=MEAN, std=STD)
         data = open_data(str(arguments.data), settings)
         self.model, self.reporting = network.model, data.reporting(500)
+        self.example = network.example()
         self.loader = data.calibration(arguments.images, seed=seed)
         self.refit = RefitOptions(images=arguments.images, device="cpu")
         context = Context(network, None, Runtime(torch.device("cpu")))
@@ -89,7 +97,7 @@ class Bench:
         )
         self.scores = score(self.structure, statistics, model=self.model, scoring=Scoring())
         self.timer, self.times = latency_of(context, PlanSection(runtime="onnx"), stack)
-        found = find_removable(self.model, self.structure, network.example())
+        found = find_removable(self.model, self.structure, self.example)
         self.parts = with_losses(found, context, data.calibration(512, seed=seed))
         self.dense_top1 = evaluate(self.model, self.reporting, device="cpu").top1
 
@@ -104,7 +112,7 @@ class Bench:
         macs = left / self.structure.costs()["macs"]
         return {
             "out": " ".join(plan.removed.modules),
-            "way": way, "size": size, "seed": self.seed,
+            "network": self.network, "way": way, "size": size, "seed": self.seed,
             "macs": f"{macs:.4f}",
             "latency": f"{ms / (self.timer.dense_ms or ms):.4f}",
             "top1": f"{evaluate(made, self.reporting, device='cpu').top1:.4f}",
@@ -114,7 +122,7 @@ class Bench:
     def plan(self, way: str, size: float) -> PruningPlan:
         """The channels that one way keeps."""
         if way.startswith("torch-pruning"):
-            return torch_pruning_plan(self.model, self.structure, size)
+            return torch_pruning_plan(self.model, self.structure, size, self.example)
         multiple = {"macs 1": 1, "macs 8": 8, "macs 16": 16}.get(way)
         given: dict[str, Any] = {"macs": size}
         if way.startswith("latency"):
@@ -125,14 +133,15 @@ class Bench:
 
 
 def torch_pruning_plan(
-    model: torch.nn.Module, structure: NetworkStructure, ratio: float
+    model: torch.nn.Module, structure: NetworkStructure, ratio: float, example: torch.Tensor
 ) -> PruningPlan:
     """The channels that torch-pruning's magnitude pruner keeps, one ranking over all groups, in
     multiples of 8; read off its groups without cutting them."""
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
     pruner = tp.pruner.BasePruner(
-        model, torch.randn(1, 3, 32, 32), importance=tp.importance.GroupMagnitudeImportance(p=2),
+        model, example, importance=tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.9, round_to=8,
-        ignored_layers=[model.fc], in_channel_groups={}, out_channel_groups={}, num_heads={},
+        ignored_layers=[head], in_channel_groups={}, out_channel_groups={}, num_heads={},
     )  # fmt: skip
     names = {module: name for name, module in model.named_modules()}
     gone: dict[str, set[int]] = {}
@@ -151,7 +160,8 @@ def torch_pruning_plan(
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--network", choices=list(NETWORKS), default="se_resnet20")
+    parser.add_argument("--checkpoint", type=Path, help="not for networks whose weights are kept")
     parser.add_argument("--data", type=Path, required=True, help="train/ and val/")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--seeds", type=int, default=1)

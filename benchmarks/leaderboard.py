@@ -10,7 +10,8 @@ FOLDER holds train/ and val/. Without `--full`: SE-ResNet-20, small parts of the
 epoch, for a CPU. `--full` is every network, budget and criterion with short and full tuning and the
 controls, for a GPU. `choice` compares candidates for the default on images that the leaderboard
 does not report on. `--networks`, `--methods`, `--seeds` and `--minutes` take parts; a command
-goes on where it stopped. A network without a checkpoint is trained first by its recipe. When all
+goes on where it stopped. A network without a checkpoint, given or kept in benchmarks/weights, is
+trained first by its recipe. When all
 cells are done (or with `--so-far`) their numbers are in benchmarks/results/leaderboard-NAME.csv,
 and `python benchmarks/readme.py` makes the tables and the figure.
 """
@@ -30,6 +31,7 @@ from typing import Any
 
 import result_rows
 from grids import GRIDS, METHODS, NETWORKS, QUIET, Cell, Grid, cells
+from kept_weights import kept
 from standings import rank_correlation
 
 from seprune.errors import SepruneError
@@ -184,13 +186,14 @@ def main() -> None:
     for number, cell in enumerate(done):
         if time.monotonic() > end:
             raise SystemExit(f"{number} of {len(todo)} cells are done; run the same command again")
-        where = given.get(cell.network) or trained(cell.network, grid, runs, arguments.data)
+        there = given.get(cell.network) or kept(cell.network)
+        where = there or trained(cell.network, grid, runs, arguments.data)
         rows += carry_out(cell, runs, data, where)
     if len(grid.calibration) > 1:
         rows = with_stability(rows, scores_of(done, runs))
     path = RESULTS / f"leaderboard-{grid.name}.csv"
-    kept, what = result(grid, rows), command(grid)
-    result_rows.write(path, result_rows.flat(kept, data=arguments.data.name, command=what))
+    made, what = result(grid, rows), command(grid)
+    result_rows.write(path, result_rows.flat(made, data=arguments.data.name, command=what))
     print(f"{len(done)} of {len(todo)} cells are in {RESULTS.name}/{path.name}")
 
 
