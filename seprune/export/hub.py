@@ -9,6 +9,7 @@ from seprune.errors import EnvironmentFault, InputError, first_line
 from seprune.models.hub import PREFIX, HubRepo, fetch, fetch_config, hub_api
 from seprune.report.card import HERE, folder_card
 from seprune.runtime.files import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
+from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
 
@@ -31,13 +32,14 @@ def push_folder(folder: Path | str, name: str, *, private: bool = False) -> str:
             fix=f"seprune verify {shell_word(folder)}",
             code="damaged",
         )
-    config, card = read_json(folder / "config.json"), folder / CARD
+    config = read_json(folder / "config.json")
+    card, picture = (inside(folder, name) for name in (CARD, PICTURE))  # a link leads elsewhere
     names = _listed(folder / SUMS)
     contents: dict[str, str | bytes] = {n: str(folder / n) for n in (*names, SUMS)}
     text = read_text(card) if card.is_file() else folder_card(config, repo.name)
     contents[CARD] = text.replace(HERE, f"{PREFIX}{repo.name}").encode()
-    if (folder / PICTURE).is_file():
-        contents[PICTURE] = str(folder / PICTURE)
+    if picture.is_file():
+        contents[PICTURE] = str(picture)
     add = importlib.import_module("huggingface_hub").CommitOperationAdd
     operations = [add(path_in_repo=n, path_or_fileobj=c) for n, c in contents.items()]
     try:
@@ -108,6 +110,6 @@ def pushed_folder(name: str, folder: Path | None = None) -> Path | None:
         return folder
     sums = fetch(repo, SUMS)
     for name in _listed(sums):
-        if "/" not in name:  # any other is refused where the folder is read
+        if fault_in(sums.parent, name) is None:  # else refused where the folder is read
             fetch(repo, name)
     return sums.parent

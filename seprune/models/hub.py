@@ -185,10 +185,12 @@ def card_metrics(repo: HubRepo) -> dict[str, float]:
     except Exception:  # a card is prose of other people's: without it nothing is missing
         return {}
     for found in results:
-        if found.metric_type in ("accuracy", "top1", "acc@1") and isinstance(
-            found.metric_value, (int, float)
-        ):
-            return {"top1": found.metric_value / (100 if found.metric_value > 1 else 1)}
+        value = found.metric_value
+        known = found.metric_type in ("accuracy", "top1", "acc@1") and isinstance(
+            value, int | float
+        )
+        if known and 0 <= value <= 100:
+            return {"top1": value / (100 if value > 1 else 1)}
     return {}
 
 

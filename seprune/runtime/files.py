@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.interrupts import unbroken
-from seprune.runtime.paths import fault_in, inside
+from seprune.runtime.paths import fault_in, inside, refuse_special
 from seprune.runtime.reading import open_regular, read_text
 from seprune.runtime.text import shell_word
 from seprune.runtime.transaction import Staging, clear, put_in_place, settle, sync
@@ -57,6 +57,8 @@ def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) ->
     path, staging = folder / next(iter(parts)), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in parts:
+            refuse_special(folder / name)
         clear(folder)
         need_space(folder, need)
         staging = Staging(folder)
@@ -314,7 +316,8 @@ def _is_content(name: str) -> bool:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    """A pipe that nobody reads is an error, not waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
 
 
 def _umask() -> int:

@@ -1,10 +1,10 @@
-"""Names that come from a file: relative, below their folder, and through no link."""
+"""Names that come from a file: relative, below their folder, through no link; places for files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from seprune.errors import InputError
+from seprune.errors import InputError, UsageError
 from seprune.runtime.text import shell_word
 
 LONGEST = 4096  # characters of a name; what Linux allows for a path
@@ -58,3 +58,19 @@ def inside(folder: Path, name: object) -> Path:
         fix=f"remove the entry or the link, or use another folder: ls -lR {shell_word(folder)}",
         code="path",
     )
+
+
+def refuse_special(path: Path) -> None:
+    """What is no file would be gone once a file was renamed to its place.
+
+    Raises:
+        UsageError: a device, a pipe or a socket, or any name in the folder of devices.
+    """
+    devices = Path("/dev")
+    among = devices.is_mount() and path.parent.stat().st_dev == devices.stat().st_dev
+    if among or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise UsageError(
+            f"{path}: not a place for a file",
+            why="a device, a pipe or a socket would be replaced by it",
+            fix="name a file, or a new one",
+        )

@@ -93,6 +93,19 @@ def test_the_card_says_what_it_is_and_how_to_use_it(hub, folder):
     assert "| top-1 | 87.50 % |" in text
 
 
+@pytest.mark.parametrize("name", ["README.md", "accuracy.png"])
+def test_what_is_a_link_is_not_pushed(hub, folder, tmp_path, name):
+    """What it leads to may be a secret of whoever pushes somebody else's folder."""
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    (tmp_path / "secret").write_text("key")
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=rf"{name}' in it\nwhy: .* is a link"):
+        seprune.push_to_hub(copied, "us/linked")
+    assert "us/linked" not in hub.repos
+
+
 def test_a_card_that_is_there_is_pushed_as_it_is(hub, folder, tmp_path):
     copied = tmp_path / "copy"
     copied.mkdir()

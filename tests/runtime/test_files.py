@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seprune.errors import EnvironmentFault
+from seprune.errors import EnvironmentFault, UsageError
 from seprune.runtime import files
 from seprune.runtime.reading import read_json
 
@@ -252,3 +252,33 @@ def test_tensors_that_the_kernel_refuses_are_told_like_any_file(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("File too large\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"pipe: not a place for a file\nwhy: a device, a pipe or"):
+        files.write_text(tmp_path / "pipe", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(EnvironmentFault, match="pipe: cannot be written"):
+        files.append_line(tmp_path / "pipe", "x")
+    with (
+        pytest.raises(EnvironmentFault, match="pipe: cannot be written"),
+        files.log(tmp_path / "pipe"),
+    ):
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev").is_mount(), reason="no folder of devices here")
+@pytest.mark.parametrize("name", ["full", "stdout", "seprune-of-a-test"])
+def test_nothing_is_put_among_the_devices(name):
+    """As root, a rename would take /dev/full from everybody, and /dev/stdout, which is a link."""
+    before = os.lstat(f"/dev/{name}") if os.path.lexists(f"/dev/{name}") else None
+    with pytest.raises(UsageError, match="not a place for a file"):
+        files.write_text(Path("/dev") / name, "x")
+    after = os.lstat(f"/dev/{name}") if os.path.lexists(f"/dev/{name}") else None
+    assert (before and before.st_ino) == (after and after.st_ino)
