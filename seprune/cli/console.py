@@ -224,7 +224,16 @@ def fault_behind(error: Exception) -> SepruneError | None:
     if complaint is not None or type(error).__name__ == "Abort":
         what = str(complaint()) if complaint is not None else "stopped at a question"
         return UsageError(what, why="the command line is wrong", fix=help_line())
+    from seprune.runtime.distributed import out_of_memory
     from seprune.runtime.environment import environment
+
+    if out_of_memory(error):
+        return EnvironmentFault(
+            "there is not enough memory for this",
+            why=first_line(error),
+            fix="smaller images or batches (--input, --batch, --set data.batch_size=N), or a "
+            "machine with more memory",
+        )
 
     pair = environment()["pair"]
     if pair["fits"]:

@@ -144,7 +144,7 @@ def shape_of(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
+    if len(parts) != 3 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise UsageError(
             f"--input {text}: not channels x height x width",
             why="it takes three numbers with an x between them",

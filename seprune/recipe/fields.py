@@ -104,7 +104,11 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(_home)]
 Scalar = Annotated[
     Any, BeforeValidator(_scalar), WithJsonSchema({"type": ["number", "string", "boolean"]})
 ]
-Count = Annotated[int, Field(ge=1)]
+LARGEST = 10**9
+"""Of any number of things: beyond it lie mistakes, and what libraries cannot count."""
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+SmallCount = Annotated[int, Field(ge=1, le=1024)]
 Rate = Annotated[
     Any,
     BeforeValidator(_rate),

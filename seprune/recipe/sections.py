@@ -16,9 +16,11 @@ from seprune.recipe.fields import (
     Gradients,
     Interpolations,
     Location,
+    Natural,
     Rate,
     Runtimes,
     Scalar,
+    SmallCount,
     Tasks,
     Times,
 )
@@ -79,7 +81,7 @@ class DataSection(Section):
     source: Location = Field(description="digits, shapes, a folder, torchvision/X:DIR, hf:X, wds:X")
     batch_size: Count = 128
     workers: int | None = Field(
-        default=None, ge=0, description="loader processes; null: per usable core"
+        default=None, ge=0, le=1024, description="loader processes; null: per usable core"
     )
     validation: Fraction = Field(
         default=0.1, description="of the training images, to choose the epoch by"
@@ -94,7 +96,7 @@ class DataSection(Section):
         default=None, description="likewise"
     )
     augment: Literal["auto", "none", "shift", "crop", "resized_crop"] = "auto"
-    cutout: int = Field(default=0, ge=0, description="side in pixels; 0: off")
+    cutout: Natural = Field(default=0, description="side in pixels; 0: off")
     crop: float | None = Field(default=None, gt=0, le=1, description="of the scaled image")
     interpolation: Interpolations | None = Field(default=None, description="of scaled images")
     channel_order: ChannelOrders | None = Field(default=None, description="of the network")
@@ -131,7 +133,7 @@ _LR = "highest learning rate, for the whole batch; auto: found by short trials"
 class TrainSection(Section):
     """One stretch of training."""
 
-    epochs: int = Field(default=30, ge=0, description="0: recalibrate BatchNorm only")
+    epochs: Natural = Field(default=30, description="0: recalibrate BatchNorm only")
     batch_size: Count = 128
     optimizer: Literal["auto", "sgd", "adamw"] = "sgd"
     lr: Rate = Field(default=0.1, description=_LR)
@@ -156,14 +158,14 @@ class TrainSection(Section):
     channels_last: Literal["auto", True, False] = "auto"
     compile: bool = False
     tensorboard: bool = Field(default=False, description="metrics for TensorBoard too")
-    recalibrate: int = Field(default=0, ge=0, description=_RECALIBRATE)
+    recalibrate: Natural = Field(default=0, description=_RECALIBRATE)
     distill: DistillSection | None = Field(default=None, description="null: labels only")
 
 
 class FinetuneSection(TrainSection):
     """Training after the cut."""
 
-    epochs: int = Field(default=10, ge=0, description="0: recalibrate BatchNorm only")
+    epochs: Natural = Field(default=10, description="0: recalibrate BatchNorm only")
     optimizer: Literal["auto", "sgd", "adamw"] = Field(
         default="auto", description="auto: what fits the number of steps"
     )
@@ -172,10 +174,8 @@ class FinetuneSection(TrainSection):
     norms: Literal["auto", "train", "eval"] = Field(
         default="auto", description="BatchNorm by the batch, or by its running statistics"
     )
-    recalibrate: int = Field(default=2048, ge=0, description=_RECALIBRATE)
-    distill: DistillSection | None = Field(
-        default=DistillSection(), description="null: labels only"
-    )
+    recalibrate: Natural = Field(default=2048, description=_RECALIBRATE)
+    distill: DistillSection | None = Field(default=DistillSection(), description="null: labels")
 
 
 class CollectSection(Section):
@@ -252,7 +252,7 @@ class PlanSection(Section):
         description="try plans of several rules, refitted, and keep the one whose outputs are "
         "nearest the parent's; label-free",
     )
-    steps: Count = Field(default=1, description="cuts on the way, each with new statistics")
+    steps: SmallCount = Field(default=1, description="cuts on the way, each with new statistics")
 
     @model_validator(mode="after")
     def _check_budgets(self) -> PlanSection:
@@ -293,7 +293,7 @@ class PruneSection(Section):
         description="reconstruct: label-free training after the refit; scratch: random weights, "
         "to see what the trained ones are worth",
     )
-    epochs: int = Field(default=10, ge=1, description="of recover=reconstruct")
+    epochs: Count = Field(default=10, description="of recover=reconstruct")
 
 
 class ReportSection(Section):
@@ -323,7 +323,7 @@ class CommandRecipe(Section):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="or cuda:1, cpu, mps"
     )
-    threads: Literal["auto"] | Count = Field(
+    threads: Literal["auto"] | SmallCount = Field(
         default="auto",
         description="of the CPU; auto: `OMP_NUM_THREADS`, or what a short trial finds fastest",
     )
