@@ -11,9 +11,10 @@ import atexit
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,8 +33,11 @@ from seprune.errors import (
 
 T = TypeVar("T")
 PATIENCE = 600
-"""Seconds that a process waits in a collective; SEPRUNE_TIMEOUT says otherwise."""
-_FAILED = "seprune/failed"
+"""Seconds that a process waits in a collective, or for a sign of life of the first one.
+
+SEPRUNE_TIMEOUT says otherwise.
+"""
+_FAILED, _ALIVE = "seprune/failed", "seprune/alive"
 _CALLS = itertools.count()
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "NCCL")
 
@@ -106,16 +110,38 @@ def join(device: torch.device) -> tuple[int, int]:
             return 0, 1
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        wait = timedelta(seconds=float(os.environ.get("SEPRUNE_TIMEOUT", PATIENCE)))
+        wait = timedelta(seconds=_patience())
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
         except (dist.DistError, ValueError) as error:
             raise _gone(error) from error
-        atexit.register(_leave)  # a group that is still there at the end may abort the process
+        leaving = threading.Event()
+        pulse = threading.Thread(target=_show_life, args=(leaving,), daemon=True)
+        if dist.get_rank() == 0:
+            pulse.start()
+        atexit.register(_leave, leaving, pulse)
     return dist.get_rank(), dist.get_world_size()
 
 
-def _leave() -> None:
+def _patience() -> float:
+    return float(os.environ.get("SEPRUNE_TIMEOUT", PATIENCE))
+
+
+def _show_life(leaving: threading.Event) -> None:
+    """The first process counts while it lives, so that nobody waits for one that does not.
+
+    What it works on may take hours. One that is stopped, or on a lost machine, does not count.
+    """
+    with suppress(RuntimeError):  # whoever kept the store has gone
+        while not leaving.wait(_patience() / 10):
+            _store().add(_ALIVE, 1)
+
+
+def _leave(leaving: threading.Event, pulse: threading.Thread) -> None:
+    """Before the interpreter ends: a group or a thread that is still there may abort it."""
+    leaving.set()
+    if pulse.is_alive():
+        pulse.join(timeout=5)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -158,7 +184,7 @@ def same_as_first(model: nn.Module) -> None:
 
 
 def first(work: Callable[[], T]) -> T:
-    """What `work` gives in the first process; the others do not work but wait, however long.
+    """What `work` gives in the first process; the others do not work but wait while that lives.
 
     Every process has to call it, and `work` must not call anything that all processes have to.
     """
@@ -175,12 +201,19 @@ def first(work: Callable[[], T]) -> T:
 
 
 def _await(key: str) -> None:
-    """Until `key` is in the store, or another process has failed."""
-    store, pause = _store(), 0.001
+    """Until `key` is in the store, another process has failed, or the first one is silent.
+
+    Silence is counted in pauses, not by a clock, which goes on while all processes are stopped.
+    """
+    store, pause, beats, silent = _store(), 0.001, 0, 0.0
     while not store.check([key]):
         if store.check([_FAILED]):
             raise _fellow(json.loads(store.get(_FAILED)))
+        if silent > _patience():
+            raise _gone(TimeoutError(f"the first one has been silent for {silent:.0f} s"))
         time.sleep(pause)
+        before, beats = beats, store.add(_ALIVE, 0)
+        silent = silent + pause if beats == before else 0.0
         pause = min(2 * pause, 0.2)
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import Subject, reported
 from safetensors.torch import load_file
+from torch import distributed as dist
+from warm import Warm
 
 from seprune.pipeline.run import run
 from seprune.pipeline.run_folder import RunFolder, open_run
@@ -57,7 +60,7 @@ def launch(
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    output: str = process.communicate(timeout=200)[0]
+    output: str = process.communicate(timeout=900)[0]
     return output
 
 
@@ -98,24 +101,57 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def fork(
+    run: Subject, world: int, out: Path, codes: dict[int, str], **environment: str
+) -> tuple[list[int], dist.TCPStore]:
+    """The processes of a run as `torchrun` starts them, and the store that it keeps for them.
+
+    Unlike `torchrun`, nobody ends them when one of them has gone: they have to find out themselves.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world)}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    pids = []
+    for rank in range(world):
+        own = place | {"RANK": str(rank), "LOCAL_RANK": str(rank), **environment}
+        pids.append(run.start(out, env=own, before=codes.get(rank, "")))
+    return pids, store
+
+
 @pytest.mark.fault(33)
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_stage_on_several_processes_equals_one(tmp_path: Path, alone: Path, world: int):
+def test_every_stage_on_two_processes_equals_one(warm: Warm, tmp_path: Path, alone: Path):
     """359 reporting images, batches of 50 and 100: nothing divides by 2 or 3."""
-    process = launch(world, tmp_path)
+    subject = Subject(warm, tmp_path, ("quickstart", *SMALL))
+    pids, _store = fork(subject, 2, tmp_path / "run", {})
+    ended = [warm.wait(pid) for pid in pids]
+    assert [done and done.status for done in ended] == [0, 0], ended
+    assert sum(done.output.count("report: ") for done in ended) == 1, "one process speaks"
+    require_equal(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.fault(33)
+def test_every_stage_under_torchrun_on_three_processes_equals_one(tmp_path: Path, alone: Path):
+    process = launch(3, tmp_path)
     output = end(process)
     assert process.returncode == 0, output
     assert output.count("report: ") == 1, "one process speaks"
-    assert stages(tmp_path) == stages(alone)
-    plans = [json.loads((out / "plan.json").read_text())["groups"] for out in (tmp_path, alone)]
+    require_equal(tmp_path, alone)
+
+
+def require_equal(several: Path, alone: Path) -> None:
+    """A run of several processes has the stages, plans, weights and numbers of one process's."""
+    assert stages(several) == stages(alone)
+    plans = [json.loads((out / "plan.json").read_text())["groups"] for out in (several, alone)]
     assert plans[0] == plans[1]
-    ours, theirs = (load_file(out / "pruned" / "model.safetensors") for out in (tmp_path, alone))
+    ours, theirs = (load_file(out / "pruned" / "model.safetensors") for out in (several, alone))
     assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6) for name in theirs)
-    assert curve(tmp_path) == pytest.approx(curve(alone), rel=1e-4)
-    for mine, other in zip(read(tmp_path).measurements, read(alone).measurements, strict=True):
+    assert curve(several) == pytest.approx(curve(alone), rel=1e-4)
+    for mine, other in zip(read(several).measurements, read(alone).measurements, strict=True):
         assert (mine.stage, mine.count, mine.macs) == (other.stage, other.count, other.macs)
         assert mine.loss == pytest.approx(other.loss, rel=1e-4 if "tuned" in mine.stage else 1e-6)
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    left = {path.name for path in several.rglob("*") if path.is_file()}
     assert not {name for name in left if name.startswith("collecting-") or name.endswith(".part")}
 
 
@@ -150,7 +186,7 @@ def test_a_killed_process_ends_all_and_fewer_go_on(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.fault(33)
 def test_a_process_that_hangs_ends_all(tmp_path: Path):
-    process = launch(2, tmp_path, "finetune.epochs=60", SEPRUNE_TIMEOUT="5")
+    process = launch(2, tmp_path, "finetune.epochs=60", SEPRUNE_TIMEOUT="20")
     wait_for(tmp_path / "finetuned" / "metrics.jsonl", process)
     pids = ranks(process)
     os.kill(pids[1], signal.SIGSTOP)
@@ -160,31 +196,61 @@ def test_a_process_that_hangs_ends_all(tmp_path: Path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
 
+GONE = """
+import os, signal
+from seprune.pipeline.runner import Runner
+
+carry_out = Runner._carry_out
+
+def gone(self, begun, key):
+    if begun.name.partition("/")[0] == {stage!r}:
+        os.kill(os.getpid(), {signum})
+    return carry_out(self, begun, key)
+
+Runner._carry_out = gone
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(warm: Warm, tiny_run: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A small run with every stage, by one process."""
+    more = ("plan.allocation=sensitivity", "sensitivity.images=4")
+    home = tmp_path_factory.mktemp("whole")
+    return Subject.unbroken(warm, home, (*tiny_run.argv, *more), tiny_run.inputs)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.fault(33)
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("begun", ["journal.jsonl", "trained/state", "trained/config.json",
-                                   "statistics.safetensors", "pruned/config.json"])  # fmt: skip
-def test_one_process_gone_in_any_stage_ends_all_and_more_go_on(tmp_path, begun, signum):
-    """From the training to the fine-tuning; then with one process more than before."""
-    out, few = tmp_path / "run", ("train.epochs=2", "train.batch_size=100", "finetune.epochs=2")
-    plain = [word for word in SMALL if not word.startswith(("train=", "finetune.epochs"))]
-    process = launch(2, out, *few, only=plain, SEPRUNE_TIMEOUT="10")
-    wait_for(out / begun, process)
-    pids = ranks(process)
-    if 1 in pids:  # else it is through already
-        os.kill(pids[1], signum)
-    output = end(process)
-    assert process.returncode != 0, output
-    assert "Traceback (most recent call last)" not in output.partition("torch.distributed")[0]
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
-    before = stages(out)
-    more = launch(3, out, *few, only=plain)
-    assert end(more) is not None
-    assert more.returncode == 0
-    assert stages(out)[: len(before)] == before
-    assert stages(out)[-1] == "report"
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("signum", "then"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    "stage", ["train", "baseline", "collect", "sensitivity", "prune", "finetune", "report"]
+)
+def test_one_process_gone_in_any_stage_ends_the_other(
+    warm, tmp_path, whole, stage, signum, then, victim
+):
+    """Killed, and the same command goes on with three processes; stopped, and one goes on."""
+    out, code = tmp_path / "run", GONE.format(stage=stage, signum=int(signum))
+    pids, _store = fork(whole, 2, out, {victim: code}, SEPRUNE_TIMEOUT="60")
+    done = warm.wait(pids[1 - victim], limit=900)
+    assert done is not None, "the other one waits for ever"
+    reported(done, 4)
+    assert "another of the 2 processes ended without a word, or hangs" in done.output
+    warm.kill(pids[victim], 0)
+    alone = whole.home / "whole"
+    before, names = stages(out), stages(alone)
+    assert names[len(before)].partition("/")[0] == stage
+    assert before == names[: len(before)]
+    pids, _store = fork(whole, then, out, {})
+    for pid in pids:
+        done = warm.wait(pid, limit=900)
+        assert done is not None
+        assert done.status == 0, done.output
+    assert [name for name in stages(out) if name != "start"] == names[1:]
+    for mine, other in zip(read(out).measurements, read(alone).measurements, strict=True):
+        assert (mine.stage, mine.count, mine.macs) == (other.stage, other.count, other.macs)
+        assert mine.loss == pytest.approx(other.loss, rel=1e-2)
 
 
 EVERY = (

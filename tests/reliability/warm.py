@@ -10,7 +10,7 @@ from typing import Any
 
 from child import Child
 
-START_SECONDS, HANG_SECONDS = 900, 300  # of a machine that others use as well
+START_SECONDS, HANG_SECONDS = 900, 1800  # of a machine that others use as well
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Warm(Child):
         status = self({"wait": pid, "limit": limit}, limit=limit + 30)
         if status is None:
             return None
-        return Done(status, self.logs.pop(pid).read_text(errors="replace"))
+        log = self.logs.pop(pid)  # none where it was killed before it began
+        return Done(status, log.read_text(errors="replace") if log.exists() else "")
 
     def run(self, log: Path, *words: object, **first: Any) -> Done:
         """Start one and wait for it; one that does not end is killed and reported."""
