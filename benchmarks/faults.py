@@ -120,15 +120,14 @@ def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     """SIGKILL at instants spread evenly over each command, those of `LONG` a fifth as often."""
     argv = harness.tiny(harness.tiny_images(home / "images"))
     subject = harness.Subject.unbroken(warm, home, argv, home / "images")
-    works = {
-        name: Killed.of(warm, home / "commands" / name.replace(" ", "-"), command)
-        for name, command in commands(subject, home / "given").items()
-    }
+    given, works = commands(subject, home / "given"), dict[str, Killed]()
     rows = kept.setdefault("commands", {})
-    for name in works:
+    for name in given:
         rows.setdefault(name, {"kills": 0, "late": 0})
     while True:
-        name = min(works, key=lambda n: rows[n]["kills"] * (5 if n in LONG else 1))
+        name = min(given, key=lambda n: (rows[n]["kills"] + 1) * (5 if n in LONG else 1))
+        if name not in works:
+            works[name] = Killed.of(warm, home / "commands" / name.replace(" ", "-"), given[name])
         row, work = rows[name], works[name]
         # the fractional parts of multiples of the golden ratio: even, however many there are
         share = (row["kills"] + row["late"]) * 0.6180339887498949 % 1

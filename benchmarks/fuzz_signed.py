@@ -62,26 +62,36 @@ class Reader:
         self.__init__()  # type: ignore[misc]
 
 
-def attack(kept: Kept, each: int) -> Iterator[None]:
-    """Every kind in turn, so that what is done is a fair sample at any time."""
-    reader = Reader()
+def due(kept: Kept, each: int) -> Iterator[tuple[str, int]]:
+    """What hung or crashed before, then each kind in turn: what is done is always a fair sample."""
+    for name, row in kept["kinds"].items():
+        for _ in range(len(row["broken"])):
+            text = row["broken"].pop(0)
+            row["cases"] -= 1
+            yield name, int(text.partition(":")[0].removeprefix("seed "))
     for seed in range(each):
         for name in SUBJECTS:
-            row = kept["kinds"].setdefault(name, {"cases": 0, "read": 0, "codes": {}, "broken": []})
-            if row["cases"] > seed:
-                continue
-            try:
-                found = reader(name, seed)
-            except Crash as error:
-                row["broken"].append(f"seed {seed}: {str(error)[-1500:]}")
-                reader.again()
+            if kept["kinds"].get(name, {"cases": 0})["cases"] <= seed:
+                yield name, seed
+
+
+def attack(kept: Kept, each: int) -> Iterator[None]:
+    """The cases that are due, each counted."""
+    reader = Reader()
+    for name, seed in due(kept, each):
+        row = kept["kinds"].setdefault(name, {"cases": 0, "read": 0, "codes": {}, "broken": []})
+        try:
+            found = reader(name, seed)
+        except Crash as error:
+            row["broken"].append(f"seed {seed}: {str(error)[-1500:]}")
+            reader.again()
+        else:
+            if found == "read":
+                row["read"] += 1
             else:
-                if found == "read":
-                    row["read"] += 1
-                else:
-                    row["codes"][found] = row["codes"].get(found, 0) + 1
-            row["cases"] += 1
-            yield
+                row["codes"][found] = row["codes"].get(found, 0) + 1
+        row["cases"] += 1
+        yield
     reader.child.close()
 
 

@@ -13,7 +13,7 @@ NAMES = (
     *("compare", "run", "sweep", "recipe", "latency tables", "given table", "table"),
 )
 ELSEWHERE = ("sensitivity", "evaluate", "run", "sweep")
-HANDFUL = [("save", 0.7), ("convert", 0.5), ("report", 1.0), ("finetune", 0.6)]
+HANDFUL = [("save", 0.7), ("rank", 0.5), ("report", 1.0), ("finetune", 0.6)]
 
 
 @pytest.fixture

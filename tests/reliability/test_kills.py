@@ -35,8 +35,17 @@ def stop_often(subject: Subject, out: Path, rounds: int, *signums: int) -> None:
 
 @pytest.mark.fault(28)
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("number", [70, 310])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("signum", "number"),
+    [
+        (signal.SIGKILL, 70),
+        (signal.SIGTERM, 310),
+        (signal.SIGINT, 70),
+        pytest.param(signal.SIGKILL, 310, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 70, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 310, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_at_a_file_operation_of_a_small_run(tiny_run, signum, number):
     """In the training, and where the pruned network is saved."""
     out = tiny_run.home / f"{signum.name}-{number}"
