@@ -16,6 +16,7 @@ from seprune.pruning.prune import prune
 from seprune.recovery.refit import RefitOptions, network, refit
 from seprune.recovery.refit.network import Refitter
 from seprune.recovery.refit.products import MatrixProduct
+from seprune.recovery.refit.targets import TargetFinder
 
 EXACT = RefitOptions(ridge=1e-12, precision="float64", device="cpu")
 CPU = RefitOptions(device="cpu")
@@ -459,6 +460,26 @@ def test_memory_that_runs_out_between_the_forwards_halves_the_batch_too(monkeypa
     with pytest.raises(EnvironmentFault, match="out of memory with a single image"):
         refit(model, small, plan, [x], options=CPU)
     assert not [t for t in threading.enumerate() if "Thread-" in t.name and t.daemon]
+
+
+def test_what_a_waiting_forward_holds():
+    """Per image: what is read at the layer or later, and the image, which the caller holds."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.third, self.head = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.head(self.third(self.second(y)) + y)
+
+    model, x = seeded(Net).eval(), torch.randn(2, 3, 5, 5)
+    plan, _ = halved(model, x)
+    targets, _ = TargetFinder(model, x).find(plan)
+    held = {t.layer: t.alive // (4 * 25) for t in targets}
+    assert held == {"second": 3 + 8, "third": 3 + 8 + 4, "head": 3 + 8}
 
 
 def test_memory_for_little_gives_what_memory_for_all_gives():

@@ -223,11 +223,15 @@ class TargetFinder:
         return found
 
     def alive(self, call: Call) -> int:
-        """Bytes per sample of the values made before `call` and read in it or later."""
+        """Bytes per sample of the inputs and of what is made before `call` and read in it or later.
+
+        Whoever has called the model holds its inputs until the forward ends.
+        """
         total = 0
         for value, readers in self.readers.items():
             info = self.trace.values[value]
-            if info.kind in ("result", "input") and info.node < call.first_node <= max(readers):
+            read = info.kind == "result" and info.node < call.first_node <= max(readers)
+            if read or info.kind == "input":
                 total += 4 * torch.Size(info.shape).numel() // self.trace.batch
         return total
 
