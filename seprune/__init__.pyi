@@ -34,7 +34,7 @@ from .measure.latency_table import LatencyModel, LatencyTable, TableKey
 from .measure.metrics import Evaluation, evaluate
 from .models.loader import ModelLoader, build
 from .models.preprocessing import Preprocessing, TrainedFor, trained_for
-from .pipeline.compress import Compressed, compress
+from .pipeline.compress import Compressed, CompressOptions, compress
 from .pipeline.context import Runtime
 from .pipeline.run import run
 from .pruning.analyse import analyse
@@ -88,6 +88,7 @@ __all__ = [
     "ChannelGroup",
     "Classification",
     "CollectOptions",
+    "CompressOptions",
     "Compressed",
     "Cost",
     "Data",

@@ -142,7 +142,7 @@ def test_one_call_compresses_and_measures():
 def test_compress_names_a_loader_that_cannot_be_used_twice_or_has_no_images():
     with pytest.raises(seprune.InputError, match="iterated only once"):
         seprune.compress(Inner(), iter(_loader()), macs=0.6)
-    with pytest.raises(seprune.InputError, match="no images but str"):
+    with pytest.raises(seprune.InputError, match="a batch of the loader is tuple, not images"):
         seprune.compress(Inner(), [("a.png", 3)], macs=0.6)
     with pytest.raises(seprune.UsageError, match="recover='magic' is unknown"):
         seprune.compress(Inner(), _loader(), recover="magic", macs=0.6)

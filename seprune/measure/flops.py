@@ -75,21 +75,30 @@ def quietly(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(model: nn.Module, inputs: torch.Tensor | tuple[Any, ...]) -> None:
-    import torch
+    from seprune.tasks.batches import leaves, to_device
 
     weight = next(model.parameters(), None)
-    values = [
-        (value if weight is None else value.to(weight.device))[:1]
-        if isinstance(value, torch.Tensor)
-        else value
-        for value in (inputs if isinstance(inputs, tuple) else (inputs,))
-    ]
+    values = [_first(value) for value in (inputs if isinstance(inputs, tuple) else (inputs,))]
+    if weight is not None:
+        values = to_device(values, weight.device)
     try:
         model(*values)
     except (RuntimeError, ValueError, TypeError) as error:
-        shapes = ", ".join(str(tuple(v.shape)) for v in values if isinstance(v, torch.Tensor))
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in leaves(values))
         raise InputError(
             f"{type(model).__name__} does not run on an input of shape {shapes}",
             why=first_line(error),
             fix="give the input shape that the network was made for: --input 3x224x224",
         ) from error
+
+
+def _first(value: Any) -> Any:
+    """What of an argument belongs to the first sample; single images are listed (C, H, W)."""
+    from torch import Tensor
+
+    from seprune.tasks.batches import map_tensors
+
+    if isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
+        if all(v.dim() == 3 for v in value):
+            return value[:1]
+    return map_tensors(value, lambda tensor: tensor[:1] if tensor.dim() else tensor)

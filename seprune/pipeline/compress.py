@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from seprune.errors import InputError, UsageError
 from seprune.importance.alternatives import alternatives
@@ -27,9 +27,12 @@ from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit.network import refit
 from seprune.recovery.refit.options import RefitOptions, Refitted
 from seprune.runtime.distributed import resolve_device
+from seprune.runtime.memory import memory_budget
 from seprune.runtime.short_table import ShortTable, Tabular
+from seprune.statistics.calibration_inputs import take_inputs
 from seprune.statistics.collect import collect_statistics
 from seprune.statistics.options import CollectOptions
+from seprune.tasks import Task
 
 Recover = Literal["none", "bn", "refit", "reconstruct"]
 _T = TypeVar("_T")
@@ -70,29 +73,39 @@ class Compressed(Tabular):
         return ShortTable.of(title, ("", "before", "after"), rows)
 
 
+class CompressOptions(TypedDict, total=False):
+    """What `compress` takes by name beside its budget's `macs` and `params`."""
+
+    macs: float | str
+    params: float | str
+    scoring: Scoring | None
+    task: Task | None
+    device: str
+
+
 def compress(
     model: nn.Module,
     loader: Iterable[Any],
     *,
     test_loader: Iterable[Any] | None = None,
     recover: Recover = "refit",
-    scoring: Scoring | None = None,
-    device: str = "auto",
-    **budget: float | str,
+    **options: Unpack[CompressOptions],
 ) -> Compressed:
     """A smaller copy of `model` within a budget, recovered without labels.
 
     Args:
-        loader: calibration batches of images, or of (images, labels), from the training data; it
-            is iterated several times.
-        test_loader: batches of (images, labels) that both networks are evaluated on at the end.
+        loader: calibration batches from the training data, of whatever the task splits; targets
+            are not looked at by the default criterion. It is iterated several times.
+        test_loader: batches with targets that both networks are evaluated on at the end.
         recover: `refit` in closed form, `reconstruct` for label-free training after that, `bn` for
             BatchNorm statistics alone, or `none`.
-        scoring: the criterion and how its parts are combined. None: `gate_logit`, combined in
-            several ways where the network is refitted; the plan whose network is nearest its
-            parent is taken (docs/importance.md, "Which plan").
-        budget: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount. Widths are
+        options: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount. Widths are
             multiples of 16 (8 in narrow groups and on a GPU), which are fast.
+            `scoring`: the criterion and how its parts are combined. None: `gate_logit`, combined
+            in several ways where the network is refitted; the plan whose network is nearest its
+            parent is taken (docs/importance.md, "Which plan").
+            `task`: by default what the batches look like.
+            `device`: by default `auto`.
 
     Raises:
         UsageError: no budget, or an unknown one.
@@ -104,9 +117,11 @@ def compress(
             why=f"known: {', '.join(get_args(Recover))}",
             fix="recover='refit'",
         )
-    example, clock = _example(loader), _StepClock()
-    tries = scoring is None and recover in ("refit", "reconstruct")
-    scoring = scoring or Scoring()
+    asked, task = options.pop("scoring", None), options.pop("task", None)
+    device, clock = options.pop("device", "auto"), _StepClock()
+    example = _example(model, loader, task)
+    tries = asked is None and recover in ("refit", "reconstruct")
+    scoring = asked or Scoring()
     rule = criterion(scoring.criterion)
     structure = clock("analyse", lambda: analyse(model, example))
     statistics = None
@@ -118,7 +133,7 @@ def compress(
                 loader,
                 structure=structure,
                 gradients=rule.gradients,
-                options=CollectOptions(device=device, seed=scoring.seed),
+                options=CollectOptions(device=device, seed=scoring.seed, task=task),
             ),
         )
     on_cuda = resolve_device(device).type == "cuda"
@@ -130,38 +145,39 @@ def compress(
                 structure,
                 score(structure, statistics, model=model, scoring=way),
                 allocation=Allocation(round_to=8 if on_cuda else None),
-                **cast(Any, budget),
+                **cast(Any, options),
             )
             for name, way in rules.items()
         }
-        choice = choose_plan(model, plans, loader, options=TrialOptions(device=device))
+        trial = TrialOptions(device=device, task=task)
+        choice = choose_plan(model, plans, loader, options=trial)
         return with_facts(choice.plan, candidates=choice.facts()) if tries else choice.plan
 
     plan = clock("plan", planned)
     small = clock("prune", lambda: prune(model, plan, example))
     refitted = None
     if recover in ("refit", "reconstruct"):
-        options = RefitOptions(device=device)
-        refitted = clock("recover", lambda: refit(model, small, plan, loader, options=options))
+        fit = RefitOptions(device=device, task=task)
+        refitted = clock("recover", lambda: refit(model, small, plan, loader, options=fit))
         small = refitted.model
     if recover == "reconstruct":
-        training = ReconstructOptions(device=device, seed=scoring.seed)
+        training = ReconstructOptions(device=device, seed=scoring.seed, task=task)
         trained = clock(
             "reconstruct", lambda: reconstruct(model, small, plan, loader, options=training)
         )
         small = trained.model
     elif recover == "bn":
-        small = clock("recover", lambda: recalibrate(small, loader, device=device))
+        small = clock("recover", lambda: recalibrate(small, loader, task=task, device=device))
     scores = {}
     if test_loader is not None:
         for name, network in (("baseline", model), ("pruned", small)):
-            scores[name] = evaluate(network, test_loader, device=device)
-    before, after = (count(network, example[:1]) for network in (model, small))
+            scores[name] = evaluate(network, test_loader, task=task, device=device)
+    before, after = (count(network, example) for network in (model, small))
     return Compressed(small, plan, before, after, refitted, scores, clock.seconds)
 
 
-def _example(loader: Iterable[Any]) -> Tensor:
-    """Two images of the first batch, on the CPU.
+def _example(model: nn.Module, loader: Iterable[Any], task: Task | None) -> Any:
+    """Two samples as the arguments of a forward.
 
     Raises:
         InputError: no images, or a loader that can be iterated once only.
@@ -172,15 +188,8 @@ def _example(loader: Iterable[Any]) -> Tensor:
             why="it is a generator, and the images are needed to collect and to recover",
             fix="give a DataLoader, or a list of batches",
         )
-    batch = next(iter(loader), None)
-    images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-    if not isinstance(images, Tensor) or not len(images):
-        raise InputError(
-            f"the loader gives no images but {type(images).__name__}",
-            why="a batch is a tensor (B, C, H, W), or such a tensor and labels",
-            fix="give a loader of (images, labels)",
-        )
-    return torch.cat([images, images])[:2].cpu()
+    memory = memory_budget(torch.device("cpu")) // 8
+    return take_inputs(loader, 2, memory=memory, task=task).example(model)
 
 
 class _StepClock:

@@ -90,8 +90,8 @@ class CalibrationInputs:
         return self.task.forward(model, batch)
 
     def example(self, model: nn.Module) -> Any:
-        """Two samples as the arguments of a forward, for who records one."""
-        sample = self.task.split(self.part(0, 2, device_of(model)))
+        """Two samples, or the only one twice, as the arguments of a forward, to record one."""
+        sample = self.task.split(self.rows([0, min(1, len(self) - 1)], device_of(model)))
         return positional(model, sample.args, sample.kwargs)
 
 

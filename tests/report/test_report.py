@@ -676,7 +676,8 @@ def test_the_page_has_the_metric_by_class_with_the_largest_losses_first(tmp_path
     write_html(report, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     section = page.partition('<section id="by-class">')[2].partition("</section>")[0]
-    assert "MIoU by class" in section
+    assert "<h2>mIoU by class</h2>" in section
+    assert "<h2>mIoU against MACs</h2>" in page
     order = [section.index(f">{name}<") for name in ("road", "sky", "car", "tree")]
     assert order == sorted(order)
     row = section[order[0] : order[1]]

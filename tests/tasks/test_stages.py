@@ -259,6 +259,50 @@ def test_label_free_recovery_takes_batches_of_any_structure():
     assert errors[2] == pytest.approx(errors[0], rel=1e-4)
 
 
+def test_one_call_compresses_a_network_of_any_inputs():
+    torch.manual_seed(0)
+    x = images(24)
+    plain, named = Inner(classes=4).eval(), Named(classes=4).eval()
+    named.load_state_dict(plain.state_dict())
+    scale, y = torch.ones(8, 1, 1, 1), torch.arange(8) % 4
+    loaders = [
+        (plain, [(part, y) for part in x.split(8)], None),
+        (named, [{"pixel_values": part, "labels": y} for part in x.split(8)], None),
+        (named, [(part, scale, y) for part in x.split(8)], seprune.Classification(inputs=2)),
+    ]
+    made = [
+        seprune.compress(model, loader, test_loader=loader, task=task, device="cpu", macs=0.6)
+        for model, loader, task in loaders
+    ]
+    keeps = [[g.keep for g in own.plan.groups] for own in made]
+    assert keeps[0] == keeps[1] == keeps[2]
+    with torch.no_grad():
+        wanted = made[0].model(x)
+        assert torch.allclose(made[1].model(x)["logits"], wanted, atol=1e-4)
+        assert torch.allclose(made[2].model(x, scale[:1])["logits"], wanted, atol=1e-4)
+    assert made[0].before == made[1].before == made[2].before
+    assert made[1].scores["baseline"] == made[0].scores["baseline"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_one_call_compresses_a_detector(labelled):
+    pytest.importorskip("pycocotools", reason="the extra tasks is not installed")
+    torch.manual_seed(0)
+    model, (pictures, targets) = detector(), detection_batch(8)
+    loader = [(pictures[i : i + 4], targets[i : i + 4]) for i in (0, 4)]
+    given = loader if labelled else [own for own, _ in loader]
+    done = seprune.compress(model, given, test_loader=loader, device="cpu", macs=0.6)
+    structure = seprune.analyse(model, (pictures[:2],))
+    assert done.before.macs == structure.costs()["macs"]
+    assert done.before == seprune.count(model, (pictures[:1],)) == seprune.count(model, (pictures,))
+    assert done.after.macs == structure.macs_at({g.name: len(g.keep) for g in done.plan.groups})
+    assert done.scores["pruned"] == seprune.evaluate(done.model, loader, device="cpu")
+    task = seprune.Detection()
+    cut = seprune.prune(model, done.plan)
+    before, after = (output_error(model, m, loader, task=task) for m in (cut, done.model))
+    assert after < 0.8 * before
+
+
 @pytest.mark.parametrize("side", [64, None])
 def test_a_detector_is_recovered_at_boxes_that_do_not_depend_on_it(side):
     torch.manual_seed(0)
