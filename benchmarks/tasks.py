@@ -24,9 +24,9 @@ from torch import nn
 
 import seprune
 from seprune.data import Data, DataSettings, open_data
-from seprune.importance.alternatives import alternatives
 from seprune.models import build
 from seprune.pruning.plan import with_facts
+from seprune.pruning.rules import rules_to_try
 from seprune.recovery.candidates import TrialOptions, choose_plan
 
 KEYS = ("task", "seed", "method", "macs")
@@ -123,13 +123,12 @@ def measure(
 def recovered(
     model: nn.Module, data: Data, cell: tuple[str, str, str, str], epochs: int
 ) -> Iterator[Scored]:
-    """The cut network, refitted, and tuned."""
+    """The cut network, refitted, and tuned; the default plans for what is made of the cut."""
     task, seed, method, macs = cell
-    plan = planned(model, data, method, macs=float(macs), seed=int(seed))
+    alone, plan = planned(model, data, method, macs=float(macs), seed=int(seed))
     loader = data.calibration(CALIBRATION, seed=int(seed))
-    chosen = plan.facts.get("candidates", {}).get("chosen", "")
-    cut = seprune.prune(model, plan)
-    yield Scored("cut", cut, chosen)
+    yield Scored("cut", seprune.prune(model, alone), chosen_of(alone))
+    chosen, cut = chosen_of(plan), seprune.prune(model, plan)
     options = seprune.RefitOptions(images=CALIBRATION, device="cpu")
     refitted = seprune.refit(model, cut, plan, loader, options=options).model
     yield Scored("refitted", refitted, chosen)
@@ -141,10 +140,18 @@ def recovered(
     yield Scored("tuned", seprune.finetune(refitted, data, settings, teacher=teacher).model, chosen)
 
 
+def chosen_of(plan: seprune.PruningPlan) -> str:
+    """The rule that made a plan, where there were several."""
+    return plan.facts.get("candidates", {}).get("chosen", "")
+
+
 def planned(
     model: nn.Module, data: Data, method: str, *, macs: float, seed: int
-) -> seprune.PruningPlan:
-    """The plan of one method; the default chooses among its candidates."""
+) -> tuple[seprune.PruningPlan, seprune.PruningPlan]:
+    """The plan of one method for a cut that stays as it is, and for one that is refitted.
+
+    The default chooses each among its candidates; other methods have one.
+    """
     loader = data.calibration(CALIBRATION, seed=seed)
     structure = seprune.analyse(model, torch.rand(2, 3, SIDE, SIDE))
     scoring = seprune.Scoring("gate_logit" if method == "default" else method, seed=seed)
@@ -155,17 +162,25 @@ def planned(
             gradients="logits" if method == "default" else "weights",
             options=seprune.CollectOptions(device="cpu", seed=seed),
         )  # fmt: skip
-    ways = alternatives(scoring, statistics) if method == "default" else {method: scoring}
-    scores = {
-        name: seprune.score(structure, statistics, model=model, scoring=way)
-        for name, way in ways.items()
-    }
-    plans = {name: seprune.make_plan(structure, own, macs=macs) for name, own in scores.items()}
-    if method != "default":
-        return plans[method]
-    options = TrialOptions(images=384, held_out=128, device="cpu")
-    choice = choose_plan(model, plans, loader, options=options)
-    return with_facts(choice.plan, candidates=choice.facts())
+
+    def best(recover: str) -> seprune.PruningPlan:
+        rules = {method: (scoring, seprune.Allocation())}
+        if method == "default":
+            refits = recover == "refit"
+            rules = rules_to_try(scoring, statistics, seprune.Allocation(), refits=refits)
+        plans = {
+            name: seprune.make_plan(
+                structure, seprune.score(structure, statistics, model=model, scoring=way),
+                allocation=own, macs=macs,
+            )
+            for name, (way, own) in rules.items()
+        }  # fmt: skip
+        images, held_out = {"none": (0, 512), "refit": (384, 128)}[recover]
+        options = TrialOptions(images=images, held_out=held_out, recover=recover, device="cpu")
+        choice = choose_plan(model, plans, loader, options=options)
+        return with_facts(choice.plan, candidates=choice.facts()) if len(plans) > 1 else choice.plan
+
+    return best("none"), best("refit")
 
 
 if __name__ == "__main__":

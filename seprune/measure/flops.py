@@ -98,7 +98,7 @@ def _first(value: Any) -> Any:
 
     from seprune.tasks.batches import map_tensors
 
-    if isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
-        if all(v.dim() == 3 for v in value):
-            return value[:1]
+    listed = isinstance(value, list) and all(isinstance(v, Tensor) and v.dim() == 3 for v in value)
+    if listed:
+        return value[:1]
     return map_tensors(value, lambda tensor: tensor[:1] if tensor.dim() else tensor)

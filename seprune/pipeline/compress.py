@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from seprune.errors import InputError, UsageError
-from seprune.importance.alternatives import alternatives
 from seprune.importance.criteria import Scoring, criterion, score
 from seprune.measure.flops import Cost, count
 from seprune.measure.metric_names import metric_title, metric_value
@@ -20,6 +19,7 @@ from seprune.pruning.analyse import analyse
 from seprune.pruning.constraints import Allocation
 from seprune.pruning.plan import PruningPlan, with_facts
 from seprune.pruning.prune import prune
+from seprune.pruning.rules import rules_to_try
 from seprune.pruning.search import make_plan
 from seprune.recovery.candidates import TrialOptions, choose_plan
 from seprune.recovery.recalibrate import recalibrate
@@ -101,9 +101,9 @@ def compress(
             BatchNorm statistics alone, or `none`.
         options: `macs=0.5` and `params=0.5` are fractions kept, `macs="20M"` an amount. Widths are
             multiples of 16 (8 in narrow groups and on a GPU), which are fast.
-            `scoring`: the criterion and how its parts are combined. None: `gate_logit`, combined
-            in several ways where the network is refitted; the plan whose network is nearest its
-            parent is taken (docs/importance.md, "Which plan").
+            `scoring`: the criterion and how its parts are combined. None: `gate_logit`, in several
+            ways; the plan whose recovered network is nearest its parent is taken
+            (docs/importance.md, "Which plan").
             `task`: by default what the batches look like.
             `device`: by default `auto`.
 
@@ -120,7 +120,7 @@ def compress(
     asked, task = options.pop("scoring", None), options.pop("task", None)
     device, clock = options.pop("device", "auto"), _StepClock()
     example = _example(model, loader, task)
-    tries = asked is None and recover in ("refit", "reconstruct")
+    tries = asked is None
     scoring = asked or Scoring()
     rule = criterion(scoring.criterion)
     structure = clock("analyse", lambda: analyse(model, example))
@@ -137,26 +137,30 @@ def compress(
             ),
         )
     on_cuda = resolve_device(device).type == "cuda"
-    rules = alternatives(scoring, statistics) if tries else {"": scoring}
+    allocation = Allocation(round_to=8 if on_cuda else None)
+    refits = recover in ("refit", "reconstruct")
+    rules = {"": (scoring, allocation)}
+    if tries:
+        rules = rules_to_try(scoring, statistics, allocation, refits=refits)
 
     def planned() -> PruningPlan:
         plans = {
             name: make_plan(
                 structure,
                 score(structure, statistics, model=model, scoring=way),
-                allocation=Allocation(round_to=8 if on_cuda else None),
+                allocation=own,
                 **cast(Any, options),
             )
-            for name, way in rules.items()
+            for name, (way, own) in rules.items()
         }
-        trial = TrialOptions(device=device, task=task)
+        trial = TrialOptions.before(recover, device=device, task=task)
         choice = choose_plan(model, plans, loader, options=trial)
         return with_facts(choice.plan, candidates=choice.facts()) if tries else choice.plan
 
     plan = clock("plan", planned)
     small = clock("prune", lambda: prune(model, plan, example))
     refitted = None
-    if recover in ("refit", "reconstruct"):
+    if refits:
         fit = RefitOptions(device=device, task=task)
         refitted = clock("recover", lambda: refit(model, small, plan, loader, options=fit))
         small = refitted.model

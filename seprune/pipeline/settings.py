@@ -63,9 +63,9 @@ class CutSettings:
 
     @property
     def tries_several_plans(self) -> bool:
-        """Whether several plans are tried: only where they are refitted, as trials need it."""
+        """Whether several plans are tried: not where weights are drawn anew."""
         wanted = self.plan.candidates and self.plan.allocation != "sensitivity"
-        return wanted and self.prune.recover in ("refit", "reconstruct")
+        return wanted and self.prune.recover != "scratch"
 
     @property
     def needs_sensitivity(self) -> bool:

@@ -23,7 +23,6 @@ from seprune.importance.ablation import (
     measure_sensitivity,
     weighed,
 )
-from seprune.importance.alternatives import alternatives
 from seprune.measure.flops import count
 from seprune.measure.metrics import evaluate
 from seprune.models.preprocessing import remember_training
@@ -37,6 +36,7 @@ from seprune.pruning.limits import Budget, limits
 from seprune.pruning.plan import PruningPlan, plan_of, with_facts
 from seprune.pruning.prune import prune
 from seprune.pruning.removals import Part
+from seprune.pruning.rules import rules_to_try
 from seprune.pruning.search import plan_within
 from seprune.recipe.sections import PlanSection
 from seprune.recovery.candidates import TrialOptions, choose_plan
@@ -99,24 +99,12 @@ def sensitivity(context: Context, settings: CutSettings, importance: Importance)
     )
 
 
-def plan(
-    context: Context,
-    settings: CutSettings,
-    importance: Importance,
-    budget: Budget,
-    known: Sensitivity | None = None,
-    parts: tuple[Part, ...] = (),
-) -> PruningPlan:
-    """The plan for one budget.
-
-    Args:
-        known: sensitivities that were measured before.
-        parts: gates and blocks that may be taken out.
-    """
+def allocation_of(
+    context: Context, settings: CutSettings, parts: tuple[Part, ...] = ()
+) -> Allocation:
+    """Where channels may be removed; `parts`: gates and blocks that may be taken out."""
     section = settings.plan
-    if section.allocation == "sensitivity":
-        importance = weighed(importance, known or sensitivity(context, settings, importance))
-    allocation = Allocation(
+    return Allocation(
         section.allocation,
         section.floor,
         section.min_channels,
@@ -125,6 +113,25 @@ def plan(
         section.bottleneck,
         parts,
     )
+
+
+def plan(
+    context: Context,
+    settings: CutSettings,
+    importance: Importance,
+    budget: Budget,
+    known: Sensitivity | None = None,
+    allocation: Allocation | None = None,
+) -> PruningPlan:
+    """The plan for one budget.
+
+    Args:
+        known: sensitivities that were measured before.
+        allocation: by default that of the settings.
+    """
+    section, allocation = settings.plan, allocation or allocation_of(context, settings)
+    if section.allocation == "sensitivity":
+        importance = weighed(importance, known or sensitivity(context, settings, importance))
     if section.steps > 1:
         budget = left(context, budget)
         if budget == Budget():  # an earlier cut had to go further than its share
@@ -147,27 +154,38 @@ def planned(
     known: Sensitivity | None = None,
 ) -> tuple[Importance, PruningPlan]:
     """Scores and the plan made of them; with `plan.candidates` the best of several rules'."""
-    rules = {"": settings.scoring}
-    if settings.tries_several_plans:
-        rules = alternatives(settings.scoring, statistics)
+    ways = ways_to_plan(context, settings, statistics, budget)
     scored = scored_structure(context, settings)
-    parts = first(partial(removable_parts, context, settings, budget))
     scores, plans = dict[str, Importance](), dict[str, PruningPlan]()
-    for name, scoring in rules.items():
+    for name, (scoring, allocation) in ways.items():
         work = partial(rank, context, settings, statistics, scoring=scoring, scored=scored)
         importance = first(work)
         losses = known
         if losses is None and settings.plan.allocation == "sensitivity":
             losses = sensitivity(context, settings, importance)
         scores[name] = importance
-        plans[name] = first(partial(plan, context, settings, importance, budget, losses, parts))
-    if len(rules) == 1:
+        plans[name] = first(
+            partial(plan, context, settings, importance, budget, losses, allocation)
+        )
+    if len(ways) == 1:
         return next(iter(scores.values())), next(iter(plans.values()))
     data, runtime = context.images(settings.needs_images_for), context.runtime
     loader = data.calibration(settings.collect.images, seed=settings.seed)
-    options = TrialOptions(device=runtime.device)
+    options = TrialOptions.before(settings.prune.recover, device=runtime.device)
     choice = choose_plan(context.network.model, plans, loader, options=options, track=runtime.track)
     return scores[choice.name], with_facts(choice.plan, candidates=choice.facts())
+
+
+def ways_to_plan(
+    context: Context, settings: CutSettings, statistics: GateStatistics | None, budget: Budget
+) -> dict[str, tuple[Scoring, Allocation]]:
+    """Scorings and allocations by name; one alone where no plans are compared."""
+    parts = first(partial(removable_parts, context, settings, budget))
+    allocation = allocation_of(context, settings, parts)
+    if not settings.tries_several_plans:
+        return {"": (settings.scoring, allocation)}
+    refits = settings.prune.recover in ("refit", "reconstruct") or budget.latency is not None
+    return rules_to_try(settings.scoring, statistics, allocation, refits=refits)
 
 
 def cut(

@@ -11,6 +11,7 @@ from seprune.importance import Importance
 from seprune.pruning.removals import Part
 
 NARROW = 64  # channels
+WIDE_FLOOR = 0.2
 SCALED = "SE hidden width: follows its channels"
 
 
@@ -45,6 +46,17 @@ class Allocation:
         if self.scope != "auto":
             return self
         return replace(self, scope="cost_aware" if importance.additive else "global")
+
+    def others(self) -> dict[str, Allocation]:
+        """Allocations by name to be tried beside this one, where `scope` is open.
+
+        A ranking empties some groups down to their floors, which a network that nothing recovers
+        stands least of all.
+        """
+        if self.scope != "auto":
+            return {}
+        wide = replace(self, floor=max(self.floor, WIDE_FLOOR))
+        return {f"floor {WIDE_FLOOR}": wide, "global": replace(self, scope="global")}
 
     @property
     def cost_aware(self) -> bool:

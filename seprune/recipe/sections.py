@@ -249,7 +249,7 @@ class PlanSection(Section):
     blocks: bool = Field(default=True, description="latency budgets may leave residual ones out")
     candidates: bool = Field(
         default=True,
-        description="try plans of several rules, refitted, and keep the one whose outputs are "
+        description="try plans of several rules, recovered, and keep the one whose outputs are "
         "nearest the parent's; label-free",
     )
     steps: SmallCount = Field(default=1, description="cuts on the way, each with new statistics")

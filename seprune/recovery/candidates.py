@@ -1,8 +1,9 @@
 """Which of several plans a network recovers from best: each is tried, and no labels are used.
 
 No rule that chooses channels is right on every network and budget, and the error of a cut before
-its recovery says little about it after. So every candidate is cut, refitted on a part of the
-calibration images, and judged by how far its outputs are from the parent's on held-out ones.
+its recovery says little about it after. So every candidate is cut, recovered as it is going to be
+on a part of the calibration images, and judged by how far its outputs are from the parent's on
+held-out ones.
 Measurements: docs/importance.md, "Which plan".
 """
 
@@ -12,9 +13,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from seprune.errors import InputError, UsageError
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
+from seprune.recovery.recalibrate import recalibrate
 from seprune.recovery.refit import RefitOptions
 from seprune.recovery.refit.network import Refitter
 from seprune.runtime.distributed import first, resolve_device
@@ -45,16 +47,24 @@ class TrialOptions:
     """How candidates are tried.
 
     Attributes:
-        images: calibration images that each candidate is refitted on.
+        images: calibration images that each candidate is recovered on.
         held_out: further images that it is judged on; four times as many where two are close.
+        recover: `refit`, `bn` for BatchNorm statistics alone, or `none`: what is judged.
         device: `auto`, `cpu`, `cuda`, ...
         task: by default what the batches look like.
     """
 
     images: int = 512
     held_out: int = 512
+    recover: Literal["none", "bn", "refit"] = "refit"
     device: str | torch.device = "auto"
     task: Task | None = None
+
+    @classmethod
+    def before(cls, recover: str, **options: Any) -> TrialOptions:
+        """For networks that `recover` (also `reconstruct`, which starts from a refit) is for."""
+        known: dict[str, Literal["none", "bn"]] = {"none": "none", "bn": "bn"}
+        return cls(recover=known.get(recover, "refit"), **options)
 
 
 @dataclass(frozen=True)
@@ -116,19 +126,20 @@ def choose_plan(
     options: TrialOptions | None = None,
     track: Track = silent,
 ) -> PlanChoice:
-    """Try every plan and keep the one whose network is nearest its parent after a refit.
+    """Try every plan and keep the one whose network is nearest its parent once it is recovered.
 
     Under `torchrun` every process calls it. The same images give the same choice. Where errors are
     within 10 % of the smallest, all images behind the first `images` decide.
 
     Args:
         plans: candidates by name; of equals the first one is kept.
-        loader: batches of images, or of (images, labels). The first `images` of them are refitted
-            on, those behind them judge; of too few a quarter judges.
+        loader: batches of images, or of (images, labels). The first `images` of them are recovered
+            on, those behind them judge; of too few a quarter judges. Nothing needs images but
+            the judge where nothing is recovered.
 
     Raises:
         UsageError: no plans.
-        InputError: fewer than two images, or outputs that cannot be compared.
+        InputError: too few images, or outputs that cannot be compared.
     """
     if not plans:
         raise UsageError(
@@ -138,6 +149,7 @@ def choose_plan(
     if all(_keeps(other) == _keeps(plan) for other in plans.values()):
         return PlanChoice(name, plan, (), ())
     options = options or TrialOptions()
+    options = replace(options, images=0) if options.recover == "none" else options
     wanted = options.images + _MORE * options.held_out
     memory = memory_budget(torch.device("cpu")) // 8
     images = take_inputs(loader, wanted, memory=memory, task=options.task)
@@ -243,7 +255,7 @@ def _keeps(plan: PruningPlan) -> dict[str, tuple[int, ...]]:
 
 
 class _Trials:
-    """Cuts, refits and judges on one set of images."""
+    """Cuts, recovers and judges on one set of images."""
 
     def __init__(
         self,
@@ -252,26 +264,39 @@ class _Trials:
         images: CalibrationInputs,
         options: TrialOptions,
     ) -> None:
-        if len(images) < 2:
+        if len(images) < 2 and options.images:
             raise InputError(
                 "one image cannot both recover a network and judge it",
                 why="candidates are judged on images that they were not refitted on",
                 fix="give more calibration images, or plan.candidates=false",
             )
-        self.parent, self.images, self.device = parent, images, resolve_device(options.device)
+        self.parent, self.images, self.options = parent, images, options
+        self.device = resolve_device(options.device)
         spare = len(images) - options.images
         enough = spare >= min(options.held_out, len(images) // 4)
         self.fitted = options.images if enough else len(images) - max(1, len(images) // 4)
         self.held_out = min(options.held_out, len(images) - self.fitted)
         self.known = KnownOutputs(memory_budget(torch.device("cpu")) // 8)
-        fit = RefitOptions(images=self.fitted, device=self.device, task=images.task)
+        self.recover = self._recovery(list(plans.values()))
+
+    def _recovery(
+        self, plans: Sequence[PruningPlan]
+    ) -> Callable[[nn.Module, PruningPlan], nn.Module]:
+        """What is done with every cut; what refits have in common is computed once."""
+        how, task = self.options.recover, self.images.task
         part = list(self.batches(0, self.fitted))
-        self.refit = Refitter(parent, list(plans.values()), part, options=fit)
+        if how == "none":
+            return lambda cut, _: cut
+        if how == "bn":
+            return lambda cut, _: recalibrate(cut, part, task=task, device=self.device)
+        fit = RefitOptions(images=self.fitted, device=self.device, task=task)
+        refit = Refitter(self.parent, plans, part, options=fit)
+        return lambda cut, plan: refit(cut, plan).model
 
     def of(self, name: str, plan: PruningPlan) -> tuple[Trial, nn.Module]:
-        """One candidate's trial, and its refitted network."""
+        """One candidate's trial, and its recovered network."""
         began = time.monotonic()
-        model = self.refit(prune(self.parent, plan), plan).model
+        model = self.recover(prune(self.parent, plan), plan)
         error = self.error(model, self.held_out)
         return Trial(name, error, self.held_out, time.monotonic() - began), model
 

@@ -224,8 +224,8 @@ def choice(facts: Mapping[str, Any]) -> list[str]:
         for t in trials
     ]
     lines = [
-        f"{facts['chosen']} of {len(trials)} candidates; error of the refitted network's outputs "
-        f"on held-out images, without labels: {', '.join(errors)}"
+        f"{facts['chosen']} of {len(trials)} candidates; error of the network's outputs on "
+        f"held-out images, without labels: {', '.join(errors)}"
     ]
     if facts["close"]:
         lines.append(f"within 10 % of it, so perhaps as good: {', '.join(facts['close'])}")

@@ -1,9 +1,10 @@
-"""Batches of any structure: tuples, lists, dicts and their kin, or a bare tensor."""
+"""Batches of any structure: tuples, lists, dicts and their kin, dataclasses, or a bare tensor."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +16,16 @@ TARGETS = ("labels", "label", "targets", "target", "masks", "mask", "y")  # keys
 OUTPUTS = ("logits", "out", "output", "embeddings", "pooler_output")  # keys of a dict of outputs
 
 
+def as_mapping(node: Any) -> Any:
+    """A dataclass as a dict of its fields; anything else as it is."""
+    if is_dataclass(node) and not isinstance(node, (type, Mapping)):
+        return {part.name: getattr(node, part.name) for part in fields(node)}
+    return node
+
+
 def leaves(node: Any) -> Iterator[Tensor]:
     """All tensors, in order."""
+    node = as_mapping(node)
     if isinstance(node, Tensor):
         yield node
     elif isinstance(node, Mapping):
@@ -35,6 +44,8 @@ def map_tensors(node: Any, change: Callable[[Tensor], Any]) -> Any:
         return {key: map_tensors(value, change) for key, value in node.items()}
     if isinstance(node, (tuple, list)):
         return _like(node, [map_tensors(value, change) for value in node])
+    if (parts := as_mapping(node)) is not node:
+        return replace(node, **map_tensors(parts, change))
     return node
 
 
@@ -60,6 +71,8 @@ def slice_batch(node: Any, index: slice, size: int) -> Any:
         if len(node) == size and not any(isinstance(x, (Tensor, tuple, list)) for x in node):
             return node[index]  # names, dicts: one a sample
         return _like(node, [slice_batch(value, index, size) for value in node])
+    if (parts := as_mapping(node)) is not node:
+        return replace(node, **slice_batch(parts, index, size))
     return node
 
 
@@ -94,7 +107,7 @@ def primary(outputs: Any) -> Tensor:
     """
     if isinstance(outputs, Tensor):
         return outputs
-    if isinstance(outputs, Mapping):
+    if isinstance(outputs := as_mapping(outputs), Mapping):
         named: list[Tensor] = [
             outputs[key] for key in OUTPUTS if isinstance(outputs.get(key), Tensor)
         ]

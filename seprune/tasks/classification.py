@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from seprune.errors import InputError
 from seprune.runtime.distributed import sum_over_processes
 from seprune.tasks.batches import primary
-from seprune.tasks.protocol import BaseTask, Meter, soft_cross_entropy
+from seprune.tasks.protocol import BaseTask, Meter, single_logit, soft_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def _classes(target: Any, logits: Tensor) -> Tensor:
     """Class numbers or probabilities, checked against the logits."""
     if isinstance(target, Tensor) and not target.is_floating_point():
         if target.shape == logits.shape[:1]:
+            if logits.shape[1] == 1:
+                raise single_logit()
             return target.long()
     elif isinstance(target, Tensor) and target.shape == logits.shape:
         sums = target.detach().sum(1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from seprune.errors import InputError, UsageError
-from seprune.tasks.batches import flatten_outputs, leaves, to_device
+from seprune.tasks.batches import TARGETS, as_mapping, flatten_outputs, leaves, to_device
 from seprune.tasks.callables import total_of
 from seprune.tasks.protocol import Meter, Sample
 from seprune.tasks.torchmetrics import torch_metric
@@ -42,9 +42,15 @@ class Detection:
     def split(self, batch: Any) -> Sample:
         """One argument, a list of images; the target is a list of dicts.
 
+        A dict, or a dataclass, holds both, the boxes by a key such as `targets`.
+
         Raises:
             InputError: a batch of another kind.
         """
+        if isinstance(given := as_mapping(batch), Mapping) and len(given) <= 2:
+            key = next((key for key in TARGETS if key in given), None)
+            rest = [value for name, value in given.items() if name != key]
+            batch = (rest[0], given[key]) if rest and key else (rest or [batch])[0]
         images, targets = batch, None
         paired = (
             isinstance(batch, (tuple, list))

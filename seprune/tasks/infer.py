@@ -57,12 +57,18 @@ def infer_task(batch: Any) -> Task:
     if isinstance(target, Tensor) and not target.is_floating_point():
         if target.dim() == 1:
             return Classification()
-        if target.dim() == 3:
+        if target.dim() == 3 or (target.dim() == 4 and target.shape[1] == 1):
             return Segmentation()
         if target.dim() == 2:
             raise _several(target, ("multi_label", "regression"))
     if isinstance(target, Tensor) and target.is_floating_point() and target.dim() in (1, 2):
         return _of_floats(target)
+    if isinstance(target, Tensor) and target.is_floating_point() and target.dim() > 2:
+        raise InputError(
+            f"the task is not clear from targets of floats {tuple(target.shape)}",
+            why="they are numbers to be met (regression), or masks in a type of numbers",
+            fix="say which: task=Regression() or --task regression; masks with target.long()",
+        )
     shape = f"tensor {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
     raise InputError(
         f"no task fits targets that are a {shape}",

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seprune.errors import InputError
-from seprune.tasks.batches import TARGETS, call, flatten_outputs, leaves, slice_batch
+from seprune.tasks.batches import (
+    TARGETS,
+    as_mapping,
+    call,
+    flatten_outputs,
+    leaves,
+    slice_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,8 @@ class BaseTask(ABC):
     def split(self, batch: Any) -> Sample:
         """(inputs, target), ((inputs, ...), target), a dict with a target's key, or inputs alone.
 
+        A dataclass is the dict of its fields.
+
         Raises:
             InputError: a batch without a tensor.
         """
@@ -118,6 +127,7 @@ class BaseTask(ABC):
                 ),
                 fix="give a loader of tensors (B, C, H, W), of (inputs, target), or of dicts",
             )
+        batch = as_mapping(batch)
         if isinstance(batch, Mapping):
             key = next((key for key in TARGETS if key in batch), None)
             kwargs = {name: value for name, value in batch.items() if name != key}
@@ -202,9 +212,25 @@ def require_same_shape(own: Tensor, taught: Tensor) -> None:
     )
 
 
+def single_logit() -> InputError:
+    """A softmax over one number says nothing: every loss would be 0."""
+    return InputError(
+        "the model has a single output, which tells no classes apart",
+        why="the softmax of one number is 1, whatever it is",
+        fix="name the task that fits: --task multi_label for a yes or no, --task regression for a "
+        "number",
+    )
+
+
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(logits / T)), batch mean (arXiv:1503.02531)."""
+    """T^2 KL(softmax(teacher / T) || softmax(logits / T)), batch mean (arXiv:1503.02531).
+
+    Raises:
+        InputError: outputs of another shape, or a single one, whose softmax is always 1.
+    """
     require_same_shape(logits, teacher)
+    if logits.shape[1] == 1:
+        raise single_logit()
     soft = F.kl_div(
         F.log_softmax(logits.float() / temperature, 1),
         F.log_softmax(teacher.float() / temperature, 1),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +19,8 @@ from seprune.tasks.torchmetrics import TorchMeter, torch_metric
 @dataclass(frozen=True)
 class Segmentation(BaseTask):
     """Targets are class numbers (B, H, W); logits (B, K, h, w) are scaled to them.
+
+    A single logit (B, 1, h, w) is that of class 1 against class 0.
 
     Attributes:
         inputs: leading elements of a tuple batch that are arguments of the model.
@@ -51,7 +54,7 @@ class Segmentation(BaseTask):
 
     def distillation(self, outputs: Any, teacher: Any, *, temperature: float) -> Tensor:
         """T^2 KL of the classes at `temperature`, mean over the pixels."""
-        own, taught = primary(outputs), primary(teacher)
+        own, taught = (_of_classes(primary(given)) for given in (outputs, teacher))
         require_same_shape(own, taught)
         pixels = [logits.movedim(1, -1).flatten(0, 2) for logits in (own, taught)]
         return soft_cross_entropy(*pixels, temperature=temperature)
@@ -63,6 +66,8 @@ class Segmentation(BaseTask):
     def pair(self, outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
         """Logits (B, K, H, W) at the size of the masks, and masks (B, H, W)."""
         logits = primary(outputs).float()
+        if isinstance(target, Tensor) and target.dim() == 4 and target.shape[1] == 1:
+            target = target.squeeze(1)
         if (
             not isinstance(target, Tensor)
             or target.is_floating_point()
@@ -75,7 +80,7 @@ class Segmentation(BaseTask):
                 why="segmentation takes class numbers (B, H, W) and logits (B, classes, H, W)",
                 fix="give masks of integers; for one class an image name --task classification",
             )
-        masks = target.long()
+        logits, masks = _of_classes(logits), target.long()
         strange = (masks != self.ignore_index) & ((masks < 0) | (masks >= logits.shape[1]))
         if bool(strange.any()):
             raise InputError(
@@ -86,6 +91,13 @@ class Segmentation(BaseTask):
         if logits.shape[2:] != masks.shape[1:]:
             logits = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False)
         return logits, masks
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    """Logits of two classes for a single one: their softmax is its sigmoid."""
+    if logits.dim() == 4 and logits.shape[1] == 1:
+        return torch.cat([torch.zeros_like(logits), logits], 1)
+    return logits
 
 
 class _SegmentationMeter:

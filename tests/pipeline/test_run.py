@@ -163,6 +163,10 @@ def test_several_budgets_share_baseline_and_statistics(tmp_path):
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     names = [json.loads(line)["stage"] for line in lines]
     assert names.count("collect") == names.count("train") == 1
+    for budget in report.budgets:  # judged as they were cut
+        assert {t["name"].partition(", ")[2] for t in budget.choice["trials"]} == {
+            "", "floor 0.2", "global",
+        }  # fmt: skip
     assert (tmp_path / "macs-0.6" / "finetuned" / "model.safetensors").is_file()
     assert (tmp_path / "macs-0.4" / "plan.json").is_file()
 

@@ -17,6 +17,7 @@ import seprune
 from seprune.errors import InputError, UsageError
 from seprune.importance import Importance
 from seprune.pruning.plan import PruningPlan
+from seprune.pruning.rules import rules_to_try
 from seprune.recovery import candidates
 from seprune.recovery.candidates import TrialOptions, choose_plan, output_error
 from seprune.recovery.refit import RefitOptions, refit
@@ -141,6 +142,54 @@ def test_what_the_candidates_share_is_computed_once(parent, plans, monkeypatch):
     monkeypatch.setattr(Net, "forward", counted)
     choose_plan(parent, plans, batches(96), options=OPTIONS)
     assert seen == dict.fromkeys(range(48), 1)
+
+
+def test_a_network_that_is_not_refitted_is_judged_as_it_will_be(parent, plans):
+    parent = nn.Sequential(parent.conv, nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 4)).eval()
+    structure = seprune.analyse(parent, images(2))
+    group = structure.groups[0]
+    mine = {
+        name: seprune.make_plan(
+            structure, Importance(name, {group.name: torch.tensor([*map(float, order)])}),
+            allocation=seprune.Allocation("uniform", floor=0, min_channels=1), params=0.55,
+        )
+        for name, order in {"first": range(8), "last": range(8, 0, -1)}.items()
+    }  # fmt: skip
+    for recover, start in (("none", 0), ("bn", 32)):
+        options = replace(OPTIONS, recover=recover)
+        choice = choose_plan(parent, mine, batches(96), options=options)
+        for trial in choice.trials:
+            small, seen = seprune.prune(parent, mine[trial.name]), images(96)[start:]
+            seen = seen[: trial.images]
+            if recover == "bn":
+                small = seprune.recalibrate(small, [images(96)[:32]], device="cpu")
+            with torch.no_grad():
+                want, give = (m(seen).double().numpy() for m in (parent, small))
+            assert trial.error == pytest.approx(
+                np.square(want - give).mean() / want.var(), rel=1e-4
+            )
+        assert choice.trials[0].error < choice.trials[1].error
+    assert TrialOptions.before("reconstruct") == TrialOptions() == TrialOptions.before("refit")
+    assert TrialOptions.before("none", device="cpu") == TrialOptions(recover="none", device="cpu")
+
+
+def test_networks_that_nothing_refits_are_tried_with_other_allocations(parent):
+    structure = seprune.analyse(parent, images(2))
+    statistics = seprune.collect_statistics(
+        parent, batches(20), structure=structure, options=seprune.CollectOptions(device="cpu")
+    )
+    scoring, own = seprune.Scoring(), seprune.Allocation(floor=0.3, protect=("head",))
+    found = rules_to_try(scoring, statistics, own, refits=False)
+    ways = ("", ", floor 0.2", ", global")
+    names = [f"gate_logit {c}{way}" for way in ways for c in ("joint", "coupled")]
+    assert list(found) == names
+    assert found[names[0]] == (scoring, own)
+    assert found[names[2]][1] == own  # a floor is never lowered
+    assert found[names[5]] == (replace(scoring, combine="coupled"), replace(own, scope="global"))
+    assert list(rules_to_try(scoring, statistics, own, refits=True)) == names[:2]
+    fixed = replace(own, scope="cost_aware")
+    assert list(rules_to_try(scoring, statistics, fixed, refits=False)) == names[:2]
+    assert list(rules_to_try(seprune.Scoring("l2"), None, own, refits=False)) == ["l2 joint"]
 
 
 def test_close_candidates_are_judged_on_all_images_that_are_left(parent, plans, monkeypatch):

@@ -564,7 +564,7 @@ def test_the_report_names_chosen_and_rejected_plans(tmp_path):
     choice = {"chosen": "a joint", "close": ["a coupled"], "trials": trials}
     lines = words.choice(choice)
     assert lines == [
-        "a joint of 4 candidates; error of the refitted network's outputs on held-out images, "
+        "a joint of 4 candidates; error of the network's outputs on held-out images, "
         "without labels: a joint 0.0123, a coupled 0.0130, b as a coupled, c not finite",
         "within 10 % of it, so perhaps as good: a coupled",
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from seprune.tasks import (
     infer_task,
     task_by_name,
 )
-from seprune.tasks.batches import call, positional
+from seprune.tasks.batches import call, positional, primary, to_device
 
 
 class Echo(nn.Module):
@@ -113,6 +115,33 @@ def test_segmentation_scales_logits_and_weighs_the_auxiliary_output():
     assert found.tolist() == pytest.approx([main + 0.5 * aux], rel=1e-5)
 
 
+def test_a_single_logit_is_a_class_against_the_background():
+    torch.manual_seed(0)
+    logits, masks = torch.randn(3, 1, 4, 4) * 3, torch.randint(2, (3, 1, 4, 4))
+    task = Segmentation()
+    wanted = F.binary_cross_entropy_with_logits(logits, masks.float(), reduction="none")
+    assert torch.allclose(task.losses(logits, masks), wanted.mean((1, 2, 3)), rtol=1e-5)
+    score = evaluate(Echo(), [(logits, masks)], device="cpu")
+    assert score.task == "segmentation"
+    answer, truth = logits > 0, masks == 1
+    ious = [((a & b).sum() / (a | b).sum()).item() for a, b in ((answer, truth), (~answer, ~truth))]
+    assert score.value == pytest.approx(sum(ious) / 2, rel=1e-5)
+    teacher = torch.randn(3, 1, 4, 4)
+    p, q = torch.sigmoid(teacher / 2), torch.sigmoid(logits / 2)
+    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    found = task.distillation(logits, teacher, temperature=2.0)
+    assert found.item() == pytest.approx(4 * kl.mean().item(), rel=1e-4)
+
+
+def test_a_single_output_is_never_trained_by_a_softmax():
+    x = torch.randn(4, 1)
+    with pytest.raises(InputError, match="a single output, which tells no classes apart") as one:
+        Classification().loss(x, torch.zeros(4).long())  # would be exactly 0
+    assert "--task multi_label" in one.value.fix
+    with pytest.raises(InputError, match="a single output"):
+        Classification().distillation(x, x + 1, temperature=1.0)
+
+
 def _box(x, label, score=None):
     own = {"boxes": torch.tensor([[x, 0.0, x + 10, 10.0]]), "labels": torch.tensor([label])}
     return own if score is None else own | {"scores": torch.tensor([score])}
@@ -138,6 +167,11 @@ def test_detection_cuts_batches_and_names_what_is_no_box():
     some, theirs = task.part((images, targets), slice(1, None))
     assert torch.equal(some[0], images[1])
     assert theirs[0] is targets[1]
+    for own in ({"images": images, "targets": targets}, {"labels": targets, "x": images}):
+        assert task.split(own).target == targets
+        assert torch.equal(task.split(task.part(own, slice(1, None))).args[0][0], images[1])
+        assert isinstance(infer_task(own), Detection)
+    assert len(task.split({"images": images}).args[0]) == 2
     with pytest.raises(InputError, match="the targets of a batch are no boxes"):
         task.split((images, [{"labels": 1}, {}]))
     with pytest.raises(InputError, match="not images and their boxes"):
@@ -204,6 +238,9 @@ def test_targets_of_several_tasks_or_none_are_refused_with_their_names():
     assert "--task multi_label, --task regression" in one.value.fix
     with pytest.raises(InputError, match="classification and multi_label and regression"):
         infer_task((images, torch.eye(2)))
+    with pytest.raises(InputError, match="numbers to be met") as dense:
+        infer_task((images, torch.rand(2, 4, 4)))
+    assert "--task regression" in dense.value.fix
     with pytest.raises(InputError, match="no task fits targets that are a list"):
         infer_task((images, ["a", "b"]))
     with pytest.raises(UsageError, match="'guess' is no task"):
@@ -241,6 +278,22 @@ def test_batches_of_any_structure_are_split_cut_and_called():
         assert torch.equal(task.forward(model, batch), wanted)
         assert torch.equal(task.forward(model, task.part(batch, slice(1, 2))), wanted[1:])
     assert torch.equal(Classification(inputs=2).forward(model, (x, x, y)), 2 * x)
+    Pair = namedtuple("Pair", "a labels")
+
+    @dataclass
+    class Fields:
+        a: torch.Tensor
+        b: torch.Tensor
+        labels: torch.Tensor
+
+    for own, wanted in ((Pair(x, y), x), (Fields(x, x, y), 2 * x)):
+        assert torch.equal(task.forward(model, own), wanted)
+        assert torch.equal(task.split(own).target, y)
+        one = task.part(own, slice(1, 2))
+        assert type(one) is type(own)
+        assert torch.equal(task.forward(model, one), wanted[1:])
+        assert torch.equal(task.forward(model, to_device(own, torch.device("cpu"))), wanted)
+    assert torch.equal(primary(Fields(x, 2 * x, y)), x)
     args = positional(model, (), {"b": x, "a": y})
     assert args[0] is y
     assert args[1] is x
