@@ -61,13 +61,16 @@ def written_sizes(trace: Trace, values: Mapping[int, Tensor], classes: Tensor) -
             continue
         ids = compact(values[call.output])
         of_class = classes[ids.clamp_min(0)].expand(trace.shape(call.output))
-        start = 0
+        start, before = 0, trace.shape(call.inputs[0]) if call.inputs else ()
         if call.function == "unflatten":
-            start = _unflattened(trace.shape(call.inputs[0]), tuple(of_class.shape))
+            start = _unflattened(before, tuple(of_class.shape))
         for dim in range(start, of_class.dim()):
             vector = along(of_class, dim)
             if vector is None or not bool((vector > 0).any()):
                 continue
+            padded = (1,) * (of_class.dim() - len(before)) + before
+            if call.function == "repeat" and padded[dim] > 1:
+                continue  # a number of copies, which is the width only where one is copied
             side = f"{call.function}#{call.index}[{dim - start}]"
             known = found.setdefault((call.module, side), WrittenSize(call.module, side, vector))
             if not torch.equal(known.classes, vector):  # a shared module, called for other channels

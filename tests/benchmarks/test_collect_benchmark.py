@@ -12,6 +12,6 @@ def test_the_default_criterion_is_measured():
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     arguments = argparse.Namespace(device="cpu", precision="no", batch=2, group=1, repeat=1)
-    row = benchmark.measure("seprune/se_resnet20", "criterion", arguments)
-    assert (row["gates"], row["channels"]) == (9, 3 * (16 + 32 + 64))
+    row = benchmark.measure("seprune/se_resnet8", "criterion", arguments)
+    assert (row["gates"], row["channels"]) == (3, 16 + 32 + 64)
     assert row["units"] > row["channels"]

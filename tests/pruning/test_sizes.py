@@ -17,6 +17,7 @@ from seprune.pruning.plan import PruningPlan, plan_of
 WAYS = (
     "view", "view of the batch", "reshape", "reshape by name", "sizes in a list", "unflatten",
     "module", "bias", "gate", "expanded gate", "nested twice", "parts joined", "sequence",
+    "repeated gate", "repeated mask",
 )  # fmt: skip
 
 
@@ -40,10 +41,15 @@ class Written(nn.Module):
         if self.how == "gate":
             return g.view(len(x), 12, 1, 1)
         g = g[:, :, None, None]
+        if self.how == "repeated gate":  # ones, which are no widths
+            return g.repeat(1, 1, *x.shape[2:])
         return g.expand(-1, 12, *x.shape[2:]) if self.how == "expanded gate" else g
 
     def forward(self, x: Tensor) -> Tensor:
+        shade = x.mean(1, keepdim=True)
         x = self.bn(self.c1(x)).relu()
+        if self.how == "repeated mask":
+            x = x * shade.repeat(1, 12, 1, 1)
         if self.how == "bias":
             x = x + self.bias.view(1, 12, 1, 1)
         x = x * self.gate(x)
