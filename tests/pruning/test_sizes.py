@@ -163,7 +163,8 @@ def test_compiled_and_exported_networks_have_the_sizes_too(how):
         shapes = {"x": {0: torch.export.Dim.AUTO}}
         made = torch.export.export(small, (x,), dynamic_shapes=shapes).module()
         torch.testing.assert_close(made(x), right)
-        torch.testing.assert_close(made(x[:2]), small(x[:2]))
+        if how == "view":  # len(x) makes a batch size fixed, in the parent too
+            torch.testing.assert_close(made(x[:2]), small(x[:2]))
         torch.testing.assert_close(torch.compile(small)(x), right)
 
 
