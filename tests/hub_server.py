@@ -135,20 +135,28 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in (None, "main", self.hub.commit(repo)):
             self._answer(404, X_Error_Code="RevisionNotFound")
         elif kind in ("tree", "paths-info"):
-            self._json(self._entries(repo, (below or "").strip("/")))
+            deep = "recursive=true" in self.path.lower()
+            self._json(self._entries(repo, (below or "").strip("/"), below=deep))
         else:
             files = [{"rfilename": name} for name in self.hub.repos[repo]]
             self._json({"id": repo, "sha": self.hub.commit(repo), "private": False, "tags": [],
                         "gated": False, "disabled": False, "downloads": 0, "likes": 0,
                         "siblings": files})  # fmt: skip
 
-    def _entries(self, repo: str, folder: str) -> list[dict[str, Any]]:
-        return [
-            {"type": "file", "path": name, "size": len(content),
-             "oid": hashlib.sha1(content).hexdigest()}
-            for name, content in self.hub.repos[repo].items()
-            if name.startswith(folder)
-        ]  # fmt: skip
+    def _entries(self, repo: str, folder: str, *, below: bool = True) -> list[dict[str, Any]]:
+        """The files of a folder and of those below it; or what lies directly in it."""
+        start, found = f"{folder}/" if folder else "", dict[str, dict[str, Any]]()
+        for name, content in self.hub.repos[repo].items():
+            if not name.startswith(start):
+                continue
+            first, deeper, _ = name.removeprefix(start).partition("/")
+            digest = hashlib.sha1(content).hexdigest()
+            if deeper and not below:
+                path = start + first
+                found[path] = {"type": "directory", "path": path, "size": 0, "oid": digest}
+            else:
+                found[name] = {"type": "file", "path": name, "size": len(content), "oid": digest}
+        return list(found.values())
 
     def _file(self, repo: str, name: str) -> None:
         content, commit = self.hub.repos[repo].get(name), self.hub.commit(repo)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from seprune.data.decode import Range, mode_of, range_of, read_encoded
 from seprune.data.source import REPORTED, SPLIT_SEED, Source, set_aside, stratified
 
 LOOKED_AT = 16  # images, to know their mode and their size
+MOST_CLASSES = 100_000
 DEEP = 256  # images that may tell the scale of those with more than 8 bits
 
 
@@ -67,6 +68,12 @@ def encoded(contents: Contents, labels: Sequence[int]) -> Encoded:
     """Images with the number of their class each."""
     numbers = torch.tensor(labels, dtype=torch.int64)
     return Encoded(contents, numbers, torch.arange(len(numbers)))
+
+
+def numbered(labels: Iterable[int]) -> tuple[str, ...]:
+    """The classes 0 to the largest of these numbers, but for those that can be no class."""
+    numbers = [n for n in labels if 0 <= n < MOST_CLASSES]
+    return tuple(map(str, range(max(numbers, default=-1) + 1)))
 
 
 def as_source(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seprune.data.encoded import Encoded, as_source, encoded
+from seprune.data.encoded import MOST_CLASSES, Encoded, as_source, encoded, numbered
 from seprune.data.source import REPORTING, TRAINING, Source
 from seprune.errors import EnvironmentFault, InputError, SepruneError, first_line
+from seprune.models import hub
 from seprune.runtime.extras import require
 from seprune.runtime.reading import open_regular
 
@@ -75,6 +78,10 @@ def _load(source: str, name: str, config: str | None) -> Mapping[str, Any]:
     """Every split of a data set."""
     datasets = require("datasets", extra="datasets", what=f"{source} needs a package")
     folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        _require_name(source, name)
+        if not hub.answers(name, "README.md", kind="dataset"):
+            datasets.config.HF_HUB_OFFLINE = True  # it looks into its cache, and tries no longer
     try:
         if any((folder / f).is_file() for f in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(str(folder))
@@ -85,10 +92,27 @@ def _load(source: str, name: str, config: str | None) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {"train": found}
 
 
+def _require_name(source: str, name: str) -> None:
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        return
+    raise InputError(
+        f"{source}: no such folder, and not the name of a data set",
+        why="it is ORG/NAME of a Hub, or a folder that `datasets` reads or wrote",
+        fix="check the path, or write hf:ORG/NAME",
+    )
+
+
 def _fault(source: str, name: str, error: Exception) -> SepruneError:
     """What the library says, in our words."""
     said, kinds = first_line(error), {kind.__name__ for kind in type(error).__mro__}
     whole = str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "Not enough disk space" in whole:
+        return EnvironmentFault(
+            f"{source}: no space in the cache of `datasets`",
+            why=said,
+            fix="free some space, or let HF_HOME name a folder on another disk",
+        )
     for words, what, fix in (
         (("gated", "ask for access"), "its owner has to let you in",
          "accept the terms on its page, then: hf auth login"),
@@ -225,7 +249,10 @@ def _best(found: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _classes(source: str, tables: Sequence[Any], label: str) -> tuple[str, ...]:
-    """The names of the classes, in the order of their numbers; of texts, sorted."""
+    """The names of the classes, in the order of their numbers; of texts, sorted.
+
+    Numbers that are written as texts are sorted as numbers.
+    """
     named = [getattr(t.features[label], "names", None) for t in tables]
     if len(named) > 1 and named[0] != named[1]:
         raise InputError(
@@ -244,10 +271,10 @@ def _classes(source: str, tables: Sequence[Any], label: str) -> tuple[str, ...]:
                 why="nothing was trained for it",
                 fix="choose other splits",
             )
-        return tuple(sorted(every))
-    if odd := [v for v in every if isinstance(v, bool) or not isinstance(v, int) or v < 0]:
-        raise _odd(source, label, odd[0])
-    return tuple(map(str, range(max(every) + 1)))
+        numbers = all(v.isdecimal() for v in every)
+        return tuple(sorted(every, key=lambda v: (int(v) if numbers else 0, v)))
+    plain = [v for v in every if isinstance(v, int) and not isinstance(v, bool)]
+    return numbered(plain)  # any other is named with its row
 
 
 def _few(names: Sequence[str] | None) -> str:
@@ -267,18 +294,23 @@ def _part(title: str, table: Any, columns: tuple[str, str], classes: Sequence[st
     if given and isinstance(given[0], str):
         numbers = {name: n for n, name in enumerate(classes)}
         given = [numbers.get(v, v) for v in given]
-    for value in given:
+    for row, value in enumerate(given):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(classes):
-            raise _odd(title, label, value)
+            raise _odd(title, label, row, given)
     bare = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return encoded(_Rows(bare, column, title), given)
 
 
-def _odd(title: str, label: str, value: object) -> InputError:
-    hidden = value in (-1, None)
+def _odd(title: str, label: str, row: int, given: Sequence[Any]) -> InputError:
+    secret = set(given) <= {-1, None}
     return InputError(
-        f"{title}: {label} is {value!r} in a row, which is no class",
-        why="labels are numbers from 0 or names"
-        + (": those of this split seem to be kept secret" if hidden else ""),
-        fix="choose another split, such as hf:NAME:validation" if hidden else "mend the column",
+        f"{title}, row {row}: {label} is {given[row]!r}, which is no class",
+        why="the labels of this split are kept secret"
+        if secret
+        else f"labels are numbers from 0 to {MOST_CLASSES - 1:,}, or names",
+        fix="choose another split, such as hf:NAME:validation"
+        if secret
+        else "mend the column, or take rows out: datasets' filter, then save_to_disk and "
+        "--data hf:FOLDER",
+        code="annotation",
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from seprune.data.encoded import Encoded, as_source, encoded
+from seprune.data.encoded import Encoded, as_source, encoded, numbered
 from seprune.data.folders import EXTENSIONS
 from seprune.data.source import REPORTING, Source
 from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
@@ -92,7 +92,7 @@ def shards(source: str, mode: str | None) -> Source:
     classes = names or _classes([label for _, labels in found for label in labels])
     made = [_part(images, labels, classes) for images, labels in found]
     counts = ", ".join(
-        f"{len(p.labels):,} images in {len(s)} shards" for p, s in zip(made, filter(None, parts))
+        f"{len(p.labels):,} images (shards: {len(s)})" for p, s in zip(made, filter(None, parts))
     )
     return as_source(source, classes, made, mode=mode, notes=[counts])
 
@@ -209,9 +209,16 @@ def _label(path: Path, stream: IO[bytes], key: str, sample: _Sample) -> int | st
     if place.size > LABEL_LIMIT:
         raise _wrong(path, key, "no label", f"its .{ending} has {place.size:,} bytes")
     text = _read(stream, place).decode(errors="replace").strip()
+    if ending.startswith("cls") and not re.fullmatch(r"-?\d{1,9}", text):
+        raise _wrong(path, key, "no label", f"its .{ending} is {text[:40]!r}, which is no number")
     if ending != "json":
         return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text
-    known = parse_json(text)
+    try:
+        known = parse_json(text)
+    except (InputError, ValueError) as error:
+        raise _wrong(
+            path, key, "no label", f"its .json cannot be read: {first_line(error)}"
+        ) from error
     value = next((known[k] for k in KEYS if k in known), None) if isinstance(known, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise _wrong(path, key, "no label", f"its .json has none of {', '.join(KEYS)}")
@@ -226,7 +233,7 @@ def _read(stream: IO[bytes], place: _Place) -> bytes:
 def _classes(labels: Sequence[Any]) -> tuple[str, ...]:
     """The classes in the order of their numbers; of names, sorted."""
     if all(isinstance(label, int) for label in labels):
-        return tuple(map(str, range(max(labels) + 1)))
+        return numbered(labels)
     return tuple(sorted({str(label) for label in labels}))
 
 

@@ -77,13 +77,15 @@ def fetch(repo: HubRepo, name: str) -> Path:
     if repo.folder is not None:
         return _in_folder(repo, repo.folder / name)
     api = hub_api()
-    alone = not _answers(api, repo, name)
+    alone = not answers(repo.name, name, revision=repo.revision)
     try:
         path = Path(
             api.hf_hub_download(repo.name, name, revision=repo.revision, local_files_only=alone)
         )
     except Exception as error:  # of the library, of its HTTP client, or of the disk
-        raise _fault(repo, name, error) from error
+        where = os.environ.get("HF_ENDPOINT") or "the Hub"
+        why = f"{where} does not answer, or HF_HUB_OFFLINE is set" if alone else first_line(error)
+        raise _fault(repo, name, error, why) from error
     _check_content(repo, name, path)
     return path
 
@@ -103,11 +105,14 @@ def _in_folder(repo: HubRepo, path: Path) -> Path:
     )
 
 
-def _answers(api: Any, repo: HubRepo, name: str) -> bool:
-    """Whether there is a Hub; the library alone would try for half a minute to find out."""
-    library = _library()
-    where = {"revision": repo.revision, "endpoint": os.environ.get("HF_ENDPOINT")}
-    url = library.hf_hub_url(repo.name, name, **where)
+def answers(repo: str, name: str, *, revision: str | None = None, kind: str = "model") -> bool:
+    """Whether there is a Hub; the library alone would try for half a minute to find out.
+
+    Args:
+        kind: of the repository, `model` or `dataset`.
+    """
+    api, endpoint = hub_api(), os.environ.get("HF_ENDPOINT")
+    url = _library().hf_hub_url(repo, name, repo_type=kind, revision=revision, endpoint=endpoint)
     for pause in (1.0, None):
         try:
             api.get_hf_file_metadata(url=url, timeout=ANSWER_SECONDS)
@@ -212,9 +217,9 @@ def _check_content(repo: HubRepo, name: str, path: Path) -> None:
         )
 
 
-def _fault(repo: HubRepo, name: str, error: Exception) -> SepruneError:
+def _fault(repo: HubRepo, name: str, error: Exception, said: str) -> SepruneError:
     """What the library says, in our words."""
-    said, errors = first_line(error), _errors()
+    errors = _errors()
     for kind, what, fix in (
         (errors.GatedRepoError, "its owner has to let you in",
          "accept the terms on the page of the repository, then: hf auth login"),

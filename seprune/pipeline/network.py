@@ -134,6 +134,8 @@ def _published(
 def _copy_of_hub(section: ModelSection) -> Path | None:
     """The folder that holds the files of a repository of a Hub, fetched elsewhere."""
     path = Path(section.checkpoint or "")
+    if section.checkpoint and not path.exists():
+        load_weights(path, weights=section.weights)  # names it, before anything is asked for
     return path if section.checkpoint and (path / "config.json").is_file() else None
 
 

@@ -136,7 +136,7 @@ ODD = {
     "no labels": ({"train": {"image": columns(range(9))["image"]}}, "", "no column of labels"),
     "no images": ({"train": {"label": [0, 1]}}, "", "no column of images"),
     "secret labels": ({"train": columns(range(9)), "test": columns(range(9), lambda n: -1)}, "",
-                      "label is -1 in a row"),
+                      "row 0: label is -1, which is no class"),
     "no rows": ({"train": columns(range(9)), "test": columns(range(9))}, ":test[9:]",
                 "holds no rows"),
     "no split": ({"train": columns(range(9))}, ":tset", "there is no split tset"),
@@ -145,6 +145,9 @@ ODD = {
               "more than two splits"),
     "new class": ({"train": columns(range(9), lambda n: "ab"[n % 2]),
                    "test": columns(range(9), lambda n: "abc"[n % 3])}, "", "class 'c' is only in"),
+    "a huge one": ({"train": columns(range(9), lambda n: 10**9 if n else 0)}, "",
+                   "row 1: label is 1000000000"),
+    "one unknown": ({"train": columns(range(9), lambda n: n or None)}, "", "row 0: label is None"),
     "fractions": ({"train": columns(range(9), lambda n: n / 2)}, "", "which is no class"),
     "damaged": ({"train": {"image": [{"bytes": png(n)[:40], "path": None} for n in range(9)],
                            "label": [0] * 9}}, "", "row 0: the image cannot be decoded"),
@@ -251,7 +254,7 @@ def test_every_sample_is_seen_once(shards, spec):
     both = seen(data.calibration(99)) + seen(data.reporting(4))
     assert sorted(both) == [(n, n % 3) for n in range(COUNT)]
     assert data.info.classes == ("0", "1", "2")
-    assert "25 images in 5 shards" in data.info.notes
+    assert "25 images (shards: 5)" in data.info.notes
     assert any("are set aside" in note for note in data.info.notes)
 
 
@@ -321,6 +324,9 @@ def broken(shards: Path) -> dict[str, tuple[str, str]]:
         "two images": ({"a.png": png(0), "a.jpg": png(1), "a.cls": b"0"}, "sample a: two images"),
         "below 0": ({"a.png": png(0), "a.cls": b"-1", "b.png": png(0), "b.cls": b"0"},
                     "sample a: class -1"),
+        "huge": ({"a.png": png(0), "a.cls": b"999999999"}, "sample a: class 999999999"),
+        "two numbers": ({"a.png": png(0), "a.cls": b"1 2"}, "sample a: no label"),
+        "half a json": ({"a.png": png(0), "a.json": b"{"}, "sample a: no label"),
         "no number": ({"a.png": png(0), "a.json": b'{"width": 3}'}, "sample a: no label"),
     }  # fmt: skip
     for name, (members, said) in files.items():

@@ -219,8 +219,9 @@ def test_no_connection_is_said_within_seconds(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", time.sleep)
     start = time.monotonic()
-    with pytest.raises(EnvironmentFault, match="cannot be downloaded"):
+    with pytest.raises(EnvironmentFault, match="cannot be downloaded") as caught:
         fetch(HubRepo("us/net"), "config.json")
+    assert "http://127.0.0.1:9 does not answer" in caught.value.why
     assert time.monotonic() - start < 6
 
 
@@ -236,6 +237,9 @@ def test_a_copy_of_a_repository_stands_for_it(hub, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
         open_network(section)
+    with pytest.raises(InputError) as caught:
+        open_network(ModelSection(name="hf-hub:us/net", checkpoint=str(tmp_path / "gone")))
+    assert caught.value.code == "checkpoint-missing"
     assert hub.requests == []
 
 
