@@ -83,7 +83,8 @@ def attack(kept: Kept, each: int) -> Iterator[None]:
         try:
             found = reader(name, seed)
         except Crash as error:
-            row["broken"].append(f"seed {seed}: {str(error)[-1500:]}")
+            print(error, file=sys.stderr)
+            row["broken"].append(f"seed {seed}: {str(error).strip().splitlines()[-1][:200]}")
             reader.again()
         else:
             if found == "read":

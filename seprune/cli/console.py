@@ -231,7 +231,7 @@ def fault_behind(error: Exception) -> SepruneError | None:
         return EnvironmentFault(
             "there is not enough memory for this",
             why=first_line(error),
-            fix="smaller images or batches (--input, --batch, --set data.batch_size=N), or a "
+            fix="smaller images or batches (--input, --batch, data.batch_size), or a "
             "machine with more memory",
         )
 
