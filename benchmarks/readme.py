@@ -154,6 +154,8 @@ def faults(kept: dict[str, Any]) -> str:
         tried = f"{found['done']:,} {unit}"
         if name == "operations" and found["done"] < 4 * found["operations_of_a_run"]:
             tried += f" of {4 * found['operations_of_a_run']:,}, drawn by chance"
+        if name == "kills-commands" and found["done"] < found["rounds"]:
+            tried += f" of {found['rounds']:,}; the same command goes on"
         rows.append(f"| {words} | {tried} | {hangs} | {losses} | {_outcome(name, found)} |")
     caption = (
         "`python benchmarks/faults.py kills`, and `commands`, `signals`, `operations`, `crowds`, "
