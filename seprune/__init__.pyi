@@ -54,6 +54,7 @@ from .recovery.reconstruct.options import Reconstructed, ReconstructOptions
 from .recovery.reconstruct.run import reconstruct
 from .recovery.refit.network import refit
 from .recovery.refit.options import RefitOptions, Refitted
+from .report.artefacts import ArtefactReport
 from .report.measurement import (
     BudgetReport,
     GateSummary,
@@ -83,6 +84,7 @@ __all__ = [
     "AblationLoss",
     "Allocation",
     "Architecture",
+    "ArtefactReport",
     "Budget",
     "BudgetReport",
     "ChannelGroup",

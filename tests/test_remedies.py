@@ -209,7 +209,7 @@ def test_every_extra_in_a_message_is_one():
     for path in (ROOT / "seprune").rglob("*.py"):
         if "import require\n" in (text := path.read_text()):
             named.update(re.findall(r"""extra["']?[=:] ?"(\w+)\"""", text))
-    assert {"hub", "onnx", "tasks", "tensorboard"} <= named  # of runtime/extras.require
+    assert {"hub", "onnx", "tasks"} <= named  # of runtime/extras.require
     assert named <= set(extras["optional-dependencies"])
 
 

@@ -43,6 +43,9 @@ def export(
     ],
     onnx: Annotated[Path | None, typer.Option(metavar="F", help="Write ONNX here.")] = None,
     pt2: Annotated[Path | None, typer.Option(metavar="F", help="Write torch.export here.")] = None,
+    timm: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write what timm alone loads into DIR.")
+    ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Also int8 files beside these; needs --data.")
     ] = False,
@@ -68,7 +71,7 @@ def export(
       seprune export runs/quickstart --onnx small.onnx --pt2 small.pt2
       seprune export small --onnx small.onnx --int8 --data D
     """
-    if onnx is None and pt2 is None:
+    if onnx is None and pt2 is None and timm is None:
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
     if int8 and data is None:
@@ -83,6 +86,8 @@ def export(
     given: list[tuple[Form, Path | None]] = [("onnx", onnx), ("pt2", pt2)]
     paths = {form: path for form, path in given if path is not None}
     written = {form: _write(job, form, path) for form, path in paths.items()}
+    if timm is not None:
+        _write_timm(job, timm)
     dense = None
     if int8 and parent is not None:
         zoo = parent.startswith(("timm/", "torchvision/")) and parent_checkpoint is None
@@ -125,6 +130,14 @@ def _write(job: _Job, form: Form, path: Path) -> Exported:
     )
     console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}")
     return made
+
+
+def _write_timm(job: _Job, folder: Path) -> None:
+    """Export a saved network to timm's own format, into a folder."""
+    from seprune.export.timm_format import export_timm
+
+    text, weights, code = export_timm(job.network.model, job.network.architecture, folder)
+    console.tell(f"{folder}: {text.name}, {weights.name}; timm loads them as {code.name} shows")
 
 
 def _measured(

@@ -8,6 +8,7 @@ as arguments; they are not listed, since a kind is no network before it has them
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -90,15 +91,28 @@ def timm_model(
     name: str, classes: int | None, input: Size | None, args: dict[str, Any]
 ) -> nn.Module:
     """`timm/NAME` with random weights."""
-    timm = _import("timm")
-    options = dict(args, pretrained=False)
+    options = timm_arguments(name, classes, input, args)
+    return _import("timm").create_model(name, pretrained=False, **options)  # type: ignore[no-any-return]
+
+
+def timm_arguments(
+    name: str, classes: int | None, input: Size | None, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `timm.create_model` is given beside the name."""
+    options = dict(args)
     if classes is not None:
         _put(options, "num_classes", classes)
     if input is not None:
         _put(options, "in_chans", input[0])
-        if timm.models.get_pretrained_cfg(name).fixed_input_size:
+        if _import("timm").models.get_pretrained_cfg(name).fixed_input_size:
             options.setdefault("img_size", input[1:])
-    return timm.create_model(name, **options)  # type: ignore[no-any-return]
+    return options
+
+
+def adapted_by_timm(dense: nn.Module, text: str) -> nn.Module:
+    """A network of timm's with the widths that a text in timm's format says."""
+    adapt = _import("timm.models._prune").adapt_model_from_string
+    return adapt(dense, text)  # type: ignore[no-any-return]
 
 
 def smp_model(

@@ -121,6 +121,8 @@ Tasks = Literal[
     "classification", "multi_label", "regression", "segmentation", "detection", "embedding"
 ]
 
+Trackers = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+TrackerNames = tuple[Trackers, ...]
 ChannelOrders = Literal["rgb", "bgr"]
 Interpolations = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 

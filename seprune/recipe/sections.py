@@ -23,6 +23,7 @@ from seprune.recipe.fields import (
     SmallCount,
     Tasks,
     Times,
+    TrackerNames,
 )
 
 
@@ -157,7 +158,7 @@ class TrainSection(Section):
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto", True, False] = "auto"
     compile: bool = False
-    tensorboard: bool = Field(default=False, description="metrics for TensorBoard too")
+    trackers: TrackerNames = Field(default=(), description="wandb, mlflow, ...: see finetuning.md")
     recalibrate: Natural = Field(default=0, description=_RECALIBRATE)
     distill: DistillSection | None = Field(default=None, description="null: labels only")
 
@@ -233,8 +234,7 @@ class PlanSection(Section):
     floor: float = Field(default=0.1, ge=0, le=1, description="fraction of every group that stays")
     min_channels: Count | None = Field(
         default=None,
-        description="channels of every group that stay; "
-        "null: 2 where allocation is cost-aware, else 8",
+        description="channels of every group that stay; null: 2 where cost-aware, else 8",
     )
     round_to: Count | None = Field(
         default=None,

@@ -22,6 +22,9 @@ _EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
     "tasks": ("torchmetrics", "pycocotools"),
     "smp": ("segmentation-models-pytorch",),
 }

@@ -223,7 +223,7 @@ finetune:
         "r.yaml:18:3 finetune.bogus: unknown key; known here: epochs, batch_size, optimizer, lr, "
         "momentum, nesterov, weight_decay, schedule, norms, warmup_epochs, label_smoothing, mixup, "
         "cutmix, randaugment, ema, clip, accumulate, precision, channels_last, compile, "
-        "tensorboard, recalibrate, distill",
+        "trackers, recalibrate, distill",
         "command line plan.mcas: unknown key; did you mean plan.macs?",
         'command line train.epochs: must be a whole number (got "no")',
     ]

@@ -1,4 +1,4 @@
-"""Training metrics: metrics.jsonl, TensorBoard, and the text beside the progress bar."""
+"""Training metrics: metrics.jsonl, and the text beside the progress bar."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.recovery.finetune.settings import Epoch
-from seprune.runtime.extras import require
 from seprune.runtime.files import write_text
 from seprune.runtime.text import null_for_nan
 
@@ -58,25 +56,3 @@ def write_metrics(folder: Path, history: Sequence[Epoch]) -> None:
     """One line an epoch, written anew: what follows a kill repeats no line."""
     lines = (json.dumps(null_for_nan(row.plain()), allow_nan=False) + "\n" for row in history)
     write_text(folder / METRICS, "".join(lines))
-
-
-def plot(folder: Path, row: Epoch) -> None:
-    """Add an epoch to the TensorBoard files in `folder`."""
-    with _writer()(str(folder)) as board:
-        for name, value in null_for_nan(row.plain()).items():
-            if value is not None and name not in ("epoch", "step"):
-                board.add_scalar(name, value, row.step)
-
-
-def require_tensorboard() -> None:
-    """Find out now, not after the first epoch.
-
-    Raises:
-        EnvironmentFault: the extra is not installed.
-    """
-    _writer()
-
-
-def _writer() -> Any:
-    what = "finetune.tensorboard needs the package tensorboard"
-    return require("torch.utils.tensorboard", extra="tensorboard", what=what).SummaryWriter

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,12 @@ def finetune(
         )
         if not trainer.resume(_identity(model, teacher, settings, data)):
             trainer.begin(calibration, validation)
-        while trainer.at.epoch < settings.epochs:
-            try:
-                trainer.epoch(validation)
-            except DivergedError:
-                trainer.roll_back()
+        with closing(trainer.trackers):
+            while trainer.at.epoch < settings.epochs:
+                try:
+                    trainer.epoch(validation)
+                except DivergedError:
+                    trainer.roll_back()
     return trainer.result()
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from seprune.measure.metrics import Evaluation
 from seprune.tasks import Task
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 # where and how it runs, not what comes out
-RUNTIME = {"device", "channels_last", "compile", "accumulate", "save_steps", "tensorboard", "task"}
+RUNTIME = {"device", "channels_last", "compile", "accumulate", "save_steps", "trackers", "task"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class FineTuneSettings:
     epoch, every so many steps; 0 = only after each epoch. `norms`: BatchNorm normalises by the
     batch (`train`) or by its running statistics (`eval`). `auto` values fit the number of steps;
     `lr: auto` is found by short trials on the validation split. `warmup_epochs`: at most a fifth
-    of all steps; one-cycle has its own. `task`: by default what the targets look like.
+    of all steps; one-cycle has its own. `trackers`: get the numbers of every epoch, if there is a
+    folder. `task`: by default what the targets look like.
     """
 
     epochs: int = 10
@@ -57,7 +59,7 @@ class FineTuneSettings:
     distill_precision: Literal["as training", "no", "bf16"] = "as training"
     recalibrate: int = 2048
     save_steps: int = 1000
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = ()
     device: str | torch.device = "auto"
     seed: int = 0
     task: Task | None = None

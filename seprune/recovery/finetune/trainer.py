@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,12 @@ from seprune.recovery.finetune.checkpoints import (
 )
 from seprune.recovery.finetune.features import Teacher
 from seprune.recovery.finetune.loss import rate
-from seprune.recovery.finetune.metrics_log import (
-    LiveMetrics,
-    plot,
-    require_tensorboard,
-    write_metrics,
-)
+from seprune.recovery.finetune.metrics_log import LiveMetrics, write_metrics
 from seprune.recovery.finetune.progress import MANY, DivergedError, Progress, SavedFacts, rank_of
 from seprune.recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
 from seprune.recovery.finetune.significance import clearly_lower, image_losses
 from seprune.recovery.finetune.step import TrainState, detach, part
+from seprune.recovery.finetune.trackers import Subject, Trackers
 from seprune.recovery.recalibrate import recalibrate
 from seprune.runtime.distributed import first, join, resolve_device, sum_over_processes
 from seprune.runtime.interrupts import unbroken
@@ -83,8 +80,7 @@ class Trainer:
                 why="every process needs an image of every batch",
                 fix=f"finetune.batch_size={self.world}, or fewer processes",
             )
-        if settings.tensorboard:
-            require_tensorboard()
+        self.trackers = Trackers.of(settings.trackers)
         self.folder = folder
         self.at = Progress()
         self.stepping = False  # in the middle of a step, weights fit no step number
@@ -262,8 +258,8 @@ class Trainer:
         at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
         self._save()
         self._report()
-        if self.folder and self.rank == 0 and self.settings.tensorboard:
-            plot(self.folder / "tensorboard", row)
+        if self.folder and self.rank == 0:
+            self.trackers.epoch(row, partial(Subject.of, self.folder, self.identity, self.settings))
 
     def _clearly_better(self, score: Evaluation, validation: Batches | None) -> bool:
         """Few images say that a candidate beats the network given only if it is beyond chance."""
