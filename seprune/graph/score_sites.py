@@ -267,10 +267,12 @@ class _Region:
         numbers = next(sampled(self.flow, chain[0]), None)
         if numbers is None:
             return -1
-        moved = self.flow.positions(chain, numbers.samples)
+        moved, batch = self.flow.positions(chain, numbers.samples), self.trace.batch
         dims = varying(moved)
-        if not dims and self.trace.batch == 1:
+        if not dims and batch == 1:
             return 0
+        if len(dims) > 1 and batch > 1:  # the rows are positions, and stand in several dimensions
+            dims = varying(moved // ((int(moved.max()) + 1) // batch))
         return dims[0] if len(dims) == 1 else -1
 
     def read_site(self, value: int, node: Node) -> Site | None:

@@ -232,3 +232,27 @@ class Listed(nn.Module):
 def test_layers_that_are_shared_and_modules_that_return_lists() -> None:
     torch.manual_seed(0)
     agree(Levels().double().eval(), torch.randn(5, 3, 6, 6, dtype=torch.float64))
+
+
+class Contracted(nn.Module):
+    """A layer whose rows are the positions of all images, inside of one function of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix = nn.Conv2d(3, 6, 3), nn.Linear(6, 8, bias=False)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tensordot(self.first(x).relu(), self.mix.weight, ([1], [1]))
+        return self.last(y.permute(0, 3, 1, 2).sigmoid()).mean((2, 3))
+
+
+def test_rows_that_are_positions_are_added_up_for_their_image() -> None:
+    torch.manual_seed(0)
+    model, x = shaken(Contracted()), torch.rand(4, 3, 7, 6, dtype=torch.float64)
+    structure, y = analyse(model, x[:2]), torch.arange(4)
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]
+    got = collect_statistics(model, batches, structure=structure, gradients="labels").groups["mix"]
+    cross_entropy = nn.functional.cross_entropy
+    want = masked_reads(model, structure, x, lambda out, i: cross_entropy(out, y[i : i + 1]))
+    close(got["effect_square"], want["mix"].square().mean(0), "mix")
