@@ -34,12 +34,19 @@ def head(rows: Rows, macs: str) -> str:
 
 
 def block(rows: Rows, title: str) -> list[str]:
-    """A line for each way of scoring."""
+    """A line for each way of scoring, over the seeds that all of them have."""
     methods = [name for name in NAMES if any(row["method"] == name for row in rows)]
-    cells = {
-        (name, stage): [
-            float(row["value"]) for row in rows if (row["method"], row["stage"]) == (name, stage)
+    found = {(row["method"], row["stage"], row["seed"]): float(row["value"]) for row in rows}
+    seeds = {
+        stage: [
+            seed
+            for seed in dict.fromkeys(row["seed"] for row in rows)
+            if all((name, stage, seed) in found for name in methods)
         ]
+        for stage in STAGES
+    }
+    cells = {
+        (name, stage): [found[name, stage, seed] for seed in seeds[stage]]
         for name in methods
         for stage in STAGES
     }

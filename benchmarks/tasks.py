@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
     rows = read(arguments.out)
-    done = {tuple(row[k] for k in KEYS) for row in rows}
+    done = {cell_of(row) for row in rows if row["stage"] in ("dense", "tuned")}
     for seed, task in itertools.product(range(arguments.seeds), arguments.tasks):
         cells = [(task, str(seed), "dense", "1.0")]
         cells += [(task, str(seed), m, str(b)) for b in arguments.macs for m in arguments.methods]
@@ -52,9 +52,15 @@ def main() -> None:
         data = open_data("shapes", DataSettings(task=task, workers=0, batch_size=64))
         model = trained(task, seed, arguments, data)
         for cell in left:
+            rows = [row for row in rows if cell_of(row) != cell]  # of a cell begun by hand
             rows += list(measure(model, data, cell, arguments))
             print(rows[-1], flush=True)
             write(arguments.out, rows, COLUMNS)
+
+
+def cell_of(row: dict[str, str]) -> tuple[str, ...]:
+    """Which cell a row is of."""
+    return tuple(row[key] for key in KEYS)
 
 
 def parsed() -> argparse.Namespace:

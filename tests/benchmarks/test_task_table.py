@@ -18,10 +18,10 @@ def test_a_block_has_means_over_seeds_and_the_best_of_each_column_in_bold():
     kept = [
         *rows("dense", "1.0", dense=(0.5, 0.6)),
         *rows("default", "0.5", cut=(0.2, 0.3), refitted=(0.5, 0.5), tuned=(0.5,)),
-        *rows("l2", "0.5", cut=(0.3, 0.3), refitted=(0.4, 0.5)),
+        *rows("l2", "0.5", cut=(0.3, 0.3, 0.9), refitted=(0.4, 0.5), tuned=(0.3,)),
     ]
     assert table({"rows": kept}).splitlines()[2:] == [
         "| detection at 0.5; dense mAP 55.0 ± 7.1 | seprune's default | 25.0 ± 7.1 | "
         "**50.0 ± 0.0** | **50.0 (1 seed)** |",
-        "|  | `l2` | **30.0 ± 0.0** | 45.0 ± 7.1 |  |",
+        "|  | `l2` | **30.0 ± 0.0** | 45.0 ± 7.1 | 30.0 (1 seed) |",  # of seeds that all have
     ]
