@@ -201,7 +201,10 @@ class Quadratic:
         places = self.places(index[torch.tensor(units)])
         root = torch.linalg.cholesky(self.gram[places][:, places])
         return float(
-            torch.linalg.solve_triangular(root, self.cross[places], upper=False).square().sum()
+            torch.linalg.solve_triangular(root, self.cross[places], upper=False)
+            .square()
+            .sum()
+            .detach()
         )
 
     def weights(self, columns: Tensor) -> Tensor:
