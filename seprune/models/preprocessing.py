@@ -233,12 +233,13 @@ def preprocessing_in(folder: Path) -> Preprocessing | None:
         InputError: a file that cannot be read, or does not say enough.
     """
     theirs, timms = folder / "preprocessor_config.json", folder / "config.json"
+    found: Preprocessing | None = None
     for path, read in ((theirs, of_transformers), (timms, _of_timm_config)):
         if not path.is_file():
             continue
         config = read_json(path)
         try:
-            found = read(config, str(path)) if isinstance(config, dict) else None
+            made = read(config, str(path)) if isinstance(config, dict) else None
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise InputError(
                 f"{path}: its preprocessing cannot be read",
@@ -246,9 +247,12 @@ def preprocessing_in(folder: Path) -> Preprocessing | None:
                 fix="mend the file, or delete it and give --input with data.mean and data.std",
                 code="preprocessing",
             ) from error
-        if found is not None:
-            return found
-    return None
+        if found is None or made is None:
+            found = found or made
+        elif wrong := found.differences(made):
+            other = f"{found.source}; {path.name} says otherwise of {', '.join(wrong)}"
+            found = replace(found, source=other)
+    return found
 
 
 def _of_timm_config(config: Mapping[str, Any], source: str) -> Preprocessing | None:

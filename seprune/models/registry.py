@@ -79,9 +79,11 @@ def input_size(name: str, model: nn.Module) -> Size:
         return channels, *zoos.torchvision_size(rest, model)
     if zoo == "timm":
         return channels, *zoos.timm_size(model)
+    if zoo == "transformers":
+        return channels, *zoos.transformers_size(model)
     raise UsageError(
         f"{name}: its input size is not known",
-        why="only networks of torchvision/, timm/ and seprune/ state one",
+        why="only networks of torchvision/, timm/, transformers/ and seprune/ do",
         fix="--input 3x224x224",
     )
 

@@ -152,6 +152,13 @@ def transformers_model(
     )
 
 
+def transformers_size(model: Any) -> tuple[int, int]:
+    """The image size in the configuration of `model`; 224, as that library has it, without one."""
+    size = getattr(model.config, "image_size", None) or 224
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(height), int(width)
+
+
 def _transformers_kinds() -> list[str]:
     auto = _import("transformers.models.auto.modeling_auto")
     return list(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)

@@ -9,6 +9,7 @@ process that still ends and its successor apart, so no stage is done by two.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections import deque
@@ -106,8 +107,9 @@ class RayEngine:
         address = os.environ.get("RAY_ADDRESS", "auto")
         if not self.ray.is_initialized():
             try:
+                _knock(address)
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise EnvironmentFault(
                     f"--on ray: there is no cluster at {address}",
                     why=first_line(error),
@@ -130,6 +132,16 @@ class RayEngine:
 
     def stop(self, handle: Any) -> None:
         self.ray.cancel(handle, force=False)
+
+
+def _knock(address: str) -> None:
+    """
+    Raises:
+        OSError: nobody listens at HOST:PORT; Ray would end the process, after more than a minute.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _call(process: CellProcess) -> int:

@@ -69,6 +69,17 @@ def test_pixels_are_those_of_timms_transforms(name, size):
     assert torch.allclose(prepared(picture(size), how), wanted, atol=2e-6)
 
 
+def test_two_files_that_contradict_each_other_are_named(tmp_path):
+    theirs = {"size": 32, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    timms = {"pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.2] * 3,
+                                "crop_pct": 1.0}}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(theirs))
+    (tmp_path / "config.json").write_text(json.dumps(timms))
+    found = preprocessing_in(tmp_path)
+    assert found.std == (0.25,) * 3
+    assert found.source.endswith("preprocessor_config.json; config.json says otherwise of std")
+
+
 def test_squashed_images_are_those_of_timm():
     name = next(
         n for n in timm.list_pretrained() if timm.models.get_pretrained_cfg(n).crop_mode == "squash"

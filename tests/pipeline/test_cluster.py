@@ -250,3 +250,6 @@ def test_no_cluster_is_named(monkeypatch):
     with pytest.raises(EnvironmentFault, match="there is no cluster at auto") as caught:
         cluster.RayEngine(Resources())
     assert "RAY_ADDRESS" in caught.value.fix
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(EnvironmentFault, match=r"there is no cluster at 127\.0\.0\.1:9"):
+        cluster.RayEngine(Resources())
