@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from harness import Subject, reported, tiny_images
 
 import seprune
@@ -18,7 +20,15 @@ from seprune.pipeline.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 YEAR = 365 * 86_400
-NOBODY = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534); os.umask(0o022)"
+NOBODY = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
+os.setgroups([]); os.setgid(65534); os.setuid(65534); os.umask(0o022)
+read = 1 << 2  # CAP_DAC_READ_SEARCH, and nothing else: this Python may lie in root's own folder
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+assert libc.capset(header, (ctypes.c_uint32 * 6)(read, read, 0, 0, 0, 0)) == 0
+"""
 FEW = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
 BACK = f"import time; real = time.time; time.time = lambda: real() - {YEAR}"
 OTHER_VERSIONS = """
@@ -74,10 +84,12 @@ def test_another_user_runs_it(tiny_run, tmp_path):
         images = tiny_images(place / "images")
         words = [word.replace(str(tiny_run.inputs), str(images)) for word in tiny_run.argv]
         subject = Subject(tiny_run.warm, tiny_run.home, tuple(words))
-        done = subject.run(place / "run", before=NOBODY, env={"HOME": str(place), "USER": "nobody"})
-        if "Permission denied" in done.output and sys.prefix in done.output:
-            pytest.skip("other users may not read this Python")
+        nobody = {"before": NOBODY, "env": {"HOME": str(place), "USER": "nobody"}}
+        done = subject.run(place / "run", **nobody)
         assert done.status == 0, done.output
+        elsewhere = subject.run(tmp_path / "run", **nobody)
+        reported(elsewhere, 4)
+        assert "Permission denied" in elsewhere.output
         assert (place / "run" / "report.json").stat().st_uid == 65534
     finally:
         shutil.rmtree(place)
@@ -99,6 +111,24 @@ def test_a_clock_that_goes_backwards_undoes_nothing(tiny_run, tmp_path):
     records = RunFolder(out).records()
     assert [r.stage for r in records[: len(finished)]] == [r.stage for r in finished]
     assert [r.time for r in records[: len(finished)]] == [r.time for r in finished]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_run_goes_on_on_another_device(tiny_run, tmp_path):
+    """One that is not there is refused with the folder as it was; what auto takes goes on."""
+    out = tmp_path / "run"
+    tiny_run.run(out, fail={"root": str(out), "at": 200, "how": "exit"})
+    finished = RunFolder(out).records()
+    assert finished
+
+    def on(device: str) -> Subject:
+        argv = tuple(w for w in tiny_run.argv if not w.startswith("device="))
+        return replace(tiny_run, argv=(*argv, f"device={device}"))
+
+    reported(on("cuda").run(out), 4)
+    assert RunFolder(out).records() == finished
+    on("auto").finished(out)
+    assert RunFolder(out).records()[: len(finished)] == finished
 
 
 def test_a_run_goes_on_under_other_versions(tiny_run, tmp_path):
