@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import tomllib
+import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -184,7 +185,10 @@ def _parameters() -> set[str]:
     callables = [*filter(callable, public), DataLoader, SE]
     found: set[str] = set()
     for value in callables:
-        found |= set(inspect.signature(value).parameters)
+        if typing.is_typeddict(value):
+            found |= set(value.__annotations__)
+        else:
+            found |= set(inspect.signature(value).parameters)
     return found | {"macs", "params", "latency"}  # the names of budgets
 
 

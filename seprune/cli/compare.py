@@ -17,13 +17,14 @@ def compare(
     csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a network.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Several runs side by side.
+    """Several runs side by side, or networks.
 
     Accuracy against MACs, the Pareto front marked. Runs of one recipe that differ only in
     their seed become one row, mean ± standard deviation.
 
-    Example:
+    Examples:
       seprune compare runs/* --html compare.html
+      seprune compare small tuned
     """
     from seprune.report import compare as comparing
     from seprune.report import measurement, ways

@@ -11,11 +11,14 @@ import typer
 from seprune.cli import console, options
 from seprune.errors import InputError
 from seprune.pipeline.journal import JOURNAL
+from seprune.runtime.files import REPORT
 from seprune.runtime.text import shell_word
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or its report.json.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run or of a network.")
+    ],
     html: Annotated[Path | None, typer.Option(metavar="F", help="Write the page here.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="F", help="One row a channel.")] = None,
     group: Annotated[str | None, typer.Option(help="The channels of one group.")] = None,
@@ -28,7 +31,10 @@ def report(
 ) -> None:
     """The report of a run, in the terminal or as a file.
 
+    Also of a network that prune or finetune saved, with the files that it was exported to.
+
     Examples:
+      seprune report small --html small.html
       seprune report runs/quickstart --group layer1.0.conv1
       seprune report runs/quickstart --csv channels.csv
       seprune report runs/quickstart --compare runs/other --html both.html
@@ -74,7 +80,14 @@ def require_finished(run: Path) -> None:
             why="a report is read from a run folder or its report.json",
             fix="give the folder that was --out of `seprune run`",
         )
-    if run.is_dir() and not (run / "report.json").is_file() and (run / JOURNAL).is_file():
+    if run.is_dir() and not (run / REPORT).is_file() and (run / "config.json").is_file():
+        raise InputError(
+            f"{run}: a network without a report",
+            why="prune and finetune write report.json beside a network, seprune.save does not",
+            fix=f"seprune evaluate {shell_word(run)} --data FOLDER",
+            code="unfinished",
+        )
+    if run.is_dir() and not (run / REPORT).is_file() and (run / JOURNAL).is_file():
         raise InputError(
             f"{run}: the run is not finished",
             why="it has no report.json yet",

@@ -40,6 +40,11 @@ class Latency:
     runtime: str = "eager"
     note: str = ""
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the time varied by more than itself: other work on the machine was measured."""
+        return (self.spread_ms or 0.0) > (self.median_ms or 0.0)
+
 
 @dataclass(frozen=True)
 class LayerTime:

@@ -218,10 +218,11 @@ def _exported(
 def _pairs(dense: Measurement, m: Measurement) -> list[tuple[Latency, Latency]]:
     """Dense and smaller network in each runtime, at the largest batch that both ran: there the
     overhead counts least."""
-    known = {(x.runtime, x.batch): x for x in dense.latency if x.median_ms is not None}
+    timed = (x for x in dense.latency if x.median_ms is not None and not x.noisy)
+    known = {(x.runtime, x.batch): x for x in timed}
     largest: dict[str, tuple[Latency, Latency]] = {}
     for x in sorted(m.latency, key=lambda x: x.batch):
-        if x.median_ms is not None and (x.runtime, x.batch) in known:
+        if x.median_ms is not None and not x.noisy and (x.runtime, x.batch) in known:
             largest[x.runtime] = known[x.runtime, x.batch], x
     return list(largest.values())
 

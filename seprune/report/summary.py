@@ -61,7 +61,11 @@ def _share(name: str, after: int, before: int) -> tuple[str, str, str, str]:
 
 def _speed(report: Report, budget: BudgetReport, like: Latency) -> float | None:
     end = words.last_of(report, budget)
-    latency = words.match(end.latency, like) if end else None
+    base = report.baseline
+    pair = [words.match(m.latency, like) for m in (base, end) if m is not None]
+    if any(x is not None and x.noisy for x in pair):
+        return None  # a speed-up would be one of the other work on the machine
+    latency = pair[-1] if end and pair else None
     return words.speed_up(report, latency) if latency else None
 
 

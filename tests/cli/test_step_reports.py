@@ -138,3 +138,13 @@ def test_prune_opens_the_images_that_it_needs_and_no_others(tmp_path):
     # every third for the fingerprint, every seventh for the depth of its pixels, every hundredth
     # for the usual size, and the calibration set
     assert sum(opened[p] for p in paths["train"]) == 534 + 229 + 16 + 40
+
+
+def test_a_network_without_a_report_is_named_with_what_measures_it(seprune, weights, tmp_path):
+    import seprune as library
+
+    library.save(library.build(NET, classes=10, input=(1, 8, 8)), tmp_path / "net")
+    status, _, err = seprune("report", tmp_path / "net")
+    assert status == 3
+    assert "a network without a report" in err
+    assert f"seprune evaluate {tmp_path / 'net'} --data FOLDER" in err

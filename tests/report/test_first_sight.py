@@ -285,3 +285,17 @@ def test_text_stands_out_from_what_is_behind_it(selector: str, behind: str) -> N
     for text in texts:
         light, dark = sorted((luminance(colours[text]), luminance(colours[behind])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, behind)
+
+
+def test_times_that_vary_by_more_than_themselves_make_no_headline():
+    report = make_report(budgets=(0.5,))
+    assert "x as fast" in summary.headline(report)
+    *others, end = report.measurements
+    busy = [dataclasses.replace(x, spread_ms=1.1 * (x.median_ms or 1)) for x in end.latency]
+    noisy = dataclasses.replace(
+        report, measurements=[*others, dataclasses.replace(end, latency=busy)]
+    )
+    assert summary.headline(noisy) == ""
+    assert not any(
+        "as fast" in what for _, what, *_ in summary.tile(noisy, noisy.budgets[0])["facts"]
+    )
