@@ -92,6 +92,11 @@ class ChannelGroup:
         made = [m.layer for m in self.members if m.side != "in" and not is_size(m.side)]
         return tuple(dict.fromkeys(made))
 
+    def not_pruned(self, reason: str | None) -> ChannelGroup:
+        """The group as one that stays as it is, and the sizes of calls with it."""
+        members = tuple(m for m in self.members if not is_size(m.side))
+        return replace(self, members=members, prunable=False, reason=reason)
+
 
 @dataclass(frozen=True, repr=False)
 class NetworkStructure(Tabular):

@@ -50,7 +50,7 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
     start, deadline = time.thread_time(), Deadline(limit_seconds)
     structure, sizes = find_sized_structure(model, inputs, limit_seconds=limit_seconds)
     trial = _Trial(model, inputs, sizes)
-    groups = list(structure.groups)
+    groups = [g if g.prunable else g.not_pruned(g.reason) for g in structure.groups]
     while (fault := trial.fault(groups)) is not None:
         layer, why = fault
         late = deadline.left() <= 0
@@ -66,8 +66,8 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
             )
         alone = [] if late else [i for i in blamed if trial.fault([groups[i]]) is not None]
         for number in alone or blamed:
-            groups[number] = replace(groups[number], prunable=False, reason=why)
-    groups = [trial.with_sizes(group) for group in groups]
+            groups[number] = groups[number].not_pruned(why)
+    groups = [trial.with_sizes(g) if g.prunable else g for g in groups]
     seconds = min(time.thread_time() - start, deadline.left())
     groups = checked_by_values(model, inputs, groups, seconds=seconds)
     return replace(structure, groups=tuple(groups))

@@ -69,7 +69,7 @@ def _marked(group: ChannelGroup, finding: Finding) -> ChannelGroup:
         caveat = f"{finding.operator} looks across channels: a cut network is not its masked parent"
         return replace(group, caveat=group.caveat or caveat)
     why = f"a trial cut gives other values at {finding.operator}: {finding.why}"
-    return replace(group, prunable=False, reason=why)
+    return group.not_pruned(why)
 
 
 class ValueCheck:
