@@ -18,6 +18,7 @@ from seprune.data.loaders import Batching, Loader, quietly
 from seprune.data.preprocessing import normalise, to_pixels
 from seprune.data.source import Targets
 from seprune.models.preprocessing import Preprocessing
+from seprune.runtime.random_state import cpu_random
 from seprune.tasks import Task
 from seprune.tasks.batches import to_device
 
@@ -90,8 +91,7 @@ class _Joint(Dataset[Any]):
         target = wrapped(self.samples.target(row), image.shape[-2:])
         # v2 draws from the global generator: seeded by row, it gives every image the same draws
         # whichever worker, process or resumed run makes it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(*self.key, 1, row))
+        with cpu_random(seed_of(*self.key, 1, row)):
             image, target = self.change(image, target)
         return image.as_subclass(Tensor), _plain(target)
 

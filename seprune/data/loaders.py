@@ -23,6 +23,7 @@ from seprune.errors import EnvironmentFault, first_line
 from seprune.models.preprocessing import Preprocessing
 from seprune.runtime.interrupts import unbroken
 from seprune.runtime.progress import Track, silent
+from seprune.runtime.random_state import cpu_random
 from seprune.tasks import Task
 
 CPU = torch.device("cpu")
@@ -226,8 +227,7 @@ class _Augmented(Dataset[Tensor]):
         else:
             # v2 draws from the global generator: seeded by row, it gives every image the same draws
             # whichever worker, process or resumed run decodes it.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(*self._key, 1, row))
+            with cpu_random(seed_of(*self._key, 1, row)):
                 image = self._random(image)
         return to_pixels(image)
 
@@ -257,9 +257,8 @@ def _transform(
 def _randaugment(batch: Tensor, rows: Tensor, key: tuple[int, int]) -> Tensor:
     change = v2.RandAugment()
     images = []
-    with torch.random.fork_rng(devices=[]):
-        for image, row in zip(batch, rows.tolist(), strict=True):
-            torch.manual_seed(seed_of(*key, 2, row))
+    for image, row in zip(batch, rows.tolist(), strict=True):
+        with cpu_random(seed_of(*key, 2, row)):
             images.append(change(image))
     return torch.stack(images)
 

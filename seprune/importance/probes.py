@@ -23,6 +23,7 @@ from seprune.graph.groups import NetworkStructure
 from seprune.runtime.distributed import resolve_device
 from seprune.runtime.inference import device_of
 from seprune.runtime.progress import Track, silent
+from seprune.runtime.random_state import cpu_random
 from seprune.tasks import Task
 
 PROBE = "probe"  # the name under which a module holds its probe
@@ -81,8 +82,7 @@ def probed(model: nn.Module, structure: NetworkStructure, settings: ProbeSetting
             fix="leave out importance.probe",
         )
     twin = copy.deepcopy(model)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.seed)
+    with cpu_random(settings.seed):
         for name, channels in where.items():
             module = twin.get_submodule(name)
             probe = Probe(channels, settings.reduction).to(device_of(twin))

@@ -25,6 +25,7 @@ from seprune.models.preprocessing import (
 from seprune.models.pretrained import fetch_published
 from seprune.recipe.sections import ModelSection
 from seprune.runtime.files import sha256
+from seprune.runtime.random_state import cpu_random
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def open_network(
         return _from_folder(folder, section.input, shape, loader=loader)
     if section.pretrained or is_hub(section.name):
         return _published(section, shape, loader=loader)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with cpu_random(seed):
         model = loader.build(section.name, classes=classes, input=shape, **section.args)
     shape = shape or models.input_size(section.name, model)
     architecture = Architecture(section.name, classes, shape, dict(section.args))

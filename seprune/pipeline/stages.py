@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from seprune.data import in_turn
@@ -45,6 +44,7 @@ from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.recovery.refit import RefitOptions, refit
 from seprune.report.measurement import plain
 from seprune.runtime.distributed import first
+from seprune.runtime.random_state import cpu_random
 from seprune.statistics import GateStatistics
 
 
@@ -221,8 +221,7 @@ def recover(
     if how == "none":
         return pruned
     if how == "scratch":
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+        with cpu_random(seed):
             drawn = rebuilt(network.architecture.cut(made), device="cpu")
         return remember_training(drawn, network.trained_for)
     images = settings.collect.images

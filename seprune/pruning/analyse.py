@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
 from seprune.pruning.value_check import checked_by_values
 from seprune.runtime.inference import evaluating
+from seprune.runtime.module_copy import copy_module
 from seprune.runtime.timeout import Deadline
 
 
@@ -124,14 +124,14 @@ class _Trial:
 
     def _copy(self) -> nn.Module:
         if self.device != "meta":
-            return copy.deepcopy(self.model).cpu()
+            return copy_module(self.model).cpu()
         memo: dict[int, Any] = {}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         for tensor in tensors:
             empty = torch.empty_like(tensor, device="meta")
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        return copy.deepcopy(self.model, memo)
+        return copy_module(self.model, memo)
 
     def with_sizes(self, group: ChannelGroup) -> ChannelGroup:
         """The group with the sizes in the forward that have to be changed with its width."""

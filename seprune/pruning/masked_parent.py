@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from seprune.graph.groups import Member
 from seprune.graph.sizes import is_size
 from seprune.pruning.plan import PruningPlan
+from seprune.runtime.module_copy import copy_module
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -27,7 +27,7 @@ def checkable(model: nn.Module, *, seed: int = 0) -> nn.Module:
 
     A scale that starts at zero would hide whatever goes wrong before it.
     """
-    twin = copy.deepcopy(model).cpu().double()
+    twin = copy_module(model).cpu().double()
     draw = torch.Generator().manual_seed(seed)
     noisy = [p.data for p in twin.parameters() if p.is_floating_point()]
     for module in twin.modules():

@@ -28,6 +28,8 @@ from seprune.pruning.masked_parent import checkable, mask_
 from seprune.pruning.plan import PruningPlan, plan_of
 from seprune.pruning.surgery import cut_layer
 from seprune.runtime.inference import evaluating
+from seprune.runtime.module_copy import copy_module
+from seprune.runtime.random_state import cpu_random
 from seprune.runtime.timeout import Deadline
 
 PLANS = 2  # random plans without a difference, and the check ends
@@ -126,13 +128,13 @@ class ValueCheck:
         return probe
 
     def _cut(self, plan: PruningPlan) -> nn.Module:
-        small = copy.deepcopy(self.model)
+        small = copy_module(self.model)
         for layer, sides in plan.layers().items():
             cut_layer(small, layer, {s: torch.from_numpy(k) for s, k in sides.items()})
         return small
 
     def _masked(self, plan: PruningPlan, *, producers: bool) -> nn.Module:
-        parent = copy.deepcopy(self.model)
+        parent = copy_module(self.model)
         mask_(parent, plan, producers=producers)
         return parent
 
@@ -160,10 +162,8 @@ class ValueCheck:
         inputs: tuple[Any, ...] | None = None,
     ) -> list[Tensor]:
         inputs = copy.deepcopy(self.probe if inputs is None else inputs)
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            with mode or nullcontext():
-                outputs = model(*inputs)
+        with evaluating(model), torch.no_grad(), cpu_random(0), mode or nullcontext():
+            outputs = model(*inputs)
         return tensors_of(outputs)
 
     def _located(

@@ -22,6 +22,7 @@ from seprune.recovery.finetune.progress import StepFacts
 from seprune.recovery.finetune.sync_batchnorm import share_norms
 from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.inference import autocast
+from seprune.runtime.random_state import seed_torch
 from seprune.runtime.typed import require_like
 from seprune.tasks import Classification, Task
 from seprune.tasks.batches import channels_last, map_tensors
@@ -83,7 +84,7 @@ class TrainState:
             batch = map_tensors(batch, channels_last)
         size = self.task.size(batch)
         while True:
-            torch.manual_seed(seed)
+            seed_torch(seed, self.device)
             try:
                 loss = self._gradients(batch, size, weight)
                 break

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -16,10 +14,10 @@ from seprune.errors import EnvironmentFault
 from seprune.graph.hooks import tapped
 from seprune.graph.tap_points import Tap
 from seprune.runtime.interrupts import unbroken
+from seprune.runtime.module_copy import share_tensors
 
 Take = Callable[[Tensor], Tensor]
 Run = Callable[[nn.Module, Any], Any]
-_TABLES = (dict, OrderedDict)
 
 
 class _Stopped(BaseException):
@@ -60,7 +58,7 @@ class Forward(Reads):
         self, run: Run, model: nn.Module, images: Any, reads: Mapping[str, tuple[Tap, Take]]
     ) -> None:
         super().__init__()
-        self.run, self.model, self.images = run, twin(model), images
+        self.run, self.model, self.images = run, share_tensors(model), images
         self.taps = [(tap, partial(self._see, name, take)) for name, (tap, take) in reads.items()]
         self.fault: BaseException | None = None
         self.stopping = self.ended = False
@@ -138,23 +136,3 @@ class WholeForward(Reads):
     def _see(self, name: str, take: Take, tensor: Tensor) -> None:
         if name not in self.seen:
             self.seen[name] = take(tensor)
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """Another module tree around the same tensors: hooks of its own, weights in common."""
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    modules = list(model.modules())
-    if any(hasattr(type(module), "__deepcopy__") for module in modules):
-        return copy.deepcopy(model, memo)
-    # what deepcopy does, but for its slow way with the dozen empty hook tables of every module
-    memo |= {id(module): object.__new__(type(module)) for module in modules}
-    for module in modules:
-        own = {key: _copied(value, memo) for key, value in vars(module).items()}
-        vars(memo[id(module)]).update(own)
-    made: nn.Module = memo[id(model)]
-    return made
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    empty = isinstance(value, dict) and not value
-    return type(value)() if empty and type(value) in _TABLES else copy.deepcopy(value, memo)
