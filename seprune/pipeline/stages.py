@@ -179,10 +179,14 @@ def planned(
 def ways_to_plan(
     context: Context, settings: CutSettings, statistics: GateStatistics | None, budget: Budget
 ) -> dict[str, tuple[Scoring, Allocation]]:
-    """Scorings and allocations by name; one alone where no plans are compared."""
+    """Scorings and allocations by name; one alone where no plans are compared.
+
+    A cut that nothing recovers needs no images, and without them plans cannot be judged.
+    """
     parts = first(partial(removable_parts, context, settings, budget))
     allocation = allocation_of(context, settings, parts)
-    if not settings.tries_several_plans:
+    unseen = settings.prune.recover == "none" and context.data is None
+    if unseen or not settings.tries_several_plans:
         return {"": (settings.scoring, allocation)}
     refits = settings.prune.recover in ("refit", "reconstruct") or budget.latency is not None
     return rules_to_try(settings.scoring, statistics, allocation, refits=refits)

@@ -158,7 +158,8 @@ def test_the_plan_is_chosen_among_candidates_and_one_key_turns_it_off(finished_r
 
 
 def test_several_budgets_share_baseline_and_statistics(tmp_path):
-    report = run(recipe("plan.macs=[0.6, 0.4]", "prune.recover=none"), tmp_path)
+    wanted = recipe("plan.macs=[0.6, 0.4]", "prune.recover=none", "plan.candidates=true")
+    report = run(wanted, tmp_path)
     assert [m.budget for m in report.measurements] == [None, *["macs 0.6"] * 2, *["macs 0.4"] * 2]
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     names = [json.loads(line)["stage"] for line in lines]
