@@ -11,7 +11,7 @@ from torch import nn
 
 from seprune.tasks import Task
 
-_ROWS_PER_COLUMN = 24
+_ROWS_PER_COLUMN = 32
 _FEWEST, _MOST = 1 << 12, 1 << 15
 
 
@@ -24,7 +24,7 @@ class RefitOptions:
         ridge: weight of the distance to the sliced weights, relative to the mean square of an
             input.
         rows: output positions per layer that enter its regression, spread over all images; None is
-            24 for every input of an output (kernel x channels) of the parent's layer, at least
+            32 for every input of an output (kernel x channels) of the parent's layer, at least
             2^12 and at most 2^15.
         memory: bytes that the refit may use beside the networks and the images; `auto` is a share
             of what the machine, the cgroup or the GPU has free. Too little costs time: layers
