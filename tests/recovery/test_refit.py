@@ -442,7 +442,7 @@ def test_memory_that_runs_out_between_the_forwards_halves_the_batch_too(monkeypa
     """Patches are made outside of any forward; the allocator refuses those of many images."""
     model, x = seeded(Residual).eval(), images(40, 12)
     plan, small = halved(model, x[:2])
-    whole, most = MatrixProduct.patches, 12
+    whole, most, others = MatrixProduct.patches, 12, set(threading.enumerate())
 
     def refused(self, index):
         if len(self.input) > most:
@@ -459,7 +459,7 @@ def test_memory_that_runs_out_between_the_forwards_halves_the_batch_too(monkeypa
     most = 0
     with pytest.raises(EnvironmentFault, match="out of memory with a single image"):
         refit(model, small, plan, [x], options=CPU)
-    assert not [t for t in threading.enumerate() if "Thread-" in t.name and t.daemon]
+    assert not set(threading.enumerate()) - others
 
 
 def test_what_a_waiting_forward_holds():
