@@ -142,6 +142,7 @@ def test_evaluate_and_finetune(gpu: PretendCuda, case: dict[str, Any]) -> None:
     assert len(tuned.history) == 1
 
 
+@pytest.mark.slow
 def test_compress(gpu: PretendCuda, case: dict[str, Any]) -> None:
     made = seprune.compress(
         case["model"], batches(), macs=0.5, device="cuda", recover="reconstruct"
