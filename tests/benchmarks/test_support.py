@@ -21,7 +21,7 @@ from seprune import RefitOptions, analyse, prune, refit
 from seprune.models import NETWORKS
 from seprune.pruning.plan import PruningPlan, plan_of
 
-NOT_RUN = 102  # networks that this path has not been tried on yet: only to be made smaller
+NOT_RUN = 98  # networks that this path has not been tried on yet: only to be made smaller
 # rows that are known to fail
 FAILING: set[str] = set()
 FEW = "seprune/se_resnet8"
