@@ -30,12 +30,9 @@ INEXACT = {
 }  # fmt: skip
 FIXED = {"timm/coatnet_nano_rw_224": 224, "timm/maxvit_nano_rw_256": 256,
          "timm/sebotnet33ts_256": 256, "timm/haloregnetz_b": 224}  # fmt: skip
-FAST = [
-    "torchvision/mobilenet_v3_small", "timm/seresnet18", "timm/skresnet18",
-    "timm/lcnet_050",
-]  # fmt: skip
+FAST = ["torchvision/mobilenet_v3_small", "timm/lcnet_050"]
 SLOW = [
-    "timm/mixnet_s",
+    "timm/mixnet_s", "timm/seresnet18", "timm/skresnet18",
     "torchvision/regnet_y_400mf", "timm/ghostnet_100", "timm/rexnet_100",
     "torchvision/efficientnet_b0", "torchvision/efficientnet_v2_s", "timm/seresnext26ts",
     "timm/legacy_seresnet18", "timm/legacy_seresnext26_32x4d", "timm/senet154",

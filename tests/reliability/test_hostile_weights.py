@@ -224,8 +224,10 @@ def test_safetensors_with_a_header_longer_than_the_file(tmp_path, refuse):
     ("layout", "wrap"),
     [
         ("zip", lambda m: {"epoch": 3, "model": m, "ema": None}),
-        ("legacy", lambda m: m),
-        ("plain", lambda m: {"epoch": 3, "model": m, "ema": None}),
+        pytest.param("legacy", lambda m: m, marks=pytest.mark.slow),
+        pytest.param(
+            "plain", lambda m: {"epoch": 3, "model": m, "ema": None}, marks=pytest.mark.slow
+        ),
         pytest.param("zip", lambda m: m, marks=pytest.mark.slow),
         pytest.param(
             "legacy", lambda m: {"epoch": 3, "model": m, "ema": None}, marks=pytest.mark.slow

@@ -213,7 +213,9 @@ generations.sha256 = sha256
     [
         (PRESS.format(signals="(signal.SIGINT,)"), 130),
         (PRESS.format(signals="(signal.SIGTERM,)"), 143),
-        (PRESS.format(signals="(signal.SIGINT, signal.SIGINT)"), 130),
+        pytest.param(
+            PRESS.format(signals="(signal.SIGINT, signal.SIGINT)"), 130, marks=pytest.mark.slow
+        ),
         (WHILE_SAVING, 143),
     ],
     ids=["SIGINT", "SIGTERM", "SIGINT twice", "SIGTERM while saving"],
