@@ -131,7 +131,7 @@ def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> P
     )
 
 
-# of a config.json of transformers, what says nothing of the network itself
+# keys of a config.json of transformers that are no arguments of the network
 _NO_ARGUMENTS = {"architectures", "auto_map", "dtype", "id2label", "label2id", "model_type",
                  "_name_or_path", "num_labels", "torch_dtype", "transformers_version"}  # fmt: skip
 
@@ -204,7 +204,7 @@ def _torchvision_metrics(meta: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """A server that says nothing is given up: torch waits for as long as the system does."""
+    """Time out on a silent server; without this torch waits as long as the system does."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_SECONDS)
     try:

@@ -107,7 +107,7 @@ def _frame(draw: ImageDraw.ImageDraw, across: _Axis, up: _Axis) -> None:
 def _point(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], m: Measurement, *, strong: bool
 ) -> None:
-    """A dot, and its name on the side where there is room."""
+    """A dot, labelled on the side that has space."""
     x, y = place
     colour = _DENSE if m.stage == "baseline" else _OWN if strong else _OTHER
     size = SCALE * (8 if strong else 6)

@@ -213,7 +213,7 @@ def require_same_shape(own: Tensor, taught: Tensor) -> None:
 
 
 def single_logit() -> InputError:
-    """A softmax over one number says nothing: every loss would be 0."""
+    """A softmax over one logit is always 1: every loss would be 0."""
     return InputError(
         "the model has a single output, which tells no classes apart",
         why="the softmax of one number is 1, whatever it is",

@@ -13,24 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from test_sweep import SMALL
 
 from seprune.errors import EnvironmentFault
 from seprune.pipeline import cluster, sweep
 from seprune.pipeline.cluster import LOST, CellProcess, EnginePool, Resources, SlurmEngine
 from seprune.pipeline.run_folder import verify
 
-SMALL = (
-    "model.name=seprune/se_resnet8",
-    "train=null",
-    "collect.images=32",
-    "plan.min_channels=2",
-    "prune.recover=none",
-    "finetune.epochs=0",
-    "finetune.recalibrate=0",
-    "report.latency=false",
-    "report.html=false",
-    "device=cpu",
-)
 GRID = ("plan.macs=0.8,0.7,0.6", "importance.criterion=l1,l2")
 
 
