@@ -49,7 +49,7 @@ KEYS = ("network", "runtime", "batch", "budget", "variant")
 FIELDS = (*KEYS, "macs", "latency", "speedup", "measured", "seconds", "note")
 
 
-class Bench:
+class Timings:
     """One network on one runtime: plans and their times, all in turns with the dense network."""
 
     def __init__(self, context: Context, section: PlanSection, stack: ExitStack) -> None:
@@ -100,9 +100,9 @@ def main() -> None:
                 open_network(ModelSection(name=name)), None, Runtime(torch.device("cpu"))
             )
             with ExitStack() as stack:
-                bench = Bench(context, PlanSection(runtime=runtime, batch=batch), stack)
+                timings = Timings(context, PlanSection(runtime=runtime, batch=batch), stack)
                 for key in left:
-                    made = bench.row(float(key[3]), key[4])
+                    made = timings.row(float(key[3]), key[4])
                     rows.append({**dict(zip(KEYS, key)), **made})
                     print(rows[-1], flush=True)
                     write(arguments.out, rows, FIELDS)

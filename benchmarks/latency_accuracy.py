@@ -60,10 +60,10 @@ def main() -> None:
         cells = [(way, size) for way, sizes in WAYS.items() for size in sizes]
         left = [cell for cell in cells if (*cell, seed) not in done]
         with ExitStack() as stack:
-            bench = Bench(arguments, seed, stack) if left else None
-            for cell in left if bench is not None else ():
+            trials = Trials(arguments, seed, stack) if left else None
+            for cell in left if trials is not None else ():
                 try:
-                    rows.append(bench.row(*cell))
+                    rows.append(trials.row(*cell))
                 except InputError as error:  # out of reach
                     print(cell, error.what, flush=True)
                     continue
@@ -71,7 +71,7 @@ def main() -> None:
                 write(arguments.out, rows, COLUMNS)
 
 
-class Bench:
+class Trials:
     """The network, its scores and its times, for one draw of the calibration images."""
 
     def __init__(self, arguments: argparse.Namespace, seed: int, stack: ExitStack) -> None:

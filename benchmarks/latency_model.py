@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from csv_rows import read, write
-from latency import NETWORKS, Bench
+from latency import NETWORKS, Timings
 
 from seprune.errors import EnvironmentFault
 from seprune.pipeline.context import Context, Runtime
@@ -57,9 +57,9 @@ def measured(name: str, runtime: str, numbers: list[int], stack: ExitStack) -> A
     network = open_network(ModelSection(name=name))
     context = Context(network, None, Runtime(torch.device("cpu")))
     section = PlanSection(runtime=runtime)
-    bench = Bench(context, section, stack)
+    timings = Timings(context, section, stack)
     timer, model = latency_of(context, section, stack)
-    search = Search(context.structure, bench.importance, Allocation(round_to=None), {})
+    search = Search(context.structure, timings.importance, Allocation(round_to=None), {})
     full = context.structure.full_widths()
     for number in numbers:
         draw = random.Random(number)

@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    common = told(arguments)
+    common = provenance(arguments)
     rows = kept(arguments.out, common["command"])
     data, network = opened(arguments)
     counts = [getattr(data.info, name) for name in ("training", "validation", "reporting")]
@@ -110,7 +110,7 @@ def parsed() -> argparse.Namespace:
     return arguments
 
 
-def told(arguments: argparse.Namespace) -> dict[str, Any]:
+def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
     """What all rows have in common; the command holds every setting that changes numbers."""
     device = resolve_device(arguments.device)
     shown = ("train", "reporting", "calibration", "epochs", "batch", "lr", "ema")

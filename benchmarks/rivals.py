@@ -83,9 +83,9 @@ def main() -> None:
     for seed in arguments.seeds:
         cells = [(str(b), way) for b in arguments.budgets for way in arguments.ways]
         left = [c for c in cells if (arguments.network, *c, str(seed)) not in done]
-        bench = Bench(arguments, seed) if left else None
-        for budget, way in left if bench is not None else ():
-            rows += bench.rows(way, float(budget))
+        comparison = Comparison(arguments, seed) if left else None
+        for budget, way in left if comparison is not None else ():
+            rows += comparison.rows(way, float(budget))
             result_rows.write(arguments.out, rows)
 
 
@@ -106,7 +106,7 @@ def respelled(model: nn.Module) -> nn.Module:
     return made
 
 
-class Bench:
+class Comparison:
     """One network, one draw of the calibration images."""
 
     def __init__(self, arguments: argparse.Namespace, seed: int) -> None:

@@ -91,7 +91,7 @@ def as_source(
         mode: that images are read as; None: grey where all that are looked at are grey.
     """
     given = list(parts)
-    said = list(notes)
+    collected = list(notes)
     facts = f"{tuple(classes)} {[p.labels.tolist() for p in given]}"
     digests = [fingerprint.of_samples(facts, len(p.labels), p.read) for p in given]
     if len(given) == 1:
@@ -99,7 +99,7 @@ def as_source(
         everything = torch.arange(len(whole.labels))
         rows = stratified(whole.labels, everything, fraction=REPORTED, seed=SPLIT_SEED)
         given = [whole.take(own) for own in rows]
-        said.append(set_aside(len(given[1].labels), len(everything), of="every class"))
+        collected.append(set_aside(len(given[1].labels), len(everything), of="every class"))
     mode = mode or _mode(given[0])
     scale = range_of(io.BytesIO(given[0].read(row)) for row in _some(given[0], DEEP))
     train, val = (replace(part, mode=mode, scale=scale) for part in given)
@@ -112,7 +112,7 @@ def as_source(
         fingerprint=digests[0] if len(digests) == 1 else _joined(digests),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
-        notes=tuple(said),
+        notes=tuple(collected),
     )
 
 

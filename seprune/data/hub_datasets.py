@@ -104,13 +104,13 @@ def _require_name(source: str, name: str) -> None:
 
 def _fault(source: str, name: str, error: Exception) -> SepruneError:
     """What the library says, in our words."""
-    said, kinds = first_line(error), {kind.__name__ for kind in type(error).__mro__}
+    message, kinds = first_line(error), {kind.__name__ for kind in type(error).__mro__}
     whole = str(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "Not enough disk space" in whole:
         return EnvironmentFault(
             f"{source}: no space in the cache of `datasets`",
-            why=said,
+            why=message,
             fix="free some space, or let HF_HOME name a folder on another disk",
         )
     for words, what, fix in (
@@ -127,13 +127,13 @@ def _fault(source: str, name: str, error: Exception) -> SepruneError:
     if missing and not {"ConnectionError", "OfflineModeIsEnabled"} & _causes(error):
         return InputError(
             f"{source}: no such data set, or a private one",
-            why=said,
+            why=message,
             fix="check the name; for a private one: hf auth login",
         )
     if {"ConnectionError", "OfflineModeIsEnabled"} & _causes(error) or "reach" in whole:
         return EnvironmentFault(
             f"{source}: cannot be downloaded, and is not in the cache",
-            why=said,
+            why=message,
             fix=f"where there is a connection: hf download {name} --repo-type dataset --local-dir "
             "FOLDER; then here, with what it wrote: --data hf:FOLDER",
             code="offline",

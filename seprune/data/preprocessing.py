@@ -79,20 +79,20 @@ def choose_preprocessing(
     known = settings.preprocessing
     base = known or _usual(found, settings.input)
     base = base.at(settings.input or base.shape)
-    said = {k: v for k in ("mean", "std", "interpolation", "channel_order")
+    given = {k: v for k in ("mean", "std", "interpolation", "channel_order")
             if (v := getattr(settings, k)) is not None}  # fmt: skip
     if settings.crop is not None and (max(base.shape[1:]) >= SMALL or known):
-        said["resize"] = covering(base.shape, settings.crop)
+        given["resize"] = covering(base.shape, settings.crop)
     channels = base.shape[0]
-    mean, std = said.get("mean", base.mean), said.get("std", base.std)
+    mean, std = given.get("mean", base.mean), given.get("std", base.std)
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise UsageError(
             f"mean {mean} and std {std} do not fit {channels} channels",
             why="each channel needs one mean and one positive std",
             fix=f"give {channels} numbers each for data.mean and data.std",
         )
-    chosen = replace(base, **said)
-    changed = [k for k in chosen.differences(base) if k in said]
+    chosen = replace(base, **given)
+    changed = [k for k in chosen.differences(base) if k in given]
     if not changed:
         return chosen, ()
     chosen = replace(chosen, source=f"{', '.join(changed)} as given, the rest {base.source}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seprune.errors import InputError
-from seprune.export.onnx import open_exported
+from seprune.export.onnx import difference, open_exported
 from seprune.measure.latency import latency
 from seprune.measure.metrics import evaluate
 from seprune.runtime.progress import Track, silent
@@ -144,15 +144,12 @@ def run_alone(path: Path, images: Tensor, form: str = "onnx") -> None:
             check=False,
         )
         if ended.returncode:
-            said = ended.stderr.decode(errors="replace").strip().splitlines()
-            raise _does_not_run(path, said[-1] if said else f"exit status {ended.returncode}")
+            errors = ended.stderr.decode(errors="replace").strip().splitlines()
+            raise _does_not_run(path, errors[-1] if errors else f"exit status {ended.returncode}")
         expected = own(given)[0].float()
         answer = torch.frombuffer(bytearray(ended.stdout), dtype=torch.float32)
-        difference = (answer - expected.flatten()).abs().max() / expected.abs().max().clamp_min(
-            1e-30
-        )
-        if not float(difference) <= CLOSE:
-            raise _does_not_run(path, f"its answer differs by {float(difference):.1e}")
+        if not (apart := difference([answer], [expected.flatten()])) <= CLOSE:
+            raise _does_not_run(path, f"its answer differs by {apart:.1e}")
 
 
 def _does_not_run(path: Path, why: str) -> InputError:

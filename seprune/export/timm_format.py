@@ -10,6 +10,7 @@ from torch import nn
 
 from seprune.errors import InputError, UsageError, first_line
 from seprune.export.architecture import Architecture, rebuilt
+from seprune.export.onnx import difference
 from seprune.models.zoos import adapted_by_timm, timm_arguments
 from seprune.runtime.files import bytes_of, tensors_of, write_together
 
@@ -75,9 +76,8 @@ def _refuse_other_answers(model: nn.Module, architecture: Architecture, text: st
             expected, answer = model.eval()(images), made.eval()(images)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise _impossible(architecture, first_line(error)) from error
-    difference = float((answer - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    if not difference <= CLOSE:
-        raise _impossible(architecture, f"its answers differ by {difference:.1e}")
+    if not (apart := difference([answer], [expected])) <= CLOSE:
+        raise _impossible(architecture, f"its answers differ by {apart:.1e}")
 
 
 def _impossible(architecture: Architecture, why: str) -> InputError:

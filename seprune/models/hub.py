@@ -217,7 +217,7 @@ def _check_content(repo: HubRepo, name: str, path: Path) -> None:
         )
 
 
-def _fault(repo: HubRepo, name: str, error: Exception, said: str) -> SepruneError:
+def _fault(repo: HubRepo, name: str, error: Exception, message: str) -> SepruneError:
     """What the library says, in our words."""
     errors = _errors()
     for kind, what, fix in (
@@ -232,23 +232,23 @@ def _fault(repo: HubRepo, name: str, error: Exception, said: str) -> SepruneErro
     ):  # fmt: skip
         if isinstance(error, kind):
             made = _NoSuchFile if kind is errors.RemoteEntryNotFoundError else InputError
-            return made(f"{repo}: {what}", why=said, fix=fix, code="hub")
+            return made(f"{repo}: {what}", why=message, fix=fix, code="hub")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
             f"{repo}: no space for {name} in the cache of the Hub",
             why=os.strerror(error.errno),
             fix="free some space, or let HF_HOME name a folder on another disk",
         )
-    if type(error).__name__ in ("RemoteProtocolError", "ReadError") or "Consistency" in said:
+    if type(error).__name__ in ("RemoteProtocolError", "ReadError") or "Consistency" in message:
         return InputError(
             f"{repo}: the transfer of {name} broke off",
-            why=said,
+            why=message,
             fix="run the same command again",
             code="hub-damaged",
         )
     folder = shell_word(repo.name.partition("/")[2])
     return unreachable(
-        str(repo), said, elsewhere=f"hf download {repo.name} --local-dir {folder}", here=folder
+        str(repo), message, elsewhere=f"hf download {repo.name} --local-dir {folder}", here=folder
     )
 
 

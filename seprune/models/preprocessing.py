@@ -265,7 +265,7 @@ def _of_timm_config(config: Mapping[str, Any], source: str) -> Preprocessing | N
 
 @dataclass(frozen=True)
 class TrainedFor:
-    """What the weights of a network were trained for; None or nothing where nobody said.
+    """What the weights of a network were trained for; None where it is unknown.
 
     Attributes:
         preprocessing: of the images.

@@ -175,11 +175,11 @@ def _labelled(rows: Sequence[tuple[str, ComparisonRow]]) -> list[ComparisonRow]:
     done = []
     for way, row in named:
         place = row.label, row.stage
-        said = made.get(place, {}).get(way, "")
+        way_label = made.get(place, {}).get(way, "")
         more = f" and {row.runs - 1} more" if row.runs > 1 else ""
-        alone = twice[way, _place(row)] == 1 and (said or place not in apart)
+        alone = twice[way, _place(row)] == 1 and (way_label or place not in apart)
         name = "" if alone else f"{row.names[0]}{more}"
-        done.append(replace(row, label=" · ".join(filter(None, (row.label, said, name)))))
+        done.append(replace(row, label=" · ".join(filter(None, (row.label, way_label, name)))))
     return done
 
 

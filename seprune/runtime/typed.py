@@ -129,11 +129,11 @@ def _kind(tensor: Tensor) -> str:
 
 def _misfit(source: str, error: Exception, *, fix: str, code: str) -> InputError:
     """`Expected `int`, got `str` - at `$.a[0]``, as a sentence about a file."""
-    said, _, place = str(error).partition(_PLACE)
-    said = said.replace("`", "")
+    message, _, place = str(error).partition(_PLACE)
+    message = message.replace("`", "")
     place = place.rstrip("`").lstrip(".") or "the document"
     return InputError(
-        f"{source}: {place}: {said[:1].lower()}{said[1:]}",
+        f"{source}: {place}: {message[:1].lower()}{message[1:]}",
         why="it is not what seprune writes there: the file was damaged or edited",
         fix=fix,
         code=code,
