@@ -20,8 +20,7 @@ import torch
 import torch_pruning as tp
 from cifar_arrays import MEAN, STD
 from csv_rows import read, write
-from kept_weights import kept
-from rivals import NETWORKS
+from kept_weights import NETWORKS, kept
 
 from seprune.data import DataSettings, open_data
 from seprune.errors import InputError

@@ -4,9 +4,11 @@ A network is cut to a part of its MACs and refitted on calibration images with d
 images and of rows (output positions per layer). Columns: squared error of the logits against the
 parent's, relative to their variance, on 1,024 training images that no refit sees; top-1 on val/,
 on which nothing is chosen. Rows 0 are the default. What it costs: benchmarks/scaling.py. Every cell
-is a row of the CSV; rows that are there are not measured again.
+is a row of the CSV; rows that are there are not measured again. With `--layers` a second CSV has
+the error of every layer on the images that no refit sees, relative to the variance of its target.
 
-    python benchmarks/refit_samples.py --checkpoint CHECKPOINT.pth --data FOLDER_OR_NPZ
+    python benchmarks/refit_samples.py --network se_resnet20 --checkpoint FILE --data DATA
+    python benchmarks/refit_samples.py --network regnety --data DATA    # kept weights
     python benchmarks/refit_samples.py --render
 """
 
@@ -24,6 +26,7 @@ import torch
 from cifar_arrays import Arrays, load_arrays, open_arrays
 from collect import hardware
 from csv_rows import Rows, read, write
+from kept_weights import NETWORKS, kept
 from torch import Tensor, nn
 
 from seprune.importance import score
@@ -39,10 +42,13 @@ from seprune.runtime.files import write_text
 from seprune.statistics import CollectOptions, collect_statistics
 
 RESULTS = Path(__file__).parent / "results" / "refit_samples.csv"
+LAYERS = RESULTS.with_name("refit_layers.csv")
 PAGE = Path(__file__).parents[1] / "docs" / "refit.md"
 KEYS = ("network", "macs", "images", "rows", "seed")
 COLUMNS = (*KEYS, "error", "top1", "hardware", "date")
+LAYER_COLUMNS = (*KEYS, "layer", "error")
 HELD_OUT = 1024
+MANY = 1 << 16  # rows that measure a layer
 
 
 def main() -> None:
@@ -54,10 +60,9 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="seprune/se_resnet20")
-    parser.add_argument("--checkpoint")
+    parser.add_argument("--network", choices=list(NETWORKS), default="se_resnet20")
+    parser.add_argument("--checkpoint", type=Path, help="not for networks whose weights are kept")
     parser.add_argument("--data", type=Path, help="train/ and val/, or an .npz file")
-    parser.add_argument("--pixels", type=int, default=32)
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5])
     parser.add_argument("--images", type=int, nargs="+", default=[256, 1024, 2048, 8192])
     parser.add_argument(
@@ -66,6 +71,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=8192, help="images before the held-out ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--reporting", type=int, default=5000)
+    parser.add_argument("--layers", action="store_true", help="measure single layers too")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--render", action="store_true", help="make the table in docs/ anew")
     return parser.parse_args()
@@ -74,24 +80,36 @@ def parsed() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> None:
     """All cells that are not in the CSV."""
     torch.set_num_threads(1)
-    rows, trial = read(arguments.out), Trial(arguments)
+    trial = Trial(arguments)
     for cell in itertools.product(
         arguments.macs, arguments.seeds, arguments.images, arguments.rows
     ):
         macs, seed, images, count = cell
-        key = (arguments.network, f"{macs:g}", str(images), str(count), str(seed))
-        if key not in {tuple(row[k] for k in KEYS) for row in rows}:
-            rows.append(dict(zip(KEYS, key)) | trial.cell(macs, seed, images, count))
-            print(rows[-1], flush=True)
-            write(arguments.out, rows, COLUMNS)
+        rows, layers = read(arguments.out), read(LAYERS)
+        key = (trial.name, f"{macs:g}", str(images), str(count), str(seed))
+        if key in {tuple(row[k] for k in KEYS) for row in (layers if arguments.layers else rows)}:
+            continue
+        made = trial.refitted(macs, seed, images, count)
+        if arguments.layers:
+            errors = trial.layer_errors(made, macs, seed)
+            layers += [dict(zip(LAYER_COLUMNS, (*key, *pair))) for pair in errors.items()]
+            write(LAYERS, layers, LAYER_COLUMNS)
+        rows = [row for row in rows if tuple(row[k] for k in KEYS) != key]
+        rows.append(dict(zip(KEYS, key)) | trial.quality(made, seed))
+        print(rows[-1], flush=True)
+        write(arguments.out, rows, COLUMNS)
 
 
 class Trial:
     """One trained network and its data."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        section = ModelSection(name=arguments.network, classes=10, checkpoint=arguments.checkpoint)
-        self.pixels, self.most = arguments.pixels, arguments.most
+        self.name, self.pixels = NETWORKS[arguments.network]
+        where = arguments.checkpoint or kept(arguments.network)
+        if where is None:
+            raise SystemExit(f"{arguments.network}: no weights are kept; give --checkpoint FILE")
+        section = ModelSection(name=self.name, classes=10, checkpoint=str(where))
+        self.most = arguments.most
         self.network = open_network(section, shape=(3, self.pixels, self.pixels))
         self.arrays: Arrays = load_arrays(arguments.data)
         self.reporting = [
@@ -128,20 +146,30 @@ class Trial:
         )
         return make_plan(self.structure, score(self.structure, statistics), macs=macs)
 
-    def cell(self, macs: float, seed: int, images: int, rows: int) -> dict[str, Any]:
-        """One refit measured."""
+    def refitted(self, macs: float, seed: int, images: int, rows: int) -> nn.Module:
+        """One refit."""
         parent, plan = self.network.model.eval(), self.plan(macs, seed)
-        calibration, other = self.batches(seed)
-        calibration = calibration[: images // 128]
+        calibration = self.batches(seed)[0][: images // 128]
         cut = prune(parent, plan, self.network.example())
         options = RefitOptions(images=images, rows=rows or None, device="cpu")
-        made = refit(parent, cut, plan, calibration, options=options).model.eval()
+        return refit(parent, cut, plan, calibration, options=options).model.eval()
+
+    def quality(self, made: nn.Module, seed: int) -> dict[str, Any]:
+        """Its error on other images, and its accuracy."""
         return {
-            "error": f"{error(parent, made, other):.5f}",
+            "error": f"{error(self.network.model, made, self.batches(seed)[1]):.5f}",
             "top1": f"{evaluate(made, self.reporting, device='cpu').top1:.4f}",
             "hardware": hardware(torch.device("cpu")),
             "date": time.strftime("%Y-%m-%d"),
         }
+
+    def layer_errors(self, made: nn.Module, macs: float, seed: int) -> dict[str, str]:
+        """The error of every layer on other images before a refit that changes no weight."""
+        options = RefitOptions(images=HELD_OUT, rows=MANY, ridge=1e12, device="cpu")
+        found = refit(
+            self.network.model, made, self.plan(macs, seed), self.batches(seed)[1], options=options
+        )
+        return {layer: f"{before:.6f}" for layer, (before, _) in found.errors.items()}
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ import result_rows
 import torch
 from collect import hardware
 from csv_rows import read
-from kept_weights import kept
+from kept_weights import NETWORKS, kept
 from rival_methods import Batches, grams, mapped_by, osscar, variance_pruned
 from torch import nn
 
@@ -56,11 +56,6 @@ from seprune.statistics import CollectOptions, GateStatistics, collect_statistic
 
 OUT = Path(__file__).parent / "results" / "rivals.csv"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-NETWORKS = {
-    "se_resnet20": ("seprune/se_resnet20", 32),
-    "mobilenet_v3_small": ("torchvision/mobilenet_v3_small", 64),
-    "regnety": ("timm/regnety_002", 64),
-}
 DEFAULT = "seprune"
 OURS = {
     "gate_logit joint": Scoring(),

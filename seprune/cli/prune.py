@@ -221,7 +221,8 @@ def _replayed(step: Step, settings: CutSettings, path: Path) -> _Made:
     recovered = stages.recover(context, settings, pruned, plan)
     seconds["recover"] = time.monotonic() - start - seconds["prune"]
     scores = Importance(plan.facts.get("criterion", ""), {})
-    cut = stages.Cut(scores, plan, pruned, recovered, network.architecture.cut(plan), seconds)
+    architecture = network.architecture.cut(plan)
+    cut = stages.Cut(scores, plan, pruned, recovered.model, architecture, seconds, recovered.notes)
     return _Made(cut, f"macs {after.macs / before.macs:.3g}", None, seconds)
 
 

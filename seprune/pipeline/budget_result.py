@@ -32,6 +32,7 @@ class BudgetResult:
         seconds: by step.
         networks: the folders of the saved networks, by the stage that they were measured at.
         tuning: `FineTuned.numbers`.
+        notes: of the recovery.
     """
 
     label: str
@@ -41,6 +42,7 @@ class BudgetResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     networks: Mapping[str, Path] = field(default_factory=dict)
     tuning: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -49,7 +51,15 @@ class BudgetResult:
         """From the files that a run keeps in `home` and the numbers of its prune stage."""
         plan = PruningPlan.loads(read_json(home / PLAN), path=home)
         scores = read_importance(home / SCORES, facts["plan"]["criterion"])
-        return cls(label, plan, as_lists(scores), facts["pruned"]["macs"], facts["laps"], networks)
+        return cls(
+            label,
+            plan,
+            as_lists(scores),
+            facts["pruned"]["macs"],
+            facts["laps"],
+            networks,
+            notes=tuple(facts.get("notes", ())),
+        )
 
     def report(self, structure: NetworkStructure) -> BudgetReport:
         """As the report has it.

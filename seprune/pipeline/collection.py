@@ -59,6 +59,7 @@ def collect(
         seed=settings.seed,
         folder=None if per_sample else folder,
         per_sample=per_sample,
+        memory=runtime.memory,
         meta=data_digests(data),
     )
     found = collect_statistics(

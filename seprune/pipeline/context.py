@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -29,12 +30,14 @@ class Runtime:
     Attributes:
         processes: that `torchrun` started together; 1 without it.
         threads: of the CPU; None where they were left as they are.
+        memory: bytes that collect and refit may take, or `auto`.
         shared_machine: other runs work on this machine, so that times would be theirs too.
     """
 
     device: torch.device
     processes: int = 1
     threads: Threads | None = None
+    memory: int | Literal["auto"] = "auto"
     track: Track = silent
     shared_machine: bool = False
 
@@ -62,7 +65,7 @@ class Runtime:
             kept = kept_threads(folder)
             threads = first(lambda: choose_threads(recipe.threads, kept=kept))
             use_threads(threads)
-        return cls(device, processes, threads, track, shared_machine)
+        return cls(device, processes, threads, recipe.memory, track, shared_machine)
 
     @property
     def cuda(self) -> bool:

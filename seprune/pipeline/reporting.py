@@ -229,6 +229,9 @@ def _warnings(result: RunResult) -> list[str]:
         notes.append("a detector in training gives losses, so it was tuned without a teacher")
     timed = (budget.plan.facts.get("latency") or {} for budget in result.budgets)
     notes += list(dict.fromkeys(facts["note"] for facts in timed if facts.get("note")))
+    for budget in result.budgets:
+        at = f"{budget.label}: " if len(result.budgets) > 1 else ""
+        notes += [at + note for note in budget.notes]
     return [*notes, *result.slow]
 
 

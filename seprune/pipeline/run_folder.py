@@ -34,7 +34,7 @@ RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 START = "start"
 _STATE, _KEY = "state", "stage"  # of a training, and what it stands on
 """The stage that says which recipe the folder belongs to, and on what it runs."""
-MAY_DIFFER = ("device", "threads", "data.workers", "data.cache")
+MAY_DIFFER = ("device", "threads", "memory", "data.workers", "data.cache")
 """Keys of a recipe that change how a run is carried out, not what comes out of it."""
 
 

@@ -210,6 +210,7 @@ def _numbers(context: Context, cut: stages.Cut, home: Path) -> dict[str, Any]:
         "recovered": after | size,
         "plan": dict(cut.plan.facts),
         "laps": dict(cut.seconds),
+        "notes": list(cut.notes),
     }
 
 

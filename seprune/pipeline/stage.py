@@ -59,6 +59,7 @@ class PruneFacts(StageFacts):
     recovered: Measured
     plan: PlannedFacts
     laps: dict[str, float]
+    notes: NotRequired[list[str]]
 
 
 class FinetuneFacts(StageFacts, Measured):

@@ -49,8 +49,20 @@ from seprune.statistics import GateStatistics
 
 
 @dataclass(frozen=True)
+class Recovered:
+    """A recovered network, and what whoever asked for it should know."""
+
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Cut:
-    """What a budget made of a network, before and after it was recovered."""
+    """What a budget made of a network, before and after it was recovered.
+
+    Attributes:
+        notes: of the recovery.
+    """
 
     importance: Importance
     plan: PruningPlan
@@ -58,6 +70,7 @@ class Cut:
     recovered: nn.Module
     architecture: Architecture
     seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def rank(
@@ -171,7 +184,9 @@ def planned(
         return next(iter(scores.values())), next(iter(plans.values()))
     data, runtime = context.images(settings.needs_images_for), context.runtime
     loader = data.calibration(settings.collect.images, seed=settings.seed)
-    options = TrialOptions.before(settings.prune.recover, device=runtime.device)
+    options = TrialOptions.before(
+        settings.prune.recover, device=runtime.device, memory=runtime.memory
+    )
     choice = choose_plan(context.network.model, plans, loader, options=options, track=runtime.track)
     return scores[choice.name], with_facts(choice.plan, candidates=choice.facts())
 
@@ -209,7 +224,15 @@ def cut(
     clock.lap("prune")
     recovered = recover(context, settings, pruned, made, folder)
     clock.lap("recover")
-    return Cut(importance, made, pruned, recovered, network.architecture.cut(made), clock.laps)
+    return Cut(
+        importance,
+        made,
+        pruned,
+        recovered.model,
+        network.architecture.cut(made),
+        clock.laps,
+        recovered.notes,
+    )
 
 
 def recover(
@@ -218,29 +241,32 @@ def recover(
     pruned: nn.Module,
     made: PruningPlan,
     folder: Path | None = None,
-) -> nn.Module:
+) -> Recovered:
     """The pruned network as `prune.recover` wants it."""
     how, network, seed = settings.prune.recover, context.network, settings.seed
     device, track = context.runtime.device, context.runtime.track
     if how == "none":
-        return pruned
+        return Recovered(pruned)
     if how == "scratch":
         with cpu_random(seed):
             drawn = rebuilt(network.architecture.cut(made), device="cpu")
-        return remember_training(drawn, network.trained_for)
+        return Recovered(remember_training(drawn, network.trained_for))
     images = settings.collect.images
     loader = context.images(settings.needs_images_for).calibration(images, seed=seed)
     if how == "bn":
-        return recalibrate(pruned, loader, device=device, track=track)
-    options = RefitOptions(images=images, device=device)
+        return Recovered(recalibrate(pruned, loader, device=device, track=track))
+    images = min(images, len(loader.rows))
+    options = RefitOptions(images=images, device=device, memory=context.runtime.memory)
     parent = network.model
-    small = refit(parent, pruned, made, loader, options=options, track=track).model
+    fitted = refit(parent, pruned, made, loader, options=options, track=track)
     if how == "refit":
-        return small
+        return Recovered(fitted.model, fitted.notes())
     training = ReconstructOptions(
         images=images, epochs=settings.prune.epochs, device=device, folder=folder, seed=seed
     )
-    return reconstruct(parent, small, made, loader, options=training, track=track).model
+    small = fitted.model
+    trained = reconstruct(parent, small, made, loader, options=training, track=track)
+    return Recovered(trained.model, fitted.notes())
 
 
 def cut_in_steps(
@@ -250,17 +276,18 @@ def cut_in_steps(
     budget: Budget,
 ) -> Cut:
     """`cut` in `plan.steps` cuts, with fresh statistics before each."""
-    seconds = dict[str, float]()
+    seconds, notes = dict[str, float](), dict[str, None]()
     *early, last = parts(context, settings.plan, budget)
     for part in early:
         made = cut(context, settings, statistics, part)
         for name, value in made.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
+        notes |= dict.fromkeys(made.notes)
         context = context.after(made.recovered, made.architecture)
         statistics = collect(context, settings) if settings.needs_statistics else None
     made = cut(context, settings, statistics, last)
     total = {n: v + seconds.get(n, 0.0) for n, v in made.seconds.items()}
-    return replace(made, seconds=total)
+    return replace(made, seconds=total, notes=tuple(notes | dict.fromkeys(made.notes)))
 
 
 def parts(context: Context, section: PlanSection, budget: Budget) -> list[Budget]:

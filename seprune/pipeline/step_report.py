@@ -55,7 +55,13 @@ def of_cut(
         )
     )
     budget = BudgetResult(
-        label, cut.plan, as_lists(cut.importance), small.macs, cut.seconds, {stage: step.out}
+        label,
+        cut.plan,
+        as_lists(cut.importance),
+        small.macs,
+        cut.seconds,
+        {stage: step.out},
+        notes=cut.notes,
     )
     result = RunResult(
         recipe=step.recipe,

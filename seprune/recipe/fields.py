@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -71,6 +72,17 @@ def _rate(value: Any) -> float | str:
     return float(value)
 
 
+def _memory(value: Any) -> int | str:
+    """Bytes, from a number or a text like 2GB; binary units, as memory is sold and counted."""
+    written = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])i?B", str(value).strip())
+    if written:
+        value = int(float(written[1]) * 1024 ** (1 + "KMGT".index(written[2])))
+    if value == "auto" or (type(value) is int and 0 < value <= _MOST_MEMORY):
+        return value  # type: ignore[no-any-return]
+    raise ValueError("must be auto, or bytes as a number or like 2GB")
+
+
+_MOST_MEMORY = 1 << 60
 RUNTIMES = ("eager", "compiled", "onnx", "openvino")
 
 
@@ -113,6 +125,19 @@ Rate = Annotated[
     Any,
     BeforeValidator(_rate),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
+]
+Memory = Annotated[
+    Any,
+    BeforeValidator(_memory),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "auto"},
+                {"type": "integer", "minimum": 1, "maximum": _MOST_MEMORY},
+                {"type": "string", "pattern": r"^\d+(\.\d+)? ?[KMGT]i?B$"},
+            ]
+        }
+    ),
 ]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]

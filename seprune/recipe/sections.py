@@ -16,6 +16,7 @@ from seprune.recipe.fields import (
     Gradients,
     Interpolations,
     Location,
+    Memory,
     Natural,
     Rate,
     Runtimes,
@@ -310,9 +311,7 @@ class ReportSection(Section):
     classes: tuple[str, ...] = Field(
         default=(), description="whose excitations are shown; none given: ten, evenly spread"
     )
-    last_epoch: bool = Field(
-        default=False, description="measure the last epoch's weights beside the chosen ones"
-    )
+    last_epoch: bool = Field(default=False, description="measure the last epoch's weights too")
 
 
 class CommandRecipe(Section):
@@ -327,6 +326,7 @@ class CommandRecipe(Section):
         default="auto",
         description="of the CPU; auto: `OMP_NUM_THREADS`, or what a short trial finds fastest",
     )
+    memory: Memory = Field(default="auto", description="of collect and refit, such as 2GB")
     task: Tasks | None = Field(
         default=None, description="what the network is for; null: as the data say"
     )

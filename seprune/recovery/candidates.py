@@ -51,6 +51,7 @@ class TrialOptions:
         held_out: further images that it is judged on; four times as many where two are close.
         recover: `refit`, `bn` for BatchNorm statistics alone, or `none`: what is judged.
         device: `auto`, `cpu`, `cuda`, ...
+        memory: bytes that the refits may use, as `RefitOptions` has them.
         task: by default what the batches look like.
     """
 
@@ -58,6 +59,7 @@ class TrialOptions:
     held_out: int = 512
     recover: Literal["none", "bn", "refit"] = "refit"
     device: str | torch.device = "auto"
+    memory: int | Literal["auto"] = "auto"
     task: Task | None = None
 
     @classmethod
@@ -289,7 +291,8 @@ class _Trials:
             return lambda cut, _: cut
         if how == "bn":
             return lambda cut, _: recalibrate(cut, part, task=task, device=self.device)
-        fit = RefitOptions(images=self.fitted, device=self.device, task=task)
+        memory = self.options.memory
+        fit = RefitOptions(images=self.fitted, device=self.device, memory=memory, task=task)
         refit = Refitter(self.parent, plans, part, options=fit)
         return lambda cut, plan: refit(cut, plan).model
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from seprune.errors import UsageError
+
 _GPU_SHARE = 0.8  # of what is free; a GPU is rarely shared
 _CPU_SHARE = 0.5
 _UNKNOWN = 4 << 30  # where the system does not say
@@ -18,9 +20,12 @@ def memory_budget(device: torch.device, memory: int | str = "auto") -> int:
     """Bytes that one process may use on `device`: `memory` itself, or a share of what is free.
 
     Processes that share a machine share its memory.
+
+    Raises:
+        UsageError: `memory` is neither bytes nor `auto`.
     """
-    if isinstance(memory, int):
-        return memory
+    if memory != "auto":
+        return _given(memory)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -28,6 +33,16 @@ def memory_budget(device: torch.device, memory: int | str = "auto") -> int:
     found = (free_on_machine(), free_in_group())
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return int(_CPU_SHARE * min((n for n in found if n is not None), default=_UNKNOWN)) // processes
+
+
+def _given(memory: object) -> int:
+    if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
+        return memory
+    raise UsageError(
+        f"memory={memory!r} is no number of bytes",
+        why="a memory budget is a whole number of bytes above 0, or auto",
+        fix=f"give memory={4 << 30}, or memory=auto",
+    )
 
 
 def free_on_machine(path: Path = _MACHINE) -> int | None:

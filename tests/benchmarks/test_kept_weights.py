@@ -10,8 +10,9 @@ from pathlib import Path
 import kept_weights
 import pytest
 import torch
-from rivals import MEAN, NETWORKS, STD
-from safetensors.torch import load_file
+from kept_weights import NETWORKS
+from rivals import MEAN, STD
+from safetensors.torch import load_file, save_file
 
 from seprune.data import DataSettings, open_data
 from seprune.measure.metrics import evaluate
@@ -41,14 +42,35 @@ def test_the_readme_names_every_file():
 
 @pytest.mark.parametrize("network", SAID)
 def test_kept_weights_are_whole_small_and_loaded(network):
-    path = kept_weights.kept(network)
-    assert path is not None
+    path = kept_weights.FOLDER / f"{network}-cifar10.safetensors"
     content = path.read_bytes()
     assert hashlib.sha256(content).hexdigest() == SAID[network][1]
     assert len(content) < kept_weights.MOST
     state = opened(network).model.state_dict()
-    for name, tensor in load_file(path).items():
+    stored = kept_weights.unpacked(load_file(path))
+    assert stored.keys() == state.keys()
+    for name, tensor in stored.items():
         assert torch.equal(state[name], tensor.to(state[name].dtype)), name
+
+
+def test_rounded_weights_are_off_by_half_a_step_of_their_own_channel_at_most(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    kernel = torch.randn(6, 4, 3, 3) * 10.0 ** torch.arange(-3, 3).reshape(-1, 1, 1, 1)
+    kernel[2] = 0
+    tensors = {"kernel": kernel, "norm": torch.randn(6), "count": torch.tensor(7)}
+    (tmp_path / "trained").mkdir()
+    save_file(tensors, tmp_path / "trained" / "model.safetensors")
+    monkeypatch.setattr(kept_weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(kept_weights, "MOST", 2 * kernel.numel())  # too few for half precision
+    written = kept_weights.keep("some", tmp_path / "trained")
+    assert load_file(written)["kernel"].dtype == torch.int8
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = load_file(kept_weights.kept("some"))
+    assert found.keys() == tensors.keys()
+    step = kernel.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1) / 127
+    assert bool(((found["kernel"] - kernel).abs() <= step * 0.50001).all())
+    assert torch.equal(found["norm"], tensors["norm"].half().float())
+    assert torch.equal(found["count"], tensors["count"])
 
 
 @pytest.mark.slow

@@ -137,6 +137,38 @@ def test_a_cut_recovers_as_a_recipe_does_where_there_are_images(seprune, weights
     assert files["as it is"] == files["asked"] != files["cut"] == files["none"]
 
 
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("collect", ()), ("prune", ("--importance", "l2", "--set", "plan.candidates=false"))],
+)
+def test_a_memory_budget_too_small_for_one_image_is_refused(
+    command, more, seprune, weights, tmp_path
+):
+    words = (command, NET, "--checkpoint", weights, "--data", "digits", "--out", tmp_path / "out")
+    status, _, err = seprune(*words, *more, "--set", "memory=2KB", "--set", "collect.images=64")
+    assert status == 2
+    assert "memory=2,048 bytes is too little for one image" in err
+    need = int(re.search(r"one image needs ([\d,]+) bytes", err)[1].replace(",", ""))
+    assert need > 2048
+    assert int(re.search(r"give memory=(\d+)", err)[1]) >= need
+
+
+def test_a_layer_that_was_not_refitted_is_told_with_the_image(seprune, tmp_path):
+    torch.manual_seed(0)
+    state = build(NET).state_dict()
+    state["fc.weight"][0] = 3e38
+    torch.save(state, tmp_path / "net.pth")
+    status, _, err = seprune(
+        *("prune", NET, "--checkpoint", tmp_path / "net.pth", "--data", "digits", "--macs", "0.6"),
+        *("--importance", "l2", "--set", "plan.candidates=false", "--set", "collect.images=64"),
+        *("--no-measure", "--out", tmp_path / "small"),
+    )
+    note = "not refitted: fc: its values are not finite for image 0"
+    assert status == 0
+    assert f"note: {note}" in err
+    assert note in json.loads((tmp_path / "small" / "report.json").read_text())["warnings"]
+
+
 def test_a_command_without_data_invents_none(seprune, tmp_path):
     words = ("prune", NET, "--importance", "l2", "--out", tmp_path / "m")
     status, _, err = seprune(*words, "--set", "data.mean=[0.5]")

@@ -343,6 +343,28 @@ BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("written", "bytes_"),
+    [
+        ("2GB", 2 << 30),
+        ("1.5 GiB", 3 << 29),
+        ("512MB", 512 << 20),
+        ("4096", 4096),
+        ("auto", "auto"),
+    ],
+)
+def test_memory_is_written_with_a_unit_or_in_bytes(written, bytes_):
+    assert load_recipe("quickstart", [f"memory={written}"]).memory == bytes_
+
+
+@pytest.mark.parametrize(
+    "written", ["lots", "0", "-1", "2.5", "true", "2gb", "GB", "1e400", "null"]
+)
+def test_memory_that_is_no_number_of_bytes_is_refused(written):
+    with pytest.raises(UsageError, match="memory: must be auto, or bytes"):
+        load_recipe("quickstart", [f"memory={written}"])
+
+
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_refused_in_no_time_and_without_torch(tmp_path, bomb):
     """In a child with two seconds of processor time: a hang is killed, not waited for."""

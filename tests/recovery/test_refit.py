@@ -316,6 +316,54 @@ def test_weights_beyond_their_type_leave_the_layer_as_it_was():
     assert torch.equal(result.model.second.weight, small.second.weight)
 
 
+class Exp(nn.Module):
+    """A module, so that what it gives can be read."""
+
+    def forward(self, x):
+        return torch.exp(x)
+
+
+@pytest.mark.parametrize("batches", [[8], [3, 5]])
+def test_a_shortcut_that_overflows_names_the_layer_beside_it_and_the_image(batches):
+    """Inputs and outputs of the layer are finite; the error that it makes up for is not."""
+
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.side = nn.Conv2d(3, 8, 1), nn.Sequential(nn.Conv2d(3, 8, 1), Exp())
+            self.second, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            y = self.side(x)
+            return self.head(torch.relu(self.second(torch.tanh(self.first(x))) + y))
+
+    model, x = seeded(Shortcut).eval(), torch.randn(8, 3, 5, 5)
+    plan, small = halved(model, x)
+    x[6] *= 1e4
+    result = refit(model, small, plan, x.split(batches), options=CPU)
+    reason = "its values are not finite for image 6"
+    assert result.skipped == {"second": reason, "head": reason}
+    assert torch.equal(result.model.second.weight, small.second.weight)
+    assert result.notes()[-1] == f"not refitted: second, head: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 0}, "rows=0"), ({"images": -3}, "images=-3"), ({"images": 2.5}, "images=2.5"),
+        ({"gram": -8}, "gram=-8"), ({"ridge": float("nan")}, "ridge=nan"),
+        ({"ridge": -1.0}, "ridge=-1.0"), ({"precision": "half"}, "precision='half'"),
+        ({"memory": 0}, "memory=0"), ({"memory": 4e9}, "memory=4000000000.0"),
+        ({"memory": "lots"}, "memory='lots'"), ({"memory": True}, "memory=True"),
+    ],
+)  # fmt: skip
+def test_options_that_no_refit_can_be_made_with_are_named(options, message):
+    model, x = seeded(Residual).eval(), images(4, 12)
+    plan, small = halved(model, x)
+    with pytest.raises(UsageError, match=message):
+        refit(model, small, plan, [x], options=replace(CPU, **options))
+
+
 def test_an_activation_that_overflows_names_its_layers_and_image_only():
     """The image itself is finite, and so is what the first layer makes of it."""
 

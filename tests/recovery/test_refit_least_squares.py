@@ -15,11 +15,16 @@ from seprune.recovery.refit import RefitOptions, refit
 
 EXACT = RefitOptions(ridge=1e-12, precision="float64", device="cpu", rows=1 << 20)
 SHAPES = {1: (60, 10, 9), 2: (24, 10, 9, 8), 3: (16, 10, 5, 6, 4)}
-PADDED = [{"padding": 1, "padding_mode": mode} for mode in ("reflect", "replicate", "circular")]
+EACH = [{}, {"groups": 2}, {"groups": 8}, {"stride": 2}, {"dilation": 2}, {"bias": False}]
+PADDED = [
+    {"padding": 2 if "dilation" in o else 1, "padding_mode": mode, **o}
+    for o in EACH for mode in ("zeros", "reflect", "replicate", "circular")
+]  # fmt: skip
 PLAIN = [
     {"padding": 1}, {"groups": 2, "padding": 1}, {"groups": 8}, {"dilation": 2, "padding": 2},
     {"padding": "same"}, {"padding": "valid"}, {"padding": 1, "bias": False},
 ]  # fmt: skip
+UNPADDED = [{"groups": 8}, {"padding": "same"}, {"padding": "valid"}]
 TRANSPOSED = [
     {"stride": 2}, {"stride": 2, "padding": 1, "output_padding": 1},
     {"dilation": 2, "bias": False}, {"groups": 8, "stride": 2},
@@ -48,7 +53,7 @@ ODD = [
     (nn.ConvTranspose3d, 2, {"stride": (1, 2, 1), "groups": 2}),
 ]  # fmt: skip
 LAYERS = [
-    *((kind, 3, o) for kind in (nn.Conv1d, nn.Conv2d) for o in (*PLAIN, *PADDED, {"stride": 2})),
+    *((kind, 3, o) for kind in (nn.Conv1d, nn.Conv2d) for o in (*PADDED, *UNPADDED)),
     *((nn.Conv3d, 3, o) for o in PLAIN),
     *((kind, 3, o) for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d) for o in TRANSPOSED),
     (nn.ConvTranspose3d, 3, {"stride": 2}),

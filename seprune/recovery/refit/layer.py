@@ -260,18 +260,18 @@ class LayerFit:
             own = slice(part.start * some, part.stop * some)
             parts = {name: v[:, own].to(patches.dtype) for name, v in seen.items()}
             number = start + part.start * (stop - start) // samples
-            self.look(number, patches, parts["y"], each=some * samples // (stop - start))
+            self.look(number, patches, parts, each=some * samples // (stop - start))
             yield number, self.centred(patches), parts
 
-    def look(self, number: int, patches: Tensor, wanted: Tensor, *, each: int) -> None:
-        """Note the first image whose inputs or wanted outputs are not finite.
+    def look(self, number: int, patches: Tensor, seen: Mapping[str, Tensor], *, each: int) -> None:
+        """Note the first image whose inputs, or what its target is made of, are not finite.
 
         Args:
             number: of the first image.
             each: rows of one image.
         """
         if self.strange is None:
-            sums = patches.sum((0, 2)) + wanted.sum(0)
+            sums = patches.sum((0, 2)) + sum(values.sum(0) for values in seen.values())
             if not bool(sums.isfinite().all()):
                 self.strange = number + int((~sums.isfinite()).nonzero()[0]) // each
 

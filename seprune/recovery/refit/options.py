@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from seprune.errors import UsageError
 from seprune.tasks import Task
 
 _ROWS_PER_COLUMN = 32
@@ -45,11 +47,35 @@ class RefitOptions:
     device: str | torch.device = "auto"
     task: Task | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what no refit can be made with.
+
+        Raises:
+            UsageError: names the option.
+        """
+        whole = {"images": self.images, "gram": self.gram}
+        whole |= {} if self.rows is None else {"rows": self.rows}
+        for name, value in whole.items():
+            if type(value) is not int or value < 1:
+                raise _refused(name, value, "a whole number above 0")
+        if not (isinstance(self.ridge, float | int) and 0 <= self.ridge < math.inf):
+            raise _refused("ridge", self.ridge, "a finite number that is not negative")
+        if self.precision not in ("float32", "float64"):
+            raise _refused("precision", self.precision, "float32 or float64")
+
     def rows_of(self, columns: int) -> int:
         """Rows for a layer with so many inputs per output; docs/refit.md has the curve."""
         if self.rows is not None:
             return self.rows
         return min(max(_ROWS_PER_COLUMN * columns, _FEWEST), _MOST)
+
+
+def _refused(name: str, value: object, wanted: str) -> UsageError:
+    return UsageError(
+        f"RefitOptions: {name}={value!r}",
+        why=f"{name} is {wanted}",
+        fix=f"give another {name}, or leave it out for the default",
+    )
 
 
 @dataclass(frozen=True)
@@ -69,3 +95,16 @@ class Refitted:
     skipped: Mapping[str, str]
     errors: Mapping[str, tuple[float, float]]
     warnings: tuple[str, ...] = ()
+
+    def notes(self) -> tuple[str, ...]:
+        """The warnings, and for every reason the layers that kept their sliced weights."""
+        layers: dict[str, list[str]] = {}
+        for layer, reason in self.skipped.items():
+            layers.setdefault(reason, []).append(layer)
+        kept = (f"not refitted: {_named(names)}: {reason}" for reason, names in layers.items())
+        return (*self.warnings, *kept)
+
+
+def _named(layers: Sequence[str], most: int = 3) -> str:
+    more = len(layers) - most
+    return ", ".join(layers[:most]) + (f" and {more} more" if more > 0 else "")
