@@ -11,7 +11,6 @@ from .errors import (
     UsageError,
 )
 from .export.architecture import Architecture
-from .export.hub_models import from_pretrained, push_to_hub
 from .export.onnx import Exported, export_model
 from .export.pruned_model import load, save
 from .graph.cost_terms import Term
@@ -32,10 +31,12 @@ from .measure.latency import Latency, latency
 from .measure.latency_model import latency_model
 from .measure.latency_table import LatencyModel, LatencyTable, TableKey
 from .measure.metrics import Evaluation, evaluate
+from .models.hub import HubAccess
 from .models.loader import ModelLoader, build
 from .models.preprocessing import Preprocessing, TrainedFor, trained_for
 from .pipeline.compress import Compressed, CompressOptions, compress
 from .pipeline.context import Runtime
+from .pipeline.hub_models import from_pretrained, push_to_hub
 from .pipeline.run import run
 from .pruning.analyse import analyse
 from .pruning.constraints import Allocation
@@ -112,6 +113,7 @@ __all__ = [
     "GateSummary",
     "GroupCut",
     "GroupSensitivity",
+    "HubAccess",
     "Importance",
     "InputError",
     "Latency",

@@ -26,8 +26,8 @@ class Hub:
     """What the server holds, how it misbehaves, and what it was asked for.
 
     Attributes:
-        repos: files of every repository.
-        gated, private: repositories that want a permission, or a token.
+        repos: files of every repository; of a branch under ORG/NAME@BRANCH.
+        gated, private: repositories that want a permission, or the token hf_test.
         breaks: after so many bytes the first answer to a GET of a large file ends.
         forged: bytes that are sent in the place of a large file's.
         requests: method and path of everything that was asked for, with the range if one was.
@@ -41,6 +41,12 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
+
+    def at(self, repo: str, revision: str) -> str | None:
+        """The key of a repository's files at a revision; None where it has no such revision."""
+        keys = [repo, *(k for k in self.repos if k.startswith(f"{repo}@"))]
+        named = {"main": repo, **{k.partition("@")[2]: k for k in keys[1:]}}
+        return named.get(revision) or next((k for k in keys if self.commit(k) == revision), None)
 
     def commit(self, repo: str) -> str:
         """Of the present content."""
@@ -97,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, content: Any, status: int = 200) -> None:
         self._answer(status, json.dumps(content).encode(), Content_Type="application/json")
 
+    def _known(self) -> bool:
+        return self.headers.get("Authorization") == "Bearer hf_test"
+
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
@@ -119,12 +128,12 @@ class _Handler(BaseHTTPRequestHandler):
         repo, revision, name = found.groups()
         if repo in self.hub.gated:
             self._answer(403, X_Error_Code="GatedRepo", X_Error_Message="ask its owner")
-        elif repo in self.hub.private or repo not in self.hub.repos:
+        elif repo not in self.hub.repos or (repo in self.hub.private and not self._known()):
             self._answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
-        elif revision not in ("main", self.hub.commit(repo)):
+        elif (key := self.hub.at(repo, revision)) is None:
             self._answer(404, X_Error_Code="RevisionNotFound")
         else:
-            self._file(repo, name)
+            self._file(key, name)
 
     def _dataset(self, repo: str, kind: str | None, revision: str | None, below: str) -> None:
         """What a Hub says of a data set, and of its files."""
@@ -214,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([e for e in entries if e["path"] in asked])
         elif self.path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
-        elif self.headers.get("Authorization") != "Bearer hf_test":
+        elif not self._known():
             self._json({"error": "Invalid username or password."}, 401)
         elif self.path == "/api/repos/create":
             self._create(json.loads(body))
@@ -231,6 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for o in json.loads(body)["objects"]
             ]
             self._json({"objects": objects, "transfer": "basic"})
+        elif "/branch/" in self.path:
+            self._branch()
         elif "/commit/" in self.path:
             self._commit(body)
         else:
@@ -242,8 +253,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos.setdefault(repo, {})
         self._json({"url": f"{self.hub.url}/{repo}", "name": repo}, 409 if there else 200)
 
+    def _place(self) -> str:
+        """The key of the files that a path with a branch at its end is about."""
+        *_, org, name, _, branch = self.path.partition("?")[0].split("/")
+        return f"{org}/{name}" + ("" if branch == "main" else f"@{branch}")
+
+    def _branch(self) -> None:
+        key = self._place()
+        there = key in self.hub.repos
+        self.hub.repos.setdefault(key, dict(self.hub.repos[key.partition("@")[0]]))
+        self._json({}, 409 if there else 200)
+
     def _commit(self, body: bytes) -> None:
-        repo = "/".join(self.path.split("/")[3:5])
+        repo = self._place()
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -252,5 +274,5 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 self.hub.repos[repo][value["path"]] = self.hub.uploads[value["oid"]]
         commit = self.hub.commit(repo)
-        url = f"{self.hub.url}/{repo}/commit/{commit}"
+        url = f"{self.hub.url}/{repo.partition('@')[0]}/commit/{commit}"
         self._json({"success": True, "commitOid": commit, "commitUrl": url})

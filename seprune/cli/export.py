@@ -117,6 +117,7 @@ def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoad
 
 def _write(job: _Job, form: Form, path: Path) -> Exported:
     """Export a saved network to a path."""
+    from seprune.export.artefacts import run_alone
     from seprune.export.onnx import export_model
 
     images = None if job.data is None else next(iter(job.data.reporting(32)))[0]
@@ -128,7 +129,11 @@ def _write(job: _Job, form: Form, path: Path) -> Exported:
         opset=job.opset if form == "onnx" else None,
         images=images,
     )
-    console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}")
+    alone = ""
+    if form == "onnx":
+        run_alone(path, job.network.example(3) if images is None else images[:3])
+        alone = ", runs by itself in a process without seprune"
+    console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}{alone}")
     return made
 
 

@@ -13,7 +13,9 @@ def push(
     run: Annotated[
         str, typer.Argument(metavar="FOLDER", help="A network that seprune wrote, or a run folder.")
     ],
-    name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository.")],
+    name: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="The repository, with @BRANCH or without.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make a new one private.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -21,8 +23,9 @@ def push(
 
     `seprune.load("hf-hub:ORG/NAME")` takes it from there.
 
-    Example:
+    Examples:
       seprune push runs/quickstart ORG/NAME --private
+      seprune push small ORG/NAME@half
     """
     from seprune.cli.open_inputs import network_of_run
     from seprune.export.hub import push_folder

@@ -74,17 +74,26 @@ def read_indices(path: Path) -> np.ndarray[Any, Any]:
         InputError: as of `read_image`, or an image of colours.
     """
 
-    def numbers(image: Image.Image) -> np.ndarray[Any, Any]:
-        if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
-            raise InputError(
-                f"{path}: a mask of colours ({image.mode})",
-                why="the class of a pixel is its number in a grey or palette image",
-                fix="save it as a PNG with one channel of class numbers, or with a palette",
-                code="mask",
-            )
-        return np.array(image).astype(np.int64)
+    return _decode(path, lambda image: _numbers(path, image))
 
-    return _decode(path, numbers)
+
+def read_encoded_indices(content: bytes, name: str) -> np.ndarray[Any, Any]:
+    """The same of an image that lies in memory."""
+    if disguise := _disguise(name, content[:32]):
+        raise disguise
+    stream = nullcontext(io.BytesIO(content))
+    return _opened(name, stream, lambda image: _numbers(name, image))
+
+
+def _numbers(path: Path | str, image: Image.Image) -> np.ndarray[Any, Any]:
+    if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+        raise InputError(
+            f"{path}: a mask of colours ({image.mode})",
+            why="the class of a pixel is its number in a grey or palette image",
+            fix="save it as a PNG with one channel of class numbers, or with a palette",
+            code="mask",
+        )
+    return np.array(image).astype(np.int64)
 
 
 def _decode(path: Path, use: Callable[[Image.Image], T]) -> T:
@@ -127,12 +136,17 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         InputError: as of `read_image`.
     """
+    return _decode(path, _upright)
 
-    def size(image: Image.Image) -> tuple[int, int]:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
 
-    return _decode(path, size)
+def encoded_size(content: bytes, name: str) -> tuple[int, int]:
+    """The same of an image that lies in memory."""
+    return _opened(name, nullcontext(io.BytesIO(content)), _upright)
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(0x0112, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 # Named because Pillow would try all that it knows: PostScript it hands to a program that runs it.

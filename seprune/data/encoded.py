@@ -1,4 +1,4 @@
-"""Images that lie in memory or in the middle of a file, with the number of their class."""
+"""Images that lie in memory or in the middle of a file, with their classes or masks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from seprune.data import fingerprint
-from seprune.data.decode import Range, mode_of, range_of, read_encoded
+from seprune.data.decode import (
+    Range,
+    encoded_size,
+    mode_of,
+    range_of,
+    read_encoded,
+    read_encoded_indices,
+)
 from seprune.data.source import REPORTED, SPLIT_SEED, Source, set_aside, stratified
 
 LOOKED_AT = 16  # images, to know their mode and their size
@@ -55,19 +63,58 @@ class Encoded:
         """The bytes of an image."""
         return self.contents.read(int(self.rows[row]))
 
-    def take(self, rows: Tensor) -> Encoded:
+    def sample(self, row: int) -> bytes:
+        """What tells a sample, beside its label, from another one."""
+        return self.read(row)
+
+    def take(self, rows: Tensor) -> Self:
         """Some of the images, in this order."""
         return replace(self, labels=self.labels[rows], rows=self.rows[rows])
 
-    def without(self, rows: set[int]) -> Encoded:
+    def without(self, rows: set[int]) -> Self:
         """All but some, which are damaged."""
         return self.take(torch.tensor([i for i in range(len(self.labels)) if i not in rows]))
+
+
+@dataclass(kw_only=True)
+class EncodedMasks(Encoded):
+    """The same with a mask for each image.
+
+    Attributes:
+        masks: as `contents`, of the same rows.
+    """
+
+    masks: Contents
+
+    def target(self, row: int) -> np.ndarray[Any, Any]:
+        """Class numbers (H, W)."""
+        number = int(self.rows[row])
+        return read_encoded_indices(self.masks.read(number), self.masks.name(number))
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return encoded_size(self.read(row), self.contents.name(int(self.rows[row])))
+
+    def mask_name(self, row: int) -> str:
+        """What people know the mask by."""
+        return self.masks.name(int(self.rows[row]))
+
+    def sample(self, row: int) -> bytes:
+        """Both."""
+        both = (self.read(row), self.masks.read(int(self.rows[row])))
+        return b"".join(hashlib.sha256(content).digest() for content in both)
 
 
 def encoded(contents: Contents, labels: Sequence[int]) -> Encoded:
     """Images with the number of their class each."""
     numbers = torch.tensor(labels, dtype=torch.int64)
     return Encoded(contents, numbers, torch.arange(len(numbers)))
+
+
+def masked(contents: Contents, masks: Contents, count: int) -> EncodedMasks:
+    """So many images with a mask each."""
+    rows = torch.arange(count)
+    return EncodedMasks(contents, torch.zeros_like(rows), rows, masks=masks)
 
 
 def numbered(labels: Iterable[int]) -> tuple[str, ...]:
@@ -93,13 +140,15 @@ def as_source(
     given = list(parts)
     collected = list(notes)
     facts = f"{tuple(classes)} {[p.labels.tolist() for p in given]}"
-    digests = [fingerprint.of_samples(facts, len(p.labels), p.read) for p in given]
+    digests = [fingerprint.of_samples(facts, len(p.labels), p.sample) for p in given]
+    masks = isinstance(given[0], EncodedMasks)
     if len(given) == 1:
         whole = given[0]
         everything = torch.arange(len(whole.labels))
         rows = stratified(whole.labels, everything, fraction=REPORTED, seed=SPLIT_SEED)
         given = [whole.take(own) for own in rows]
-        collected.append(set_aside(len(given[1].labels), len(everything), of="every class"))
+        of = "them" if masks else "every class"
+        collected.append(set_aside(len(given[1].labels), len(everything), of=of))
     mode = mode or _mode(given[0])
     scale = range_of(io.BytesIO(given[0].read(row)) for row in _some(given[0], DEEP))
     train, val = (replace(part, mode=mode, scale=scale) for part in given)
@@ -113,6 +162,7 @@ def as_source(
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
         notes=tuple(collected),
+        task="segmentation" if masks else "classification",
     )
 
 

@@ -7,51 +7,28 @@ import errno
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seprune.data.encoded import MOST_CLASSES, Encoded, as_source, encoded, numbered
+from seprune.data.encoded import as_source
+from seprune.data.hub_columns import (
+    label_classes,
+    label_columns,
+    mask_columns,
+    with_labels,
+    with_masks,
+)
+from seprune.data.masks import classes_in
 from seprune.data.source import REPORTING, TRAINING, Source
 from seprune.errors import EnvironmentFault, InputError, SepruneError, first_line
 from seprune.models import hub
 from seprune.runtime.extras import require
-from seprune.runtime.reading import open_regular
 
 PREFIX = "hf:"
-LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category")
-IMAGES = ("image", "img", "images", "picture", "pixel_values")
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The images of a table of `datasets`."""
-
-    table: Any
-    column: str
-    title: str
-
-    def name(self, row: int) -> str:
-        return f"{self.title}, row {row}"
-
-    def read(self, row: int) -> bytes:
-        found = self.table[row][self.column] or {}
-        if found.get("bytes"):
-            content: bytes = found["bytes"]
-            return content
-        try:
-            with open_regular(Path(found.get("path") or "")) as stream:
-                return stream.read()
-        except OSError as error:
-            raise InputError(
-                f"{self.name(row)}: has no image",
-                why=f"its column {self.column} holds neither bytes nor the path of a file",
-                fix="take the row out: datasets' filter, then save_to_disk and --data hf:FOLDER",
-            ) from error
-
-
-def hub_dataset(source: str, mode: str | None) -> Source:
-    """The images and classes of `hf:NAME[:SPLIT]`.
+def hub_dataset(source: str, mode: str | None, task: str | None) -> Source:
+    """The images and classes, or masks, of `hf:NAME[:SPLIT]`.
 
     NAME is ORG/NAME of a Hub, or a folder that `datasets` reads or wrote. SPLIT may be CONFIG/SPLIT
     and two with a comma between them. A name like val or test reports, any other trains; a split
@@ -68,9 +45,12 @@ def hub_dataset(source: str, mode: str | None) -> Source:
     chosen = {part: _split(source, splits, part) for part in (train, report) if part}
     tables = list(chosen.values())
     notes = [] if report is None else [f"{train} trains, {report} reports"]
-    column, label = _columns(source, tables[0], notes)
-    classes = _classes(source, tables, label)
-    parts = [_part(f"{source} {part}", t, (column, label), classes) for part, t in chosen.items()]
+    if (pair := mask_columns(source, tables[0], task, notes)) is not None:
+        pairs = [with_masks(f"{source} {part}", t, *pair) for part, t in chosen.items()]
+        return as_source(source, classes_in(pairs), pairs, mode=mode, notes=notes)
+    columns = label_columns(source, tables[0], notes)
+    classes = label_classes(source, tables, columns[1])
+    parts = [with_labels(f"{source} {part}", t, columns, classes) for part, t in chosen.items()]
     return as_source(source, classes, parts, mode=mode, notes=notes)
 
 
@@ -218,99 +198,3 @@ def _split(source: str, splits: Mapping[str, Any], part: str) -> Any:
             fix="choose another split",
         )
     return table
-
-
-def _columns(source: str, table: Any, notes: list[str]) -> tuple[str, str]:
-    """The column of images and that of labels."""
-    features = table.features
-    kinds = {name: type(kind).__name__ for name, kind in features.items()}
-    images = [name for name, kind in kinds.items() if kind == "Image"]
-    shown = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    plain = [n for n, k in kinds.items() if k == "ClassLabel" or (k == "Value" and n in LABELS)]
-    for what, found in (("images", images), ("labels", plain)):
-        if not found:
-            raise InputError(
-                f"{source}: it has no column of {what}",
-                why=f"its columns are {shown}",
-                fix="name one label by datasets' rename_column, then save_to_disk and "
-                "--data hf:FOLDER"
-                if what == "labels"
-                else "cast one to datasets.Image(), then save_to_disk and --data hf:FOLDER",
-            )
-    image, label = _best(images, IMAGES), _best(plain, LABELS)
-    for own, found in ((image, images), (label, plain)):
-        if len(found) > 1:
-            notes.append(f"of the columns {', '.join(found)}, {own} is used")
-    return image, label
-
-
-def _best(found: Sequence[str], known: Sequence[str]) -> str:
-    return next((name for name in known if name in found), found[0])
-
-
-def _classes(source: str, tables: Sequence[Any], label: str) -> tuple[str, ...]:
-    """The names of the classes, in the order of their numbers; of texts, sorted.
-
-    Numbers that are written as texts are sorted as numbers.
-    """
-    named = [getattr(t.features[label], "names", None) for t in tables]
-    if len(named) > 1 and named[0] != named[1]:
-        raise InputError(
-            f"{source}: the two splits have different classes",
-            why=f"{_few(named[0])} against {_few(named[1])}",
-            fix="cast both to one datasets.ClassLabel, then save_to_disk and --data hf:FOLDER",
-        )
-    if named[0]:
-        return tuple(map(str, named[0]))
-    values = [{*t[label][:]} for t in tables]
-    every = set().union(*values)
-    if every and all(isinstance(v, str) for v in every):
-        if len(tables) > 1 and (only := sorted(values[1] - values[0])):
-            raise InputError(
-                f"{source}: class {only[0]!r} is only in the part that reports",
-                why="nothing was trained for it",
-                fix="choose other splits",
-            )
-        numbers = all(v.isdecimal() for v in every)
-        return tuple(sorted(every, key=lambda v: (int(v) if numbers else 0, v)))
-    plain = [v for v in every if isinstance(v, int) and not isinstance(v, bool)]
-    return numbered(plain)  # any other is named with its row
-
-
-def _few(names: Sequence[str] | None) -> str:
-    return "no names" if names is None else ", ".join(map(str, names[:5]))
-
-
-def _part(title: str, table: Any, columns: tuple[str, str], classes: Sequence[str]) -> Encoded:
-    """A split's images and the numbers of their classes."""
-    datasets, (column, label) = importlib.import_module("datasets"), columns
-    if column not in table.features or label not in table.features:
-        raise InputError(
-            f"{title}: it has no column {label if column in table.features else column}",
-            why=f"its columns are {', '.join(table.features)}",
-            fix="name its columns as those of the other split, or choose another split",
-        )
-    given = list(table[label][:])
-    if given and isinstance(given[0], str):
-        numbers = {name: n for n, name in enumerate(classes)}
-        given = [numbers.get(v, v) for v in given]
-    for row, value in enumerate(given):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(classes):
-            raise _odd(title, label, row, given)
-    bare = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return encoded(_Rows(bare, column, title), given)
-
-
-def _odd(title: str, label: str, row: int, given: Sequence[Any]) -> InputError:
-    secret = set(given) <= {-1, None}
-    return InputError(
-        f"{title}, row {row}: {label} is {given[row]!r}, which is no class",
-        why="the labels of this split are kept secret"
-        if secret
-        else f"labels are numbers from 0 to {MOST_CLASSES - 1:,}, or names",
-        fix="choose another split, such as hf:NAME:validation"
-        if secret
-        else "mend the column, or take rows out: datasets' filter, then save_to_disk and "
-        "--data hf:FOLDER",
-        code="annotation",
-    )

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from seprune.data.augment import Augment, seed_of
 from seprune.data.loaders import Batching, Loader, quietly
+from seprune.data.masks import IGNORED
 from seprune.data.preprocessing import normalise, to_pixels
 from seprune.data.source import Targets
 from seprune.models.preprocessing import Preprocessing
@@ -22,7 +23,6 @@ from seprune.runtime.random_state import cpu_random
 from seprune.tasks import Task
 from seprune.tasks.batches import to_device
 
-IGNORED = 255  # of the pixels that a crop or a turn leaves without an image
 FEW = 4000  # images, below which worker processes cost more than they save
 
 
@@ -98,7 +98,7 @@ class _Joint(Dataset[Any]):
 
 def transform(augment: Augment, size: tuple[int, int]) -> Callable[[Any, Any], Any]:
     """Scaling to one size, and what training does to an image and its target together."""
-    fill = {tv_tensors.Mask: IGNORED, "others": 0}
+    fill = {tv_tensors.Mask: IGNORED, "others": 0}  # of pixels that a crop leaves without an image
     steps: list[Any] = []
     if augment.resized_crop:
         steps.append(v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from seprune.data import fingerprint
 from seprune.data.decode import FORMATS, read_image, read_indices, size_of
-from seprune.data.loaders import in_threads
+from seprune.data.masks import classes_in
 from seprune.data.source import (
     REPORTED,
     REPORTING,
@@ -23,12 +23,10 @@ from seprune.data.source import (
     stratified,
 )
 from seprune.errors import InputError
-from seprune.runtime.progress import silent
 from seprune.runtime.reading import read_text
 
 EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
 MASKS = ("masks", "mask", "annotations", "labels")  # folders beside images/
-IGNORED = 255
 PARTS = ("train", "val")
 
 
@@ -54,6 +52,14 @@ class Masked:
         """Class numbers (H, W)."""
         return read_indices(self.pairs[row].mask)
 
+    def size(self, row: int) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return size_of(self.pairs[row].image)
+
+    def mask_name(self, row: int) -> str:
+        """The file of the mask."""
+        return str(self.pairs[row].mask)
+
 
 def find_masks(root: Path, mode: str) -> Source | None:
     """The images and masks below a folder; None where it has no such layout.
@@ -70,15 +76,14 @@ def find_masks(root: Path, mode: str) -> Source | None:
     names = _names(root)
     if not names:
         notes.append(f"classes are as far as the masks go; names stand in {root}/classes.txt")
-    most = _check([*train, *val], len(names) if names else None)
-    classes = names or tuple(str(number) for number in range(max(most + 1, 2)))
+    splits = [Masked(pairs, mode) for pairs in (train, val)]
     files = [path for pair in (*train, *val) for path in (pair.image, pair.mask)]
     sizes = {size_of(pair.image) for pair in train[:: max(len(train) // 16, 1)]}
     return Source(
         name=str(root),
-        classes=classes,
-        train=Masked(train, mode),
-        val=Masked(val, mode),
+        classes=classes_in(splits, names),
+        train=splits[0],
+        val=splits[1],
         fingerprint=fingerprint.of_files(root, files),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
@@ -224,43 +229,3 @@ def _names(root: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-
-
-def _check(pairs: Sequence[Pair], classes: int | None) -> int:
-    """The largest class of all masks, each of which is read once.
-
-    Raises:
-        InputError: as of `find_masks`.
-    """
-
-    largest = [0] * len(pairs)
-
-    def look(row: int) -> None:
-        pair = pairs[row]
-        mask = read_indices(pair.mask)
-        size = size_of(pair.image)
-        counted = mask[mask != IGNORED]
-        wrong: tuple[str, str] | None = None
-        if mask.shape != size:
-            wrong = f"{mask.shape[0]}x{mask.shape[1]} pixels", f"its image has {size[0]}x{size[1]}"
-        elif not counted.size:
-            wrong = "an empty mask", f"every pixel is {IGNORED}, which counts nowhere"
-        elif counted.min() < 0 or (classes and counted.max() >= classes):
-            top = int(counted.max() if counted.min() >= 0 else counted.min())
-            wrong = (
-                f"pixels of class {top}",
-                f"classes.txt names {classes}, the first is 0",
-            )
-        elif counted.max() > IGNORED:
-            wrong = f"pixels of class {int(counted.max())}", "there can be 255 classes at most"
-        if wrong:
-            raise InputError(
-                f"{pair.mask}: {wrong[0]}",
-                why=wrong[1],
-                fix="correct the mask, or remove it and its image",
-                code="mask",
-            )
-        largest[row] = int(counted.max())
-
-    in_threads(look, len(pairs), label="checking masks", track=silent)
-    return max(largest)

@@ -6,24 +6,21 @@ their number is exact and the same in every process; nothing is drawn again, ski
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
 import re
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from seprune.data.encoded import Encoded, as_source, encoded, numbered
+from seprune.data.encoded import Encoded, as_source, encoded, masked, numbered
 from seprune.data.folders import EXTENSIONS
+from seprune.data.masks import classes_in
+from seprune.data.shard_files import local_file
 from seprune.data.source import REPORTING, Source
-from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
+from seprune.errors import InputError, UsageError, first_line
 from seprune.runtime.extras import require
-from seprune.runtime.files import write_with
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.reading import open_regular, parse_json, read_text
 from seprune.runtime.text import shell_word
@@ -31,10 +28,9 @@ from seprune.runtime.text import shell_word
 PREFIX = "wds:"
 LABELS = ("cls", "cls.txt", "label", "label.txt", "txt")  # endings of members, the best first
 KEYS = ("label", "cls", "class", "class_id", "label_id")  # of a .json
+MASKS = ("mask.png", "seg.png", "segmentation.png", "annotation.png", "label.png", "gt.png")
 LABEL_LIMIT = 1 << 20  # bytes of a member that is no image
-CHUNK = 1 << 20
 BLOCK = 512  # of a tar
-PATIENCE = 20.0  # seconds without an answer
 
 
 @dataclass(frozen=True)
@@ -47,10 +43,19 @@ class _Place:
 
 @dataclass
 class _Sample:
-    """The members of one key: its image, and what may be its label by their endings."""
+    """The members of one key by their endings: images, and what may be its label or mask."""
 
-    image: _Place | None = None
+    images: dict[str, _Place] = field(default_factory=dict)
     labels: dict[str, _Place] = field(default_factory=dict)
+
+    def mask(self) -> str | None:
+        """The ending of its mask: one of that name, or the PNG beside an image of another kind."""
+        named = next((ending for ending in MASKS if ending in self.labels), None)
+        return named or ("png" if len(self.images) == 2 and "png" in self.images else None)
+
+    def labelled(self) -> bool:
+        """Whether a member says its class."""
+        return any(ending in self.labels for ending in (*LABELS, "json"))
 
 
 @dataclass(frozen=True)
@@ -60,23 +65,25 @@ class _Images:
     paths: tuple[Path, ...]
     keys: tuple[tuple[int, str], ...]
     places: tuple[_Place, ...]
+    of: str = ""
 
     def name(self, row: int) -> str:
         shard, key = self.keys[row]
-        return f"{self.paths[shard]}, sample {key}"
+        return f"{self.paths[shard]}, sample {key}{self.of}"
 
     def read(self, row: int) -> bytes:
         with open_regular(self.paths[self.keys[row][0]]) as stream:
             return _read(stream, self.places[row])
 
 
-def shards(source: str, mode: str | None) -> Source:
-    """The images and classes of `wds:SHARDS`.
+def shards(source: str, mode: str | None, task: str | None) -> Source:
+    """The images and classes, or masks, of `wds:SHARDS`.
 
     SHARDS is a folder of tar files, or names or URLs in WebDataset's form: `a-{000..009}.tar`,
     several with `::` between them. Shards whose name or folder says val, valid or test report;
     without any a fifth of every class does. A sample is an image and its class: a number or a name
-    in a .cls or .txt, or in a .json. A `classes.txt` beside local shards names the classes.
+    in a .cls or .txt, or in a .json; or an image and its mask. A `classes.txt` beside local shards
+    names the classes.
 
     Raises:
         UsageError: no such scheme; commands (`pipe:`) are never run.
@@ -84,17 +91,31 @@ def shards(source: str, mode: str | None) -> Source:
         EnvironmentFault: no connection, or `webdataset` is not installed.
     """
     given = _expanded(source)
-    paths = {url: _local(url) for url in given}
+    paths = {url: local_file(url) for url in given}
     reporting = [p for u, p in paths.items() if _reports(u, source)]
-    parts = [[p for p in paths.values() if p not in reporting], reporting]
-    found = [_indexed(part) for part in parts if part]
+    both = [[p for p in paths.values() if p not in reporting], reporting]
+    parts = [part for part in both if part]
+    masks = _holds_masks(parts[0][0], task)
+    found = [_indexed(part, masks) for part in parts]
     names = _names(next(iter(paths.values())).parent)
-    classes = names or _classes([label for _, labels in found for label in labels])
-    made = [_part(images, labels, classes) for images, labels in found]
-    counts = ", ".join(
-        f"{len(p.labels):,} images (shards: {len(s)})" for p, s in zip(made, filter(None, parts))
-    )
-    return as_source(source, classes, made, mode=mode, notes=[counts])
+    made: Sequence[Encoded]
+    if masks:
+        made = pairs = [masked(images, own, len(images.keys)) for images, own in found]
+        classes = classes_in(pairs, names)
+    else:
+        classes = names or _classes([label for _, labels in found for label in labels])
+        made = [_part(images, labels, classes) for images, labels in found]
+    counts = (f"{len(p.labels):,} images (shards: {len(s)})" for p, s in zip(made, parts))
+    return as_source(source, classes, made, mode=mode, notes=[", ".join(counts)])
+
+
+def _holds_masks(path: Path, task: str | None) -> bool:
+    """Whether masks are asked for, or the first sample has one and no class."""
+    if task is not None:
+        return task == "segmentation"
+    with open_regular(path) as stream:
+        first = next(iter(_samples(path, stream).values()))
+    return first.mask() is not None and not first.labelled()
 
 
 def _expanded(source: str) -> list[str]:
@@ -141,20 +162,40 @@ def _reports(url: str, source: str) -> bool:
 # -- reading -------------------------------------------------------------------------------------
 
 
-def _indexed(paths: Sequence[Path]) -> tuple[_Images, list[Any]]:
-    """Every sample of some shards, and its label."""
-    keys, places, labels = [], [], []
+def _indexed(paths: Sequence[Path], masks: bool) -> tuple[_Images, Any]:
+    """Every sample of some shards, and its label or its mask."""
+    keys, places = [], []
+    others: list[Any] = []
     for number, path in enumerate(paths):
         with open_regular(path) as stream:
-            samples = _samples(path, stream)
-            for key, sample in samples.items():
-                if sample.image is None:
-                    raise _wrong(path, key, "no image", f"it ends in {', '.join(sample.labels)}")
+            for key, sample in _samples(path, stream).items():
+                own = _mask(path, key, sample) if masks else None
+                places.append(_image(path, key, sample))
                 keys.append((number, key))
-                places.append(sample.image)
-                labels.append(_label(path, stream, key, sample))
+                others.append(own or _label(path, stream, key, sample))
         safe_point()
-    return _Images(tuple(paths), tuple(keys), tuple(places)), labels
+    images = _Images(tuple(paths), tuple(keys), tuple(places))
+    return images, replace(images, places=tuple(others), of=", mask") if masks else others
+
+
+def _image(path: Path, key: str, sample: _Sample) -> _Place:
+    """Where the only image of a sample lies."""
+    if not sample.images:
+        raise _wrong(path, key, "no image", f"it ends in {', '.join(sample.labels)}")
+    if len(sample.images) > 1:
+        why = "each sample is one image and its class, or with --task segmentation its mask"
+        raise _wrong(path, key, "two images", why)
+    return next(iter(sample.images.values()))
+
+
+def _mask(path: Path, key: str, sample: _Sample) -> _Place:
+    """Where the mask of a sample lies; it is no image of it from then on."""
+    ending = sample.mask()
+    if ending is None:
+        there = ", ".join((*sample.images, *sample.labels))
+        why = f"it ends in .{', .'.join(MASKS[:2])}, or in .png beside a JPEG; there is {there}"
+        raise _wrong(path, key, "no mask", why)
+    return sample.labels[ending] if ending in sample.labels else sample.images.pop(ending)
 
 
 def _samples(path: Path, stream: IO[bytes]) -> dict[str, _Sample]:
@@ -191,12 +232,10 @@ def _put(path: Path, found: dict[str, _Sample], name: str, place: _Place) -> Non
     if not stem:
         return
     sample = found.setdefault(folder + slash + stem, _Sample())
-    if f".{ending.lower()}" not in EXTENSIONS:
-        sample.labels[ending.lower()] = place
-    elif sample.image is None:
-        sample.image = place
-    else:
-        raise _wrong(path, stem, "two images", "each sample is one image and its class")
+    kind = sample.images if f".{ending.lower()}" in EXTENSIONS else sample.labels
+    if ending.lower() in kind:
+        raise _wrong(path, stem, f"two members .{ending.lower()}", "each ending is there once")
+    kind[ending.lower()] = place
 
 
 def _label(path: Path, stream: IO[bytes], key: str, sample: _Sample) -> int | str:
@@ -272,68 +311,3 @@ def _broken(path: Path, why: str, fix: str = "") -> InputError:
         fix=fix or f"copy or download it again, after: rm {shell_word(path)}",
         code="damaged",
     )
-
-
-# -- from elsewhere ------------------------------------------------------------------------------
-
-
-def _local(url: str) -> Path:
-    """The file of a shard; one behind a URL is downloaded into the cache, whole or not at all."""
-    if not url.startswith(("http:", "https:")):
-        path = Path(url).expanduser()
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such shard",
-                why="there is a folder of this name" if path.is_dir() else "there is no such file",
-                fix="check the path, and the numbers between the braces",
-            )
-        return path
-    name = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2].partition("?")[0]) or "shard.tar"
-    path = _cache() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
-    if not path.is_file():
-        try:
-            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-                promised = int(answer.headers.get("Content-Length") or 0)
-                write_with(path, lambda place: _copy(url, answer, place, promised), need=promised)
-        except (OSError, http.client.HTTPException) as error:
-            raise _not_fetched(url, error) from error
-    return path
-
-
-def _copy(url: str, answer: Any, place: Path, promised: int) -> None:
-    with place.open("wb") as target:
-        for part in iter(lambda: answer.read(CHUNK), b""):
-            target.write(part)
-            safe_point()
-    if promised and (came := place.stat().st_size) != promised:
-        raise InputError(
-            f"{url}: the transfer broke off",
-            why=f"{came:,} of {promised:,} bytes came; nothing was kept",
-            fix="run the same command again",
-            code="hub-damaged",
-        )
-
-
-def _not_fetched(url: str, error: Exception) -> InputError | EnvironmentFault:
-    if isinstance(error, urllib.error.HTTPError):
-        return InputError(
-            f"{url}: no such shard, or a private one",
-            why=f"the server says {error.code} {error.reason}",
-            fix="check the URL, and the numbers between the braces",
-            code="hub",
-        )
-    return EnvironmentFault(
-        f"{url}: cannot be downloaded, and is not in the cache",
-        why=first_line(error),
-        fix=f"where there is a connection: curl -fLO {url}; then here, with a folder of such "
-        "files: --data wds:FOLDER",
-        code="offline",
-    )
-
-
-def _cache() -> Path:
-    """Where downloaded shards lie; webdataset's own variable names another place."""
-    if given := os.environ.get("WDS_CACHE"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "seprune" / "shards"

@@ -87,15 +87,34 @@ def open_source(source: str, *, mode: str | None = None, task: str | None = None
     return require_task(_found(source, mode, task), task)
 
 
+# of other targets than classes and masks: how a folder has them
+_FOLDERS = {
+    "detection": "annotations/instances_train.json and instances_val.json beside the images",
+    "multi_label": "train.csv and val.csv beside the images",
+    "regression": "train.csv and val.csv beside the images",
+}
+
+
+def _require_kind(source: str, task: str | None) -> None:
+    if task in _FOLDERS and source.startswith((hub_datasets.PREFIX, shards.PREFIX)):
+        raise InputError(
+            f"{source}: {task} is not read from there",
+            why="hf: and wds: give classes and masks",
+            fix=f"write a folder with {_FOLDERS[task]} (docs/tasks.md), and --data FOLDER",
+            code="task",
+        )
+
+
 def _found(source: str, mode: str | None, task: str | None) -> Source:
+    _require_kind(source, task)
     if source == "digits":
         return _digits()
     if source.startswith("torchvision/"):
         return _torchvision(source, mode)
     if source.startswith(hub_datasets.PREFIX):
-        return hub_datasets.hub_dataset(source, mode)
+        return hub_datasets.hub_dataset(source, mode, task)
     if source.startswith(shards.PREFIX):
-        return shards.shards(source, mode)
+        return shards.shards(source, mode, task)
     root = Path(source).expanduser()
     if source == "shapes" and not root.exists():
         return shapes(task or "classification")

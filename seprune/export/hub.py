@@ -6,16 +6,22 @@ import importlib
 from pathlib import Path
 
 from seprune.errors import EnvironmentFault, InputError, first_line
-from seprune.models.hub import PREFIX, HubRepo, fetch, fetch_config, hub_api
+from seprune.models.hub import PREFIX, HubAccess, HubRepo, fetch, fetch_config, hub_api
 from seprune.report.card import HERE, folder_card
 from seprune.runtime.files import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
 from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
 
+MESSAGE = "Add a network that seprune pruned"
 
-def push_folder(folder: Path | str, name: str, *, private: bool = False) -> str:
+
+def push_folder(
+    folder: Path | str, name: str, *, private: bool = False, token: str | None = None
+) -> str:
     """Put a saved folder into the repository ORG/NAME, which is made if need be; its URL.
+
+    `ORG/NAME@BRANCH` puts it on a branch of it, which is made if need be.
 
     All files go in one commit: those of `SHA256SUMS`, itself, and the card with its picture. A card
     is written from `config.json` where the folder has none; reports stay here, with their paths.
@@ -24,7 +30,7 @@ def push_folder(folder: Path | str, name: str, *, private: bool = False) -> str:
         InputError: not such a folder, a damaged one, or the Hub does not let you.
         EnvironmentFault: no connection, or `huggingface_hub` is not installed.
     """
-    folder, repo, api = Path(folder), HubRepo.of(PREFIX + name), hub_api()
+    folder, repo, api = Path(folder), HubRepo.of(PREFIX + name), hub_api(token)
     if wrong := check_sums(folder, need=["config.json"]):
         raise InputError(
             f"{folder}: not pushed, {', '.join(wrong)} changed or missing since seprune wrote it",
@@ -36,16 +42,18 @@ def push_folder(folder: Path | str, name: str, *, private: bool = False) -> str:
     card, picture = (inside(folder, name) for name in (CARD, PICTURE))  # a link leads elsewhere
     names = _listed(folder / SUMS)
     contents: dict[str, str | bytes] = {n: str(folder / n) for n in (*names, SUMS)}
-    text = read_text(card) if card.is_file() else folder_card(config, repo.name)
-    contents[CARD] = text.replace(HERE, f"{PREFIX}{repo.name}").encode()
+    text = read_text(card) if card.is_file() else folder_card(config, repo.name.partition("/")[2])
+    contents[CARD] = text.replace(HERE, str(repo)).encode()
     if picture.is_file():
         contents[PICTURE] = str(picture)
     add = importlib.import_module("huggingface_hub").CommitOperationAdd
     operations = [add(path_in_repo=n, path_or_fileobj=c) for n, c in contents.items()]
     try:
         api.create_repo(repo.name, private=private, exist_ok=True)
+        if repo.revision is not None:
+            api.create_branch(repo.name, branch=repo.revision, exist_ok=True)
         made = api.create_commit(
-            repo.name, operations, commit_message="Add a network that seprune pruned"
+            repo.name, operations, commit_message=MESSAGE, revision=repo.revision
         )
     except Exception as error:  # of the library or of its HTTP client
         raise _not_pushed(repo, error) from error
@@ -76,38 +84,37 @@ def _listed(sums: Path) -> list[str]:
     return [line.partition("  ")[2] for line in text.splitlines()]
 
 
-def pushed(name: str) -> Path:
-    """`pushed_folder`, of a repository that seprune pushed.
+def pushed(name: str, access: HubAccess) -> Path:
+    """The folder of `hf-hub:ORG/NAME`, which seprune pushed, in the cache, complete.
 
     Raises:
         InputError: it did not.
     """
-    folder = pushed_folder(name)
+    folder = pushed_folder(HubRepo.of(name, access=access))
     if folder is None:
         raise InputError(
             f"{name}: not pushed by seprune",
             why="its config.json has no 'seprune' entry",
-            fix="seprune inspect MODEL takes networks of timm and transformers from a Hub, too",
+            fix=f"seprune.from_pretrained({name.removeprefix(PREFIX)!r}) takes networks of timm "
+            "and transformers, too",
             code="hub",
         )
     return folder
 
 
-def pushed_folder(name: str, folder: Path | None = None) -> Path | None:
-    """The folder of `hf-hub:ORG/NAME` in the cache, complete; None where seprune did not push it.
+def pushed_folder(repo: HubRepo) -> Path | None:
+    """The folder of a repository in the cache, complete; None where seprune did not push it.
 
-    Args:
-        folder: a copy of the repository, which is taken as it is.
+    A copy of the repository is taken as it is.
 
     Raises:
         InputError: no such repository, or one that lacks files.
         EnvironmentFault: no connection, and not in the cache.
     """
-    repo = HubRepo.of(name, folder)
     if not isinstance(fetch_config(repo).get("seprune"), dict):
         return None
-    if folder is not None:
-        return folder
+    if repo.folder is not None:
+        return repo.folder
     sums = fetch(repo, SUMS)
     for name in _listed(sums):
         if fault_in(sums.parent, name) is None:  # else refused where the folder is read

@@ -86,7 +86,7 @@ def load(folder: Path | str, *, device: str = "cpu", loader: ModelLoader = NO_CO
     Raises:
         InputError: not such a folder, a file that is damaged, or written by a newer version.
     """
-    folder = pushed(str(folder)) if is_hub(str(folder)) else Path(folder)
+    folder = pushed(str(folder), loader.hub) if is_hub(str(folder)) else Path(folder)
     architecture = read_architecture(folder)
     try:
         # copies: the file's own memory is not aligned, and kernels then round differently

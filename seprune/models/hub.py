@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,29 @@ PICKLED = "pytorch_model.bin"
 
 
 ANSWER_SECONDS = 4.0  # that a Hub has for its first word, twice
+SILENCE_SECONDS = 30.0  # that one without a word is not asked again: a network has several files
+_SILENT_UNTIL: dict[str | None, float] = {}
 # of httpx and of requests, by name: which of them is there depends on the library's version
 _NO_ANSWER = {"ConnectionError", "NetworkError", "OfflineModeIsEnabled", "TimeoutException",
               "Timeout"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """How files of a Hub are asked for; by itself as that library's variables say.
+
+    Attributes:
+        token: in the place of the one that `hf auth login` keeps.
+        cache: folder of the files.
+        cached_only: nothing is asked for that is not in the cache.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    cache: Path | None = None
+    cached_only: bool = False
+
+
+USUAL = HubAccess()
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,10 @@ class HubRepo:
     name: str
     revision: str | None = None
     folder: Path | None = None
+    access: HubAccess = USUAL
 
     @classmethod
-    def of(cls, text: str, folder: Path | None = None) -> HubRepo:
+    def of(cls, text: str, folder: Path | None = None, access: HubAccess = USUAL) -> HubRepo:
         """`hf-hub:ORG/NAME`, with `@REVISION` or without.
 
         Args:
@@ -54,7 +75,7 @@ class HubRepo:
                 why="a repository is ORG/NAME, with @REVISION behind it or without",
                 fix="write hf-hub:ORG/NAME",
             )
-        return cls(name, revision or None, folder)
+        return cls(name, revision or None, folder, access)
 
     def __str__(self) -> str:
         if self.folder is not None:
@@ -76,18 +97,23 @@ def fetch(repo: HubRepo, name: str) -> Path:
     """
     if repo.folder is not None:
         return _in_folder(repo, repo.folder / name)
-    api = hub_api()
-    alone = not answers(repo.name, name, revision=repo.revision)
+    asked, wanted = repo.access, {"revision": repo.revision, "cache_dir": repo.access.cache}
+    alone = asked.cached_only or not answers(repo.name, name, revision=repo.revision)
     try:
-        path = Path(
-            api.hf_hub_download(repo.name, name, revision=repo.revision, local_files_only=alone)
-        )
+        api = hub_api(asked.token)
+        path = Path(api.hf_hub_download(repo.name, name, local_files_only=alone, **wanted))
     except Exception as error:  # of the library, of its HTTP client, or of the disk
-        where = os.environ.get("HF_ENDPOINT") or "the Hub"
-        why = f"{where} does not answer, or HF_HUB_OFFLINE is set" if alone else first_line(error)
-        raise _fault(repo, name, error, why) from error
+        raise _fault(repo, name, error, _silent(asked) if alone else first_line(error)) from error
     _check_content(repo, name, path)
     return path
+
+
+def _silent(access: HubAccess) -> str:
+    """Why nothing was asked for."""
+    if access.cached_only:
+        return "nothing is asked for that is not in the cache, as local_files_only says"
+    where = os.environ.get("HF_ENDPOINT") or "the Hub"
+    return f"{where} does not answer, or HF_HUB_OFFLINE is set"
 
 
 class _NoSuchFile(InputError):
@@ -112,6 +138,8 @@ def answers(repo: str, name: str, *, revision: str | None = None, kind: str = "m
         kind: of the repository, `model` or `dataset`.
     """
     api, endpoint = hub_api(), os.environ.get("HF_ENDPOINT")
+    if time.monotonic() < _SILENT_UNTIL.get(endpoint, 0.0):
+        return False
     url = _library().hf_hub_url(repo, name, repo_type=kind, revision=revision, endpoint=endpoint)
     for pause in (1.0, None):
         try:
@@ -123,6 +151,7 @@ def answers(repo: str, name: str, *, revision: str | None = None, kind: str = "m
                 time.sleep(pause)
         else:
             return True
+    _SILENT_UNTIL[endpoint] = time.monotonic() + SILENCE_SECONDS
     return False
 
 
@@ -161,7 +190,8 @@ def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: boo
 def _has_pickle(repo: HubRepo) -> bool:
     if repo.folder is not None:
         return (repo.folder / PICKLED).is_file()
-    return bool(hub_api().file_exists(repo.name, PICKLED, revision=repo.revision))
+    api = hub_api(repo.access.token)
+    return bool(api.file_exists(repo.name, PICKLED, revision=repo.revision))
 
 
 def fetch_config(repo: HubRepo) -> dict[str, Any]:
@@ -179,24 +209,6 @@ def fetch_config(repo: HubRepo) -> dict[str, Any]:
             code="hub",
         )
     return config
-
-
-def card_metrics(repo: HubRepo) -> dict[str, float]:
-    """The top-1 accuracy that the card of a repository states, as a fraction; nothing without."""
-    try:
-        path = optional(repo, "README.md")
-        card = _library().ModelCard(read_text(path) if path else "")
-        results = card.data.eval_results or []
-    except Exception:  # a card is prose of other people's: without it nothing is missing
-        return {}
-    for found in results:
-        value = found.metric_value
-        known = found.metric_type in ("accuracy", "top1", "acc@1") and isinstance(
-            value, int | float
-        )
-        if known and 0 <= value <= 100:
-            return {"top1": value / (100 if value > 1 else 1)}
-    return {}
 
 
 def _check_content(repo: HubRepo, name: str, path: Path) -> None:
@@ -267,13 +279,24 @@ def _errors() -> Any:
     return importlib.import_module("huggingface_hub.errors")
 
 
-def hub_api() -> Any:
+def card_of(repo: HubRepo) -> tuple[str, list[Any]]:
+    """The text of a repository's card, and the results that its front matter states."""
+    path = optional(repo, "README.md")
+    text = read_text(path) if path else ""
+    stated = text.startswith("---") and _library().ModelCard(text).data.eval_results
+    return text, list(stated or [])
+
+
+def hub_api(token: str | None = None) -> Any:
     """The library's client, of the Hub that `HF_ENDPOINT` names.
+
+    Args:
+        token: in the place of the one that the library finds.
 
     Raises:
         EnvironmentFault: it is not installed.
     """
-    return _library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    return _library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
 
 
 def _library() -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 
 from seprune.errors import UsageError
 from seprune.models import registry, usercode
+from seprune.models.hub import USUAL, HubAccess
 from seprune.models.origin import Origin, remember
 from seprune.models.registry import Size
 
@@ -22,11 +23,13 @@ class ModelLoader:
         files: the files that may be run, as resolved paths; see `allowing`.
         any_file: every file may be run.
         pickles: weights from a Hub may be pickles; nothing in them is run even so.
+        hub: how files of a Hub are asked for.
     """
 
     files: frozenset[Path] = frozenset()
     any_file: bool = False
     pickles: bool = False
+    hub: HubAccess = USUAL
 
     @classmethod
     def allowing(cls, *names: str | Path, pickles: bool = False) -> ModelLoader:

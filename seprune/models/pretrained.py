@@ -8,14 +8,15 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
 from seprune.models import hub, zoos
+from seprune.models.loader import NO_CODE, ModelLoader
 from seprune.models.preprocessing import Preprocessing, TrainedFor, of_timm, preprocessing_in
-from seprune.models.published import of_torchvision
+from seprune.models.published import card_metrics, of_torchvision
 from seprune.runtime.files import sha256
 from seprune.runtime.text import shell_word
 
@@ -53,14 +54,14 @@ class PublishedWeights:
 
 
 def fetch_published(
-    name: str, *, pickles: bool = False, folder: Path | None = None
+    name: str, *, loader: ModelLoader = NO_CODE, folder: Path | None = None
 ) -> PublishedWeights:
     """The weights that a name stands for, in the cache of the library that knows them.
 
     Args:
         name: torchvision/NAME[.ENTRY], timm/NAME[.TAG] or hf-hub:ORG/NAME.
+        loader: how a Hub is asked, and whether its files may be pickles.
         folder: a copy of that repository of a Hub.
-        pickles: files of a Hub may be pickles; they are read without running anything.
 
     Raises:
         UsageError: nobody publishes weights for this name, or none of this tag.
@@ -69,10 +70,10 @@ def fetch_published(
     """
     zoo, _, rest = name.partition("/")
     if hub.is_hub(name):
-        repo = hub.HubRepo.of(name, folder)
-        return _of_hub(repo, hub.fetch_config(repo), pickles=pickles)
+        repo = hub.HubRepo.of(name, folder, loader.hub)
+        return _of_hub(repo, hub.fetch_config(repo), pickles=loader.pickles)
     if zoo == "timm" and zoos.has(zoo, rest):
-        return _of_timm(name, zoos.timm_config(rest), pickles=pickles)
+        return _of_timm(name, zoos.timm_config(rest), loader)
     if zoo == "torchvision" and zoos.has(zoo, rest):
         return _of_torchvision(rest)
     raise UsageError(
@@ -82,7 +83,7 @@ def fetch_published(
     )
 
 
-def _of_timm(name: str, config: Mapping[str, Any], *, pickles: bool) -> PublishedWeights:
+def _of_timm(name: str, config: Mapping[str, Any], loader: ModelLoader) -> PublishedWeights:
     if not config.get("hf_hub_id"):
         base = name.partition("/")[2].partition(".")[0]
         tags = zoos.timm_tags(base)
@@ -91,13 +92,14 @@ def _of_timm(name: str, config: Mapping[str, Any], *, pickles: bool) -> Publishe
             why=f"there are {', '.join(tags[:5])}" if tags else "there are none for this network",
             fix=f"write timm/{tags[0]}" if tags else "--checkpoint FILE with weights of your own",
         )
-    repo = hub.HubRepo.of(hub.PREFIX + config["hf_hub_id"])
+    repo = hub.HubRepo.of(hub.PREFIX + config["hf_hub_id"], access=loader.hub)
     given = config.get("hf_hub_filename")
     names = (given,) if given and given.endswith(".safetensors") else (hub.SAFE,)
-    file = hub.fetch_weights(repo, names=names, pickles=pickles)
+    file = hub.fetch_weights(repo, names=names, pickles=loader.pickles)
     architecture = name.partition("/")[2].partition(".")[0]
     how = of_timm(config, f"of {config['hf_hub_id']}")
-    return _timm(architecture, config.get("num_classes"), file, config["hf_hub_id"], how)
+    made = _timm(architecture, config.get("num_classes"), file, config["hf_hub_id"], how)
+    return replace(made, metrics=card_metrics(repo, how.shape[-1]))
 
 
 def _timm(
@@ -126,9 +128,7 @@ def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> P
     made = _timm(architecture, classes, file, repo.name, how)
     args = config.get("model_args")
     plain = {k: v for k, v in (args or {}).items() if isinstance(v, (bool, int, float, str))}
-    return PublishedWeights(
-        made.name, classes, file, repo.name, made.trained_for, plain, hub.card_metrics(repo)
-    )
+    return replace(made, args=plain, metrics=card_metrics(repo, how.shape[-1] if how else None))
 
 
 # keys of a config.json of transformers that are no arguments of the network
@@ -154,7 +154,7 @@ def _of_transformers(
     labels = _labels(config.get("id2label"))
     known = TrainedFor(preprocessing_in(file.parent), "classification", labels, repo.name)
     args = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
-    name, metrics = f"transformers/{kind}", hub.card_metrics(repo)
+    name, metrics = f"transformers/{kind}", card_metrics(repo)
     classes = len(labels) or 2  # as that library has it
     return PublishedWeights(name, classes, file, repo.name, known, args, metrics)
 

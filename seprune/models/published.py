@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from seprune.models import zoos
+from seprune.models import hub, zoos
 from seprune.models.preprocessing import Preprocessing, of_timm
 
 
@@ -18,6 +19,40 @@ def published_preprocessing(name: str) -> Preprocessing | None:
         weights = zoos.torchvision_weights(rest, rest.partition(".")[2] or "DEFAULT")
         return None if weights is None else of_torchvision(weights)
     return None
+
+
+def card_metrics(repo: hub.HubRepo, side: int | None = None) -> dict[str, float]:
+    """The top-1 accuracy that the card of a repository states, as a fraction; nothing without.
+
+    In its front matter, or in the table of results that cards of timm have.
+
+    Args:
+        side: of the images, one of several that such a table has rows for.
+    """
+    try:
+        text, results = hub.card_of(repo)
+    except Exception:  # a card is prose of other people's: without it nothing is missing
+        return {}
+    stated = [r.metric_value for r in results if r.metric_type in ("accuracy", "top1", "acc@1")]
+    for value in (*stated, *_in_table(text, repo.name.partition("/")[2], side)):
+        if isinstance(value, int | float) and 0 <= value <= 100:
+            return {"top1": value / (100 if value > 1 else 1)}
+    return {}
+
+
+def _in_table(text: str, name: str, side: int | None) -> list[float]:
+    """What the rows of tables say of the network `name` at a size of images."""
+    found, head = [], list[str]()
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if {"model", "img_size", "top1"} <= set(cells):
+            head = cells
+        elif len(cells) == len(head):
+            row = dict(zip(head, cells))
+            own = re.fullmatch(r"\[?(.+?)(\]\(.*\))?", row["model"])
+            if own and own[1] == name and row["img_size"] == str(side):
+                found += [float(row["top1"])] if re.fullmatch(r"\d+(\.\d+)?", row["top1"]) else []
+    return found
 
 
 def of_torchvision(weights: Any) -> Preprocessing | None:

@@ -108,7 +108,8 @@ def _refuse_weights(name: str, args: dict[str, Any]) -> None:
         raise UsageError(
             f"{name}: {given[0]} is not an argument here",
             why="a network is built with random weights; nothing is downloaded or read on the way",
-            fix="save the weights to a file and give it with --checkpoint FILE",
+            fix="--pretrained in a command, seprune.from_pretrained(NAME) in Python; weights of "
+            "your own with --checkpoint FILE",
         )
 
 

@@ -16,7 +16,7 @@ from seprune.export import pruned_model
 from seprune.export.architecture import Architecture
 from seprune.export.hub import pushed_folder
 from seprune.models import NO_CODE, ModelLoader
-from seprune.models.hub import is_hub
+from seprune.models.hub import HubRepo, is_hub
 from seprune.models.preprocessing import (
     TrainedFor,
     remember_training,
@@ -88,7 +88,7 @@ def open_network(
     shape = section.input or shape
     if outputs_of(section) is not None:  # in the arguments of the network, or here
         classes = section.classes
-    folder = saved_folder(section)
+    folder = saved_folder(section, loader)
     if folder is not None:
         _check_folder(folder, section)
         return _from_folder(folder, section.input, shape, loader=loader)
@@ -107,7 +107,7 @@ def _published(
 ) -> LoadedNetwork:
     """The network that published weights are for, with them."""
     copied = _copy_of_hub(section)
-    found = fetch_published(section.name, pickles=loader.pickles, folder=copied)
+    found = fetch_published(section.name, loader=loader, folder=copied)
     known = found.trained_for.preprocessing
     shape = section.input or (known.shape if known else shape)
     classes = found.classes if outputs_of(section) is None else section.classes
@@ -147,10 +147,10 @@ def with_weights(network: LoadedNetwork, section: ModelSection) -> LoadedNetwork
     return replace(network, checkpoint=str(path), digest=weights.sha256, notes=tuple(notes))
 
 
-def saved_folder(section: ModelSection) -> Path | None:
+def saved_folder(section: ModelSection, loader: ModelLoader = NO_CODE) -> Path | None:
     """A folder that seprune wrote or pushed to a Hub, as the model or where a checkpoint is."""
     if is_hub(section.name):
-        return pushed_folder(section.name, _copy_of_hub(section))
+        return pushed_folder(HubRepo.of(section.name, _copy_of_hub(section), loader.hub))
     for given in (section.checkpoint, section.name):
         if given and is_pruned_folder(Path(given)):
             return Path(given)

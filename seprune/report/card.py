@@ -113,21 +113,17 @@ def tagged(task: object, base: object) -> list[str]:
     return lines
 
 
-def folder_card(config: Mapping[str, Any], name: str) -> str:
-    """The card of a folder that no report has described, from its `config.json`.
-
-    Args:
-        name: ORG/NAME, which the card shows how to load.
-    """
+def folder_card(config: Mapping[str, Any], title: str) -> str:
+    """The card of a folder that no report has described, from its `config.json`."""
     metrics, base = config.get("metrics") or {}, config.get("base_model")
     lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
     sections = [
         "---\n" + "\n".join([*lines, *tagged(config.get("task"), base)]) + "\n---",
-        f"# {_line(name.partition('/')[2])}",
+        f"# {_line(title)}",
         f"`{_line(config.get('architecture'))}`, pruned by seprune"
         + (f", from `{_line(base)}`." if base else "."),
         "## Use",
-        f'```python\nimport seprune\n\nmodel = seprune.load("hf-hub:{name}")\n```',
+        f'```python\nimport seprune\n\nmodel = seprune.load("{HERE}")\n```',
     ]
     if (given := config.get("preprocessing")) is not None:
         sections += _preparing(given)

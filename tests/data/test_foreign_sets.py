@@ -217,6 +217,123 @@ def test_a_data_set_comes_from_a_hub_by_real_requests_and_refusals_are_named(set
     assert "--repo-type dataset" in gone
 
 
+# -- masks ---------------------------------------------------------------------------------------
+
+
+def mask(number: int) -> bytes:
+    """Class numbers that say which one it is; a pixel counts nowhere."""
+    values = np.full((5, 6), number % 4, np.uint8)
+    values[0, 0] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    image(number).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def masked(data) -> list[tuple[int, int]]:
+    """(number of the image, class of its mask) of everything that is there."""
+    found = []
+    for loader in (data.calibration(99), data.reporting()):
+        for images, masks in loader:
+            assert (masks[:, 0, 0] == 255).all()
+            levels = (images[:, 0, 0, 0] * 25.5).round().int()
+            found += list(zip(levels.tolist(), masks[:, 1, 1].tolist()))
+    return sorted(found)
+
+
+PAIRS = [(n, n % 4) for n in range(COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [(("image", "mask"), None), (("pixel_values", "label"), None),
+     (("image", "truth"), "segmentation"), (("image", "annotation"), "segmentation")],
+)  # fmt: skip
+def test_masks_of_a_table_are_seen_once_beside_their_images(sets, tmp_path, names, task):
+    columns = {names[0]: [{"bytes": png(n), "path": None} for n in range(COUNT)],
+               names[1]: [{"bytes": mask(n), "path": None} for n in range(COUNT)]}  # fmt: skip
+    if names[1] == "annotation":
+        columns["scene"] = [0] * COUNT
+    table = sets.Dataset.from_dict(columns)
+    for name in names:
+        table = table.cast_column(name, sets.Image())
+    if "scene" in columns:
+        table = table.cast_column("scene", sets.ClassLabel(names=["s"]))
+    parts = {"train": table.select(range(20)), "test": table.select(range(20, COUNT))}
+    sets.DatasetDict(parts).save_to_disk(str(tmp_path / "set"))
+    source = f"hf:{tmp_path / 'set'}"
+    data = raw(source, task=task)
+    assert data.info.task == "segmentation"
+    assert data.info.classes == ("0", "1", "2", "3")
+    assert masked(data) == PAIRS
+    assert data.info.reporting == 5
+    if "scene" in columns:
+        plain = raw(source).info
+        assert plain.task == "classification"
+        assert "annotation may hold masks, which --task segmentation takes" in plain.notes
+        with pytest.raises(InputError, match="detection is not read from there") as caught:
+            raw(source, task="detection")
+        assert "instances_train.json" in caught.value.fix
+
+
+def test_odd_masks_of_a_table_are_named(sets, tmp_path):
+    def saved(**columns: list[bytes]) -> str:
+        rows = {name: [{"bytes": b, "path": None} for b in own] for name, own in columns.items()}
+        table = sets.Dataset.from_dict(rows)
+        for name in columns:
+            table = table.cast_column(name, sets.Image())
+        table.save_to_disk(str(tmp_path / "odd"))
+        return f"hf:{tmp_path / 'odd'}"
+
+    images = [png(n) for n in range(9)]
+    large = io.BytesIO()
+    Image.new("L", (7, 5)).save(large, "PNG")
+    colours = {
+        "row 3, mask: a mask of colours": [*map(mask, range(3)), *images[3:]],
+        "row 8, mask: 5x7 pixels": [*map(mask, range(8)), large.getvalue()],
+        "row 0, mask: the image cannot be decoded": [mask(0)[:40]] * 9,
+    }
+    for said, masks in colours.items():
+        with pytest.raises(InputError) as caught:
+            raw(saved(image=images, mask=masks))
+        assert said in caught.value.what
+    with pytest.raises(InputError, match="it has no column of masks") as caught:
+        raw(saved(image=images), task="segmentation")
+    assert "images/ and masks/" in caught.value.fix
+    first = raw(saved(image=images, mask=[*map(mask, range(9))])).info.fingerprint
+    other = raw(saved(image=images, mask=[*map(mask, range(1, 10))])).info.fingerprint
+    assert "the same names" in difference(first, other)
+
+
+@pytest.mark.parametrize("ending", ["mask.png", "seg.png", "png"])
+def test_masks_in_shards_are_seen_once_beside_their_images(tmp_path, ending):
+    pytest.importorskip("webdataset", reason="webdataset is not installed")
+    for part, numbers in (("train", range(20)), ("val", range(20, COUNT))):
+        both = {}
+        for n in numbers:
+            both |= {f"{n:03}.jpg": jpeg(n), f"{n:03}.{ending}": mask(n)}
+        shard(tmp_path / f"{part}-000.tar", both)
+    data = raw(f"wds:{tmp_path}")
+    assert (data.info.task, data.info.reporting) == ("segmentation", 5)
+    assert masked(data) == PAIRS
+    (tmp_path / "classes.txt").write_text("road\nsky\n")
+    with pytest.raises(InputError, match=r"sample 00\d, mask: pixels of class [23]"):
+        raw(f"wds:{tmp_path}")
+    (tmp_path / "classes.txt").unlink()
+    shard(tmp_path / "train-001.tar", {"a.jpg": jpeg(1), "a.cls": b"0"})
+    with pytest.raises(InputError, match="sample a: no mask") as caught:
+        raw(f"wds:{tmp_path}")
+    assert "jpg, cls" in caught.value.why
+    with pytest.raises(InputError, match="regression is not read from there") as caught:
+        raw(f"wds:{tmp_path}", task="regression")
+    assert "train.csv" in caught.value.fix
+
+
 # -- wds: ----------------------------------------------------------------------------------------
 
 

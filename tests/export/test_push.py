@@ -16,7 +16,8 @@ from reports import make_report
 
 import seprune
 from seprune import cli
-from seprune.errors import EnvironmentFault, InputError
+from seprune.errors import EnvironmentFault, InputError, UsageError
+from seprune.models.hub import HubAccess
 from seprune.models.preprocessing import Preprocessing, TrainedFor, remember_training
 from seprune.pipeline.network import open_network
 from seprune.pipeline.reporting import card_files
@@ -80,6 +81,38 @@ def test_a_network_itself_is_pushed_and_comes_back_by_its_bare_name(hub, folder,
         assert caught.value.fix
     with pytest.raises(InputError, match="nothing says how to build it again"):
         seprune.push_to_hub(torch.nn.Linear(2, 2), "us/bare")
+
+
+def test_a_branch_a_token_and_a_cache_of_ones_own(hub, folder, tmp_path, monkeypatch):
+    """By the names that the mixin of the Hub's library has for them."""
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError, match="does not let you push"):
+        seprune.push_to_hub(folder, "us/small")
+    seprune.push_to_hub(folder, "us/small", token="hf_test", private=True, branch="half")
+    assert hub.repos["us/small"] == {}
+    assert (
+        'seprune.load("hf-hub:us/small@half")' in hub.repos["us/small@half"]["README.md"].decode()
+    )
+    hub.private.add("us/small")
+    with pytest.raises(InputError, match="no such repository, or a private one"):
+        seprune.from_pretrained("us/small", revision="half")
+    how = {"revision": "half", "token": "hf_test", "cache_dir": tmp_path / "own"}
+    first = seprune.from_pretrained("us/small", **how)
+    assert (tmp_path / "own" / "models--us--small").is_dir()
+    assert not (tmp_path / "cache").exists()
+    asked = len(hub.requests)
+    again = seprune.from_pretrained("us/small", **how, local_files_only=True)
+    assert len(hub.requests) == asked
+    with torch.no_grad():
+        assert torch.equal(again(images(2, 32)), first(images(2, 32)))
+    with pytest.raises(EnvironmentFault, match="is not in the cache") as caught:
+        seprune.from_pretrained("us/other", local_files_only=True)
+    assert "local_files_only" in caught.value.why
+    with pytest.raises(InputError, match="no such revision"):
+        seprune.from_pretrained("us/small", revision="v9", token="hf_test")
+    with pytest.raises(UsageError, match="a folder has no revision v9"):
+        seprune.from_pretrained(str(folder), revision="v9")
+    assert "hf_test" not in repr(HubAccess("hf_test"))
 
 
 def test_the_card_says_what_it_is_and_how_to_use_it(hub, folder):

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torchvision.models import EfficientNet_B0_Weights, WeightsEnum, get_model
 from torchvision.models._api import Weights
 
+from seprune import from_pretrained, trained_for
 from seprune.data.preprocessing import fit, normalise, to_pixels
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.export.pruned_model import load
@@ -102,6 +103,19 @@ def test_a_network_of_timm_comes_with_its_weights_and_preprocessing(hub):
     assert (list(known.preprocessing.mean), list(known.preprocessing.std)) == (*MEANS.values(),)
     assert known.preprocessing.resize == (40, 40)
     assert known.preprocessing.interpolation == "bicubic"
+
+
+@pytest.mark.parametrize("name", ["us/net", REPO, f"hf-hub:{REPO}"])
+def test_from_pretrained_takes_networks_of_timm_too(hub, monkeypatch, name):
+    """By the name of a repository, which for timm's own is that of timm."""
+    config = zoos.timm_config(f"{ARCH}.r160_in1k")
+    monkeypatch.setattr(zoos, "timm_config", lambda name: {**config, "num_classes": 10})
+    model = from_pretrained(name)
+    assert torch.equal(answers(model), wanted())
+    assert trained_for(model).base_model == name.removeprefix("hf-hub:")
+    with pytest.raises(InputError, match="not pushed by seprune") as caught:
+        load(f"hf-hub:{name.removeprefix('hf-hub:')}")
+    assert f"seprune.from_pretrained('{name.removeprefix('hf-hub:')}')" in caught.value.fix
 
 
 def test_the_cache_is_used_again_also_without_a_connection(hub):
@@ -391,6 +405,26 @@ words
 )  # fmt: skip
 def test_the_accuracy_of_a_card_is_taken_where_it_states_one(hub, card, published):
     hub.repos["us/net"]["README.md"] = card.encode()
+    assert open_network(ModelSection(name="hf-hub:us/net")).published == published
+
+
+# as timm's cards have it: several networks, several sizes of images
+TABLE = """---
+tags: [timm]
+---
+|model            |img_size|top1 |top5 |param_count|
+|-----------------|--------|-----|-----|-----------|
+|[net.big](http://h/us/net.big)|32     |99.1 |99.9|1.0        |
+|[net](http://h/us/net)|160    |88.02|98.1 |1.0        |
+|[net](http://h/us/net)|32     |{0}|97.5 |1.0        |
+"""
+
+
+@pytest.mark.parametrize(
+    ("cell", "published"), [("79.5 ", {"top1": 0.795}), ("?", {}), ("1.2.3", {})]
+)
+def test_the_accuracy_in_a_table_of_timms_is_that_of_the_size_in_use(hub, cell, published):
+    hub.repos["us/net"]["README.md"] = TABLE.format(cell).encode()
     assert open_network(ModelSection(name="hf-hub:us/net")).published == published
 
 
