@@ -186,8 +186,9 @@ class LatencyModel:
         parts: Mapping[str, str] | None = None,
     ) -> None:
         self.items, self.table, self.parts = list(items), table, dict(parts or {})
-        self.beside: dict[tuple[str, ...], list[WorkItem]] = {}
+        self.beside: dict[tuple[str, ...], tuple[list[WorkItem], list[str]]] = {}
         self.known: dict[tuple[int, int, int], float] = {}
+        self.sums: dict[tuple[object, ...], float] = {}  # of groups, at widths
         self.holders = {
             id(item): tuple(n for n, path in self.parts.items() if within(item.module, path))
             for item in self.items
@@ -204,10 +205,14 @@ class LatencyModel:
     def of_groups(self, names: tuple[str, ...], kept: Mapping[str, int]) -> float:
         """Milliseconds of everything that depends on the width of one of these groups."""
         if names not in self.beside:
-            self.beside[names] = [
-                i for i in self.items if not i.groups.union(self.holders[id(i)]).isdisjoint(names)
-            ]
-        return sum(self.time(item, kept) for item in self.beside[names])
+            follow = {id(i): i.groups.union(self.holders[id(i)]) for i in self.items}
+            items = [i for i in self.items if not follow[id(i)].isdisjoint(names)]
+            self.beside[names] = items, sorted(set().union(*(follow[id(i)] for i in items)))
+        items, followed = self.beside[names]
+        key = (names, *[kept.get(name) for name in followed])
+        if key not in self.sums:
+            self.sums[key] = sum(self.time(item, kept) for item in items)
+        return self.sums[key]
 
     def time(self, item: WorkItem, kept: Mapping[str, int]) -> float:
         """Milliseconds of one operator."""
