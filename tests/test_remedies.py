@@ -8,7 +8,7 @@ import re
 import shlex
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,24 @@ def _text(node: ast.AST) -> str | None:
     return None
 
 
-def _texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def _texts(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Their texts but docstrings, with their lines; parents come before their children."""
     skipped = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body:
             first = node.body[0]
             skipped |= {id(first.value)} if isinstance(first, ast.Expr) else set()
         if isinstance(node, ast.JoinedStr):
             skipped |= set(map(id, node.values))
-    for node in ast.walk(tree):
         if id(node) not in skipped and (text := _text(node)) is not None:
             yield getattr(node, "lineno", 0), text
+
+
+@cache
+def sources() -> list[tuple[Path, list[ast.AST]]]:
+    """Every file of the package and the nodes of its tree."""
+    paths = sorted((ROOT / "seprune").rglob("*.py"))
+    return [(path, list(ast.walk(ast.parse(path.read_text())))) for path in paths]
 
 
 @cache
@@ -83,8 +90,8 @@ def messages() -> list[tuple[str, str]]:
     """Every text of the source but docstrings, and the cures of the catalogue, with its place."""
     found = [
         (f"{path.relative_to(ROOT)}:{line}", text)
-        for path in sorted((ROOT / "seprune").rglob("*.py"))
-        for line, text in _texts(ast.parse(path.read_text()))
+        for path, nodes in sources()
+        for line, text in _texts(nodes)
     ]
     catalogue = (ROOT / "docs" / "errors.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([^|]+) \|$", catalogue, re.M)
@@ -96,10 +103,11 @@ def messages() -> list[tuple[str, str]]:
 def remedies() -> list[tuple[str, str]]:
     """The texts given as `fix=`, and the cures of the catalogue."""
     found = []
-    for path in sorted((ROOT / "seprune").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, nodes in sources():
+        for node in nodes:
             if isinstance(node, ast.keyword) and node.arg == "fix":
-                found += [(f"{path.name}:{line}", text) for line, text in _texts(node.value)]
+                texts = _texts(ast.walk(node.value))
+                found += [(f"{path.name}:{line}", text) for line, text in texts]
     return found + [pair for pair in messages() if pair[0].startswith("docs/")]
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -97,23 +96,22 @@ def test_export_leaves_its_numbers_for_the_report(seprune, weights, tmp_path, mo
     assert "small.onnx" in seprune("report", "small")[1]
 
 
-COUNTING = """
-import os, sys
-opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+@pytest.fixture
+def opened():
+    """How often each PNG file is opened, down to a look at its first bytes."""
+    counts: Counter[str] = Counter()
+    counting = [True]
 
-def note(event, words):
-    if event == "open" and isinstance(words[0], str) and words[0].endswith(".png"):
-        os.write(opened, words[0].encode() + b"\\n")
+    def note(event, words):
+        if counting and event == "open" and str(words[0]).endswith(".png"):
+            counts[str(words[0])] += 1
 
-sys.addaudithook(note)
-from seprune import cli
-sys.argv = ["seprune", *sys.argv[2:]]
-cli.main()
-"""
+    sys.addaudithook(note)  # cannot be taken away again
+    yield counts
+    counting.clear()
 
 
-def test_prune_opens_the_images_that_it_needs_and_no_others(tmp_path):
-    """Counted in a process of its own, down to the first bytes of a file."""
+def test_prune_opens_the_images_that_it_needs_and_no_others(seprune, tmp_path, opened):
     torch.manual_seed(0)
     torch.save(build(NET, classes=2, input=(3, 8, 8)).state_dict(), tmp_path / "dense.pth")
     paths = {part: [] for part in ("train", "val")}
@@ -127,13 +125,9 @@ def test_prune_opens_the_images_that_it_needs_and_no_others(tmp_path):
     words = ["--checkpoint", tmp_path / "dense.pth", "--data", tmp_path / "data", "--macs", "0.5",
              "--importance", "gate_mean", "--recover", "bn", "--out", tmp_path / "small",
              "--set", "collect.images=40", "--set", "plan.candidates=false"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTING, tmp_path / "opened", "prune", NET, *words],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    opened = Counter((tmp_path / "opened").read_text().split())
+    opened.clear()
+    status, _, err = seprune("prune", NET, *words)
+    assert status == 0, err
     assert all(opened[p] for p in paths["val"])  # accuracy is of all of them
     # every third for the fingerprint, every seventh for the depth of its pixels, every hundredth
     # for the usual size, and the calibration set

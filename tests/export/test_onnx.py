@@ -84,7 +84,10 @@ numpy.save(sys.argv[3], model(images).detach().numpy())
 """
 
 
-@pytest.mark.parametrize(("file", "script"), [("onnx_file", RUN_ONNX), ("pt2_file", RUN_PT2)])
+@pytest.mark.parametrize(
+    ("file", "script"),
+    [("onnx_file", RUN_ONNX), pytest.param("pt2_file", RUN_PT2, marks=pytest.mark.slow)],
+)
 def test_the_file_runs_without_seprune(
     file: str, script: str, pruned: nn.Module, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -75,7 +75,7 @@ def answer(model: nn.Module) -> Tensor:
         return model(images(2, 32))
 
 
-def elsewhere(folder: Path, code: str = "") -> Tensor:
+def elsewhere(folder: Path, code: str) -> Tensor:
     """The outputs of the network in `folder`, loaded by another process."""
     script = (
         "import sys, torch, seprune; torch.set_num_threads(1)\n"
@@ -96,7 +96,7 @@ def elsewhere(folder: Path, code: str = "") -> Tensor:
 # -- there and back --------------------------------------------------------------------------------
 
 
-def test_outputs_are_bit_equal_here_and_in_a_fresh_process(cut, tmp_path):
+def test_outputs_are_bit_equal(cut, tmp_path):
     model, architecture = cut
     folder = tmp_path / "Größe 0.5 ✂"  # spaces and letters of the world
     save(model, folder, architecture, about={"top1": 0.5})
@@ -106,7 +106,6 @@ def test_outputs_are_bit_equal_here_and_in_a_fresh_process(cut, tmp_path):
     again = load(folder)
     assert torch.equal(answer(again), answer(model))
     assert not again.training
-    assert torch.equal(elsewhere(folder), answer(model).double())
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["num_classes"], config["top1"]) == (NAME, 4, 0.5)
 
@@ -160,15 +159,16 @@ def test_tied_weights_loose_buffers_and_loose_tensors_come_back(tmp_path):
     plan = random_plan(analyse(model, images(2, 32)))
     small = prune(model, plan).eval()
     small.table.add_(1)
-    save(small, tmp_path / "m", Architecture(name, plans=(plan,)))
-    again = load(tmp_path / "m", loader=ModelLoader.allowing(name))
+    folder = tmp_path / "Größe 0.5 ✂"
+    save(small, folder, Architecture(name, plans=(plan,)))
+    again = load(folder, loader=ModelLoader.allowing(name))
     assert torch.equal(answer(again), answer(small))
     assert again.one.weight is again.two.weight
     assert again.table.tolist() == [1, 2, 3]
     assert len(list(again.parameters())) == len(list(small.parameters()))
-    assert torch.equal(elsewhere(tmp_path / "m", code=name), answer(small).double())
+    assert torch.equal(elsewhere(folder, code=name), answer(small).double())
     with pytest.raises(UsageError, match="allow-code"):
-        load(tmp_path / "m")
+        load(folder)
 
 
 def test_a_network_that_cannot_be_built_without_data_is_built_on_the_cpu(tmp_path):
