@@ -58,6 +58,7 @@ from .recovery.refit.options import RefitOptions, Refitted
 from .report.artefacts import ArtefactReport
 from .report.measurement import (
     BudgetReport,
+    ClassExamples,
     GateSummary,
     GroupCut,
     Measurement,
@@ -89,6 +90,7 @@ __all__ = [
     "Budget",
     "BudgetReport",
     "ChannelGroup",
+    "ClassExamples",
     "Classification",
     "CollectOptions",
     "CompressOptions",

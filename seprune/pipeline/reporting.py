@@ -18,12 +18,13 @@ from seprune.measure.flops import not_counted
 from seprune.models import ModelLoader
 from seprune.pipeline import timing
 from seprune.pipeline.budget_result import BudgetResult
+from seprune.pipeline.class_examples import class_examples
 from seprune.pipeline.context import Context
 from seprune.pipeline.inputs import data_digests
 from seprune.pipeline.stages import distils
 from seprune.recipe import CommandRecipe, dump_recipe
 from seprune.recovery.finetune import METRICS
-from seprune.report import GateSummary, Measurement, Report, TrainingCurve, words
+from seprune.report import ClassExamples, GateSummary, Measurement, Report, TrainingCurve, words
 from seprune.report.training import read_training
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
@@ -125,7 +126,8 @@ def compose(result: RunResult, out: Path) -> Report:
         recipe=dump_recipe(result.recipe),
         measurements=list(result.measurements),
         budgets=[budget.report(result.context.structure) for budget in result.budgets],
-        gates=_gates(result, rows),
+        gates=(gates := _gates(result, rows)),
+        examples=_examples(result, gates),
         warnings=_warnings(result),
         not_pruned=_not_pruned(result),
         seconds=dict(result.seconds),
@@ -170,6 +172,16 @@ def _gates(result: RunResult, rows: Sequence[int]) -> list[GateSummary]:
     if not result.budgets:
         return []
     return gate_summaries(result.context.structure, result.statistics, classes=rows)
+
+
+def _examples(result: RunResult, gates: Sequence[GateSummary]) -> list[ClassExamples]:
+    """Of classes; other tasks have none."""
+    data, recipe, statistics = result.context.data, result.recipe, result.statistics
+    count = recipe.report.examples
+    if data is None or statistics is None or data.info.task != "classification" or not count:
+        return []
+    loader = data.calibration(recipe.collect.images, seed=recipe.seed)
+    return class_examples(loader, data.info.classes, statistics.values, gates, count=count)
 
 
 def gate_summaries(

@@ -308,9 +308,8 @@ class ReportSection(Section):
         default=(1, 8, 64), min_length=1, description="of the latencies; those that fit"
     )
     html: bool = True
-    classes: tuple[str, ...] = Field(
-        default=(), description="whose excitations are shown; none given: ten, evenly spread"
-    )
+    classes: tuple[str, ...] = Field(default=(), description="of the curves; none: up to ten")
+    examples: int = Field(default=3, ge=0, le=10, description="images of the extreme classes")
     last_epoch: bool = Field(default=False, description="measure the last epoch's weights too")
 
 

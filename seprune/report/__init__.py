@@ -16,6 +16,7 @@ picture      accuracy against FLOPs as a PNG, for the card
 
 from seprune.report.measurement import (
     BudgetReport,
+    ClassExamples,
     GateSummary,
     GroupCut,
     Measurement,
@@ -26,6 +27,7 @@ from seprune.report.measurement import (
 
 __all__ = [
     "BudgetReport",
+    "ClassExamples",
     "GateSummary",
     "GroupCut",
     "Measurement",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -40,8 +40,10 @@ class ComparisonRow:
     macs: float
     kept: float | None  # of the baseline's MACs
     params: float
-    latency_ms: float | None  # eager, smallest batch size
-    pareto: bool = False
+    latency_ms: float | None  # at the smallest batch size
+    timed_on: str = ""  # runtime and batch size of the latency
+    pareto: bool = False  # by MACs
+    pareto_ms: bool = False  # by latency
     label: str = ""  # how it was made, in words that tell it from the others
 
 
@@ -102,7 +104,15 @@ def compare(reports: Sequence[Report], names: Sequence[str] = ()) -> Comparison:
     rows.sort(key=lambda r: (r.model, -r.macs, STAGES.index(r.stage), r.criterion, r.label))
     return Comparison(
         runs=[report.name for report in named],
-        rows=_mark_pareto(rows, better),
+        rows=[
+            replace(row, pareto=fewest, pareto_ms=fastest)
+            for row, fewest, fastest in zip(
+                rows,
+                _on_front(rows, better, lambda r: r.macs),
+                _on_front(rows, better, lambda r: r.latency_ms),
+                strict=True,
+            )
+        ],
         warnings=_warnings(named),
     )
 
@@ -203,7 +213,7 @@ def _row(key: _Key, members: Sequence[_Member]) -> ComparisonRow:
     dense = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
     kept = [f for f in dense if f is not None]
     seeds = sorted({r.seed for r, _ in members})
-    times = [t for _, m in members if (t := _first_latency(m)) is not None]
+    timed = [t for r, m in members if (t := _first_latency(r, m)) is not None]
     return ComparisonRow(
         model=model,
         criterion=criterion,
@@ -219,17 +229,25 @@ def _row(key: _Key, members: Sequence[_Member]) -> ComparisonRow:
         macs=fmean(m.macs for _, m in members),
         kept=fmean(kept) if kept else None,
         params=fmean(m.params for _, m in members),
-        latency_ms=fmean(times) if times else None,
+        latency_ms=fmean(ms for _, ms in timed) if timed else None,
+        timed_on=" and ".join(dict.fromkeys(where for where, _ in timed)),
     )
 
 
-def _first_latency(m: Measurement) -> float | None:
-    measured = [x for x in m.latency if x.runtime == "eager" and x.median_ms is not None]
-    return min(measured, key=lambda x: x.batch).median_ms if measured else None
+def _first_latency(report: Report, m: Measurement) -> tuple[str, float] | None:
+    """Where and in which time the network runs, at the smallest batch size."""
+    known = {(x.runtime, x.batch): x.median_ms for x in m.latency if x.median_ms is not None}
+    runtime = report.runtime if report.runtime in {name for name, _ in known} else "eager"
+    batch = min((size for name, size in known if name == runtime), default=None)
+    return None if batch is None else (f"{runtime}, batch {batch}", known[runtime, batch])
 
 
-def _mark_pareto(rows: Sequence[ComparisonRow], better: Mapping[str, bool]) -> list[ComparisonRow]:
-    """Mark rows that no row of their metric with at most their MACs beats in it.
+def _on_front(
+    rows: Sequence[ComparisonRow],
+    better: Mapping[str, bool],
+    cost: Callable[[ComparisonRow], float | None],
+) -> list[bool]:
+    """Of every row whether none of its metric that costs at most as much beats it.
 
     Args:
         better: whether more of a metric is better.
@@ -238,19 +256,25 @@ def _mark_pareto(rows: Sequence[ComparisonRow], better: Mapping[str, bool]) -> l
     def rank(row: ComparisonRow) -> float | None:
         return row.value if row.value is None or better[row.metric] else -row.value
 
-    def beaten(row: ComparisonRow, own: float) -> bool:
-        return any(
-            other.metric == row.metric
-            and (value := rank(other)) is not None
-            and other.macs <= row.macs
+    known = [
+        (row.metric, spent, own)
+        for row in rows
+        if (spent := cost(row)) is not None and (own := rank(row)) is not None
+    ]
+
+    def wins(row: ComparisonRow) -> bool:
+        spent, own = cost(row), rank(row)
+        if spent is None or own is None:
+            return False
+        return not any(
+            name == row.metric
+            and price <= spent
             and value >= own
-            and (other.macs, value) != (row.macs, own)
-            for other in rows
+            and (price, value) != (spent, own)
+            for name, price, value in known
         )
 
-    return [
-        replace(row, pareto=(own := rank(row)) is not None and not beaten(row, own)) for row in rows
-    ]
+    return list(map(wins, rows))
 
 
 def _warnings(reports: Sequence[Report]) -> list[str]:
@@ -265,6 +289,12 @@ def _warnings(reports: Sequence[Report]) -> list[str]:
     if len(places) > 1:
         notes.append(
             f"Latencies come from different devices ({', '.join(places)}) and do not compare."
+        )
+    runtimes = sorted({where for r in reports for m in r.measurements
+                       if (timed := _first_latency(r, m)) for where in timed[:1]})  # fmt: skip
+    if len(runtimes) > 1:
+        notes.append(
+            f"Latencies are of different runtimes ({'; '.join(runtimes)}) and do not compare."
         )
     notes += [
         f"{r.name}: not finished, nothing measured yet." for r in reports if not r.measurements

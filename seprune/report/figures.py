@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -185,14 +186,33 @@ def group(cut: GroupCut, criterion: str) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def comparison(compared: Comparison) -> Figure:
-    """Accuracy against MACs over runs: a colour for each way, a mark for each stage."""
-    series = compared.series()
+@dataclass(frozen=True)
+class CostAxis:
+    """What networks are compared by: the axis of a comparison."""
+
+    title: str
+    unit: str
+    of: Callable[[ComparisonRow], float | None]
+    on_front: Callable[[ComparisonRow], bool]
+
+
+MACS = CostAxis("MACs (M)", "M MACs", lambda row: row.macs / 1e6, lambda row: row.pareto)
+LATENCY = CostAxis("latency (ms)", "ms", lambda row: row.latency_ms, lambda row: row.pareto_ms)
+
+
+def comparison(compared: Comparison, cost: CostAxis = MACS) -> Figure:
+    """Accuracy against a cost over runs: a colour for each way, a mark for each stage."""
+    lines = {
+        k: [r for r in rows if cost.of(r) is not None] for k, rows in compared.series().items()
+    }
+    series = {
+        key: sorted(rows, key=lambda r: cost.of(r) or 0) for key, rows in lines.items() if rows
+    }
     ways = list(dict.fromkeys(made for made, _ in series))
     colours = {made: COLOURS[n % len(COLOURS)] if made else "@ink" for n, made in enumerate(ways)}
-    front = sorted((r for r in compared.rows if r.pareto), key=lambda r: r.macs)
+    front = sorted(filter(cost.on_front, compared.rows), key=lambda r: cost.of(r) or 0)
     traces = [
-        _points("Pareto front", front)
+        _points("Pareto front", front, cost)
         | {"mode": "lines", "line": {"width": 9, "color": "@front"}, "hoverinfo": "skip"}
     ]
     for (made, stage), rows in series.items():
@@ -200,26 +220,26 @@ def comparison(compared: Comparison) -> Figure:
         scale = _scale(rows[0].metric)
         spread = [axes.rounded(scale * (row.spread or 0)) for row in rows]
         traces.append(
-            _points(" · ".join(filter(None, (made, stage))), rows)
+            _points(" · ".join(filter(None, (made, stage))), rows, cost)
             | {
                 "mode": "lines+markers",
                 "error_y": {"array": spread, "visible": any(spread), "color": colour},
                 "text": [f"{row.stage} {row.budget or ''}, runs: {row.runs}" for row in rows],
-                "hovertemplate": "%{y:.2f} at %{x:.4g} M MACs<br>%{text}",
+                "hovertemplate": f"%{{y:.2f}} at %{{x:.4g}} {cost.unit}<br>%{{text}}",
                 "marker": {"size": 9, "color": colour, "symbol": symbol},
                 "line": {"width": 1.5, "color": colour, "dash": dash},
                 **({"visible": False} if all(map(compared.interim, rows)) else {}),
             }
         )
     title = " or ".join(dict.fromkeys(_title(row.metric) for row in compared.rows))
-    return {"data": traces, "layout": axes.layout("MACs (M)", title, height=460)}
+    return {"data": traces, "layout": axes.layout(cost.title, title, height=460)}
 
 
-def _points(name: str, rows: Sequence[ComparisonRow]) -> dict[str, Any]:
+def _points(name: str, rows: Sequence[ComparisonRow], cost: CostAxis) -> dict[str, Any]:
     return {
         "type": "scatter",
         "name": axes.label(name),
-        "x": [axes.short(row.macs / 1e6) for row in rows],
+        "x": [axes.short(cost.of(row) or 0) for row in rows],
         "y": [axes.rounded(_scale(row.metric) * (row.value or 0)) for row in rows],
     }
 

@@ -39,6 +39,12 @@ SECTIONS = (
     ("missing", "Not counted"),
     ("repeat", "Repeat"),
 )
+COMPARED = (
+    ("summary", "Summary"),
+    ("accuracy", "Accuracy"),
+    ("latency", "Latency"),
+    ("table", "Table"),
+)
 
 
 def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> None:
@@ -77,6 +83,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "remarks": words.gate_remarks(report.gates),
         "gate_rows": [_gate_row(gate) for gate in report.gates],
         "stage_ends": [gate.name for gate in ends],
+        "examples": {g.name: [e for e in report.examples if e.gate == g.name] for g in ends},
         "shown_channels": gate_figures.SHOWN_CHANNELS,
         "not_pruned": [
             (why, len(names), ", ".join(names)) for why, names in words.not_pruned(report)
@@ -93,18 +100,22 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
     """Write the page of a comparison to `path`."""
-    shown = comparison.table()
+    head, *rows = comparison.table()
+    timed = "; ".join(sorted({row.timed_on for row in comparison.rows if row.timed_on}))
     content = {
         "title": f"{len(comparison.runs)} runs compared",
-        "sections": [("summary", "Summary"), ("accuracy", "Accuracy"), ("table", "Table")],
+        "sections": [(id, text) for id, text in COMPARED if timed or id != "latency"],
         "metric": comparison.metric,
+        "timed": timed,
         "runs": comparison.runs,
         "warnings": comparison.warnings,
-        "head": shown[0],
-        "rows": shown[1:],
+        "head": head,
+        "rows": rows,
     }
-    figure = figures.comparison(comparison)
-    _write(path, "compare.html.j2", content, {"comparison": figure})
+    shown = {"macs": figures.comparison(comparison)}
+    if timed:
+        shown["latency"] = figures.comparison(comparison, figures.LATENCY)
+    _write(path, "compare.html.j2", content, shown)
 
 
 def _write(path: Path, template: str, content: dict[str, Any], shown: dict[str, Figure]) -> None:

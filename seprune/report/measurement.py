@@ -155,6 +155,17 @@ class GateSummary:
 
 
 @dataclass(frozen=True)
+class ClassExamples:
+    """Images of the class whose mean excitation in a gate is the lowest or the highest."""
+
+    gate: str
+    end: str  # lowest or highest
+    name: str  # of the class
+    excitation: float  # mean over its images and the channels
+    images: list[str]  # JPEG in base64
+
+
+@dataclass(frozen=True)
 class TrainedEpoch:
     """One line of `metrics.jsonl`; None where it was not measured."""
 
@@ -191,6 +202,7 @@ class Report:
     measurements: list[Measurement] = field(default_factory=list)
     budgets: list[BudgetReport] = field(default_factory=list)
     gates: list[GateSummary] = field(default_factory=list)
+    examples: list[ClassExamples] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     training: list[TrainingCurve] = field(default_factory=list)  # the dense network's, the budgets'
     sensitivity: dict[str, Any] = field(default_factory=dict)  # report/sensitivity.py

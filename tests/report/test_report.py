@@ -16,8 +16,10 @@ from reports import SE_RESNET_50, make_report, unfinished_report
 from rich.console import Console
 
 from seprune.errors import InputError, UsageError
+from seprune.measure.latency import Latency
 from seprune.report import (
     BudgetReport,
+    ClassExamples,
     GateSummary,
     GroupCut,
     Measurement,
@@ -28,7 +30,7 @@ from seprune.report import (
 from seprune.report.card import model_card
 from seprune.report.compare import compare
 from seprune.report.compare import write_csv as write_comparison_csv
-from seprune.report.figures import accuracy
+from seprune.report.figures import LATENCY, accuracy
 from seprune.report.figures import comparison as comparison_figure
 from seprune.report.gate_figures import SHOWN_CHANNELS, excitation, kept, stage_ends
 from seprune.report.html import write_comparison, write_html
@@ -415,6 +417,52 @@ def test_the_pareto_front_leaves_out_what_is_beaten() -> None:
     }
     front = comparison_figure(found)["data"][0]
     assert (front["name"], front["x"]) == ("Pareto front", [0.00005, 0.0001])
+
+
+def timed(*times: tuple[str, int, float]) -> list[Latency]:
+    return [Latency("n", batch, ms, 0.1, "X", 1, runtime) for runtime, batch, ms in times]
+
+
+def test_the_front_by_latency_is_of_the_runtime_that_was_asked_for(tmp_path) -> None:
+    """`l2` has fewer MACs, `gate_logit` is faster: each is on its own front."""
+    known = {
+        "l2": (0.80, 40, timed(("eager", 1, 1.0), ("onnx", 1, 8.0), ("onnx", 8, 2.0))),
+        "gate_logit": (0.81, 60, timed(("eager", 1, 9.0), ("onnx", 1, 3.0))),
+    }
+    reports = []
+    for criterion, (value, macs, latency) in known.items():
+        (report,) = three_seeds(criterion, [value])
+        dense, tuned = report.measurements
+        dense = dataclasses.replace(dense, latency=timed(("eager", 1, 20.0)))
+        tuned = dataclasses.replace(tuned, macs=macs, latency=latency)
+        reports.append(dataclasses.replace(report, measurements=[dense, tuned], runtime="onnx"))
+    found = compare(reports)
+    rows = {row.criterion: row for row in found.rows}
+    assert [rows[c].pareto for c in known] == [True, True]
+    assert [rows[c].pareto_ms for c in known] == [False, True]
+    assert [rows[c].latency_ms for c in known] == [8.0, 3.0]
+    assert rows["l2"].timed_on == "onnx, batch 1"
+    assert any("different runtimes" in warning for warning in found.warnings)  # dense: eager alone
+    figure = comparison_figure(found, LATENCY)
+    assert {trace["name"]: trace["x"] for trace in figure["data"]} == {
+        "Pareto front": [3.0, 20.0],
+        "baseline": [20.0],
+        "gate_logit · fine-tuned": [3.0],
+        "l2 · fine-tuned": [8.0],
+    }
+    write_comparison(found, tmp_path / "c.html")
+    assert "against latency" in (tmp_path / "c.html").read_text()
+
+
+def test_example_images_stand_under_the_curves_of_their_gate(tmp_path) -> None:
+    report = make_report()
+    last = report.gates[-1].name
+    shown = ClassExamples(last, "lowest", "cat <b>", 0.25, ["/9j/AAA="])
+    write_html(dataclasses.replace(report, examples=[shown]), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Lowest mean excitation, 0.250: cat &lt;b&gt;" in page
+    assert 'src="data:image/jpeg;base64,/9j/AAA=" alt="cat &lt;b&gt;, example 1"' in page
+    assert page.index(f"excitation/{last}") < page.index("/9j/AAA=")
 
 
 def test_runs_on_different_data_are_warned_about() -> None:
