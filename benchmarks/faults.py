@@ -44,7 +44,20 @@ QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 10**6, "bytes": 5000}
 ROUNDS["commands"] = 1000
 FILES = {"crowds": "concurrency", "commands": "kills-commands"}
-LONG = ("export", "int8", "torch.export", "sweep")  # ten times as long as the others
+IMPORTS = """
+import gc, importlib
+from seprune.export import onnx
+from seprune.models import build
+
+for name in ("onnx", "onnxruntime", "onnxruntime.quantization"):
+    importlib.import_module(name)
+model = build("seprune/se_resnet8", classes=3, input=(3, 12, 12)).eval()
+program = onnx.exported_program(model, (3, 12, 12))
+onnx.pt2_content(program, {}), onnx._onnx(program, None, {})
+gc.freeze()
+"""  # half of an export; no session, whose threads would not survive a fork
+LONG = ("export", "int8", "torch.export", "convert", "sweep")  # ten times as long as the others
+STAGE = "run: "  # rows of the stages of a run
 Kept = dict[str, Any]
 
 
@@ -117,25 +130,36 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
 
 
 def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
-    """SIGKILL at instants spread evenly over each command, those of `LONG` a fifth as often."""
+    """SIGKILL at instants spread evenly over each command and each stage of a run.
+
+    Those of `LONG`, which start Pythons of their own, a third as often.
+    """
     argv = harness.tiny(harness.tiny_images(home / "images"))
     subject = harness.Subject.unbroken(warm, home, argv, home / "images")
+    warm.prepare(IMPORTS)
     given, works = commands(subject, home / "given"), dict[str, Killed]()
+    run = works["run"] = Killed.of(warm, home / "commands" / "run", given.pop("run"))
     rows = kept.setdefault("commands", {})
-    for name in given:
+    rows.pop("run", None)  # of before its stages were counted one by one
+    for name in (*given, *(f"{STAGE}{stage}" for stage in run.stages)):
         rows.setdefault(name, {"kills": 0, "late": 0})
     while True:
-        name = min(given, key=lambda n: (rows[n]["kills"] + 1) * (5 if n in LONG else 1))
-        if name not in works:
-            works[name] = Killed.of(warm, home / "commands" / name.replace(" ", "-"), given[name])
-        row, work = rows[name], works[name]
+        kept["done"] = sum(row["kills"] for row in rows.values())
+        if kept["done"] >= kept["rounds"]:
+            return
+        name = min(rows, key=lambda n: (rows[n]["kills"] + 1) * (3 if n in LONG else 1))
         # the fractional parts of multiples of the golden ratio: even, however many there are
-        share = (row["kills"] + row["late"]) * 0.6180339887498949 % 1
-        hit = work.kill_after(share * work.seconds)
-        row["kills" if hit else "late"] += 1
-        if hit:
-            kept["done"] += 1
-            yield
+        share = sum(rows[name].values()) * 0.6180339887498949 % 1
+        stage = name.removeprefix(STAGE)
+        if stage != name:
+            hit = run.kill_in(stage, share) == stage
+        else:
+            if name not in works:
+                folder = home / "commands" / name.replace(" ", "-")
+                works[name] = Killed.of(warm, folder, given[name])
+            hit = works[name].kill_after(share)
+        rows[name]["kills" if hit else "late"] += 1
+        yield
 
 
 def bytes_of_runs(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
@@ -197,8 +221,7 @@ def main() -> None:
         with closing(Warm()) as warm:
             for _ in WORK[given.what](kept, home, warm):
                 print(f"{given.what}: {kept['done']} of {kept['rounds']}", file=sys.stderr)
-                if kept["done"] % 10 == 0:
-                    write_json(path, kept)
+                write_json(path, kept)
                 if kept["done"] >= kept["rounds"] or _late(start, given.minutes):
                     break
     except AssertionError as error:

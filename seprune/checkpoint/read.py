@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import pickle
 import re
 import warnings
@@ -22,7 +21,10 @@ from seprune.checkpoint import archive, pickles
 from seprune.checkpoint.sniff import HEAD, Kind, container, damaged, incomplete
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.reading import parse_json, require_regular
+from seprune.runtime.timeout import at_most
 
+READ_SECONDS, READ_RATE = 60, 20e6  # and bytes a second, at the least
+MOST_SIDES = 64  # of a tensor
 HEADER_LIMIT = 100_000_000  # the format's own
 _ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16}
 _ITEM_BITS |= {"BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8}
@@ -43,15 +45,15 @@ class _Dtype:
     """Stands in for numpy.dtype: reads numbers only, and never numpy's own unpickling."""
 
     def __init__(self, text: object, *_: object) -> None:
-        self.text = str(text)
+        self.text = text if isinstance(text, str) else ""
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         if state[1] == ">":
             self.text = f">{self.text}"
 
 
-class _Array:
-    """Stands in for numpy.ndarray (random states of a training script): read over, not kept."""
+class _Unread:
+    """Stands in for numpy.ndarray (random states of a training script) and paths: not kept."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -69,10 +71,10 @@ def _scalar(dtype: _Dtype, content: bytes = b"") -> object:
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     (_Dtype, "numpy.dtype"),
-    (_Array, "numpy.ndarray"),
+    (_Unread, "numpy.ndarray"),
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((pathlib.PurePath, name) for name in pickles.PATHS),
+    *((_Unread, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_Unread, name) for name in pickles.PATHS),
 ]
 
 
@@ -170,7 +172,12 @@ def _read_legacy(path: Path) -> Any:
 def _load(path: Path) -> Any:
     try:
         # an open file, because torch.load hands *paths* that end in .safetensors elsewhere
-        with path.open("rb") as stream, safe_globals(_STAND_INS), warnings.catch_warnings():
+        with (
+            path.open("rb") as stream,
+            safe_globals(_STAND_INS),
+            warnings.catch_warnings(),
+            at_most(READ_SECONDS + path.stat().st_size / READ_RATE, TimeoutError),
+        ):
             warnings.simplefilter("ignore")
             return torch.load(stream, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -212,6 +219,8 @@ def _check_entry(path: Path, name: str, *, entry: dict[str, Any]) -> None:
     bits = _ITEM_BITS.get(entry["dtype"])
     if bits is None:
         return
+    if len(shape) > MOST_SIDES:
+        damaged(path, f"the tensor {name} has {len(shape):,} sides")
     needed = bits // 8
     for width in shape:
         needed *= width

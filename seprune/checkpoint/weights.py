@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from seprune.checkpoint.pickles import LONGEST, MOST_NUMBERS
 from seprune.checkpoint.read import read, read_metadata
 from seprune.checkpoint.sniff import damaged, locate, sniff, unreadable
 from seprune.errors import InputError
@@ -130,9 +131,9 @@ def _container(path: Path, content: Any, *, choice: Choice) -> tuple[str, dict[s
         return "", state
     found = [key for key in content if _state(content, key)] if isinstance(content, dict) else []
     if found and (choice == "ema" or (choice == "raw" and set(found) & {*EMA_KEYS})):
-        raise _no_choice(path, choice, found=", ".join(map(str, found)))
+        raise _no_choice(path, choice, found=", ".join(map(_shown, found[:8])))
     if len(found) == 1:
-        return str(found[0]), _state(content, found[0])
+        return _shown(found[0]), _state(content, found[0])
     raise _no_weights(path, content, found=found)
 
 
@@ -180,14 +181,20 @@ def _no_choice(path: Path, choice: Choice, *, found: str) -> InputError:
     )
 
 
+def _shown(key: object) -> str:
+    """A key of somebody's dict; an integer may have more digits than Python spells out."""
+    plain = isinstance(key, str) or (type(key) is int and abs(key) < MOST_NUMBERS)
+    return str(key)[:LONGEST] if plain else f"a {type(key).__name__}"
+
+
 def _no_weights(path: Path, content: Any, *, found: list[Any]) -> InputError:
     if isinstance(content, dict):
-        keys = ", ".join(repr(key) for key in list(content)[:8]) or "nothing"
+        keys = ", ".join(repr(_shown(key)) for key in list(content)[:8]) or "nothing"
         why = f"it is a dict with {keys}"
     else:
         why = f"it is a {type(content).__name__}"
     if found:
-        why += f"; several of them are state dicts: {', '.join(map(str, found))}"
+        why += f"; several of them are state dicts: {', '.join(map(_shown, found[:8]))}"
     return InputError(
         f"{path}: no state dict in it",
         why=why,

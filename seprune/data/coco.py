@@ -17,7 +17,7 @@ from seprune.data.loaders import in_threads
 from seprune.data.source import REPORTED, SPLIT_SEED, Source, set_aside, stratified
 from seprune.errors import InputError
 from seprune.runtime.progress import silent
-from seprune.runtime.typed import fits_file, skim
+from seprune.runtime.typed import Unread, fits_file, skim
 
 LIMIT = 1 << 30  # bytes of an annotation file
 T = TypeVar("T")
@@ -163,9 +163,14 @@ class _Annotations:
 class _Lists:
     """The lists that make a JSON file one of annotations."""
 
-    images: list[Any]
-    annotations: list[Any]
-    categories: list[Any]
+    images: Unread
+    annotations: Unread
+    categories: Unread
+
+    def __post_init__(self) -> None:
+        for part in (self.images, self.annotations, self.categories):
+            if bytes(memoryview(part)[:1]) != b"[":
+                raise ValueError("not a list")
 
 
 def _has_keys(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -217,21 +217,20 @@ def range_of_files(paths: Sequence[Path]) -> Range | None:
 
     Looks at no more than `_SAMPLED` files, evenly spread; a damaged one is named when it is used.
     """
-    return range_of(paths[:: max(-(-len(paths) // _SAMPLED), 1)])
+    some = paths[:: max(-(-len(paths) // _SAMPLED), 1)]
+    return range_of((path, open_regular(path)) for path in some)
 
 
-def range_of(images: Iterable[Path | IO[bytes]]) -> Range | None:
-    """The scale of the deep images among these; None where none has more than 8 bits."""
+def range_of(
+    images: Iterable[tuple[Path | str, AbstractContextManager[IO[bytes]]]],
+) -> Range | None:
+    """The scale of the deep images among these, given by name and content; None without any."""
     found = []
-    for opened in images:
-        try:
-            with Image.open(opened, formats=_formats()) as image:
-                small = image.width * image.height <= MAX_PIXELS
-                if small and _deep(image):
-                    found.append(_extremes(image))
-        except Exception:
-            continue
-    return full_range(found) if found else None
+    for name, content in images:
+        with suppress(InputError):  # whoever uses the image says so
+            found.append(_opened(name, content, lambda i: _extremes(i) if _deep(i) else None))
+    deep = [extremes for extremes in found if extremes is not None]
+    return full_range(deep) if deep else None
 
 
 def mode_of(content: bytes) -> str | None:

@@ -150,7 +150,7 @@ def as_source(
         of = "them" if masks else "every class"
         collected.append(set_aside(len(given[1].labels), len(everything), of=of))
     mode = mode or _mode(given[0])
-    scale = range_of(io.BytesIO(given[0].read(row)) for row in _some(given[0], DEEP))
+    scale = range_of((f"image {n}", io.BytesIO(given[0].read(n))) for n in _some(given[0], DEEP))
     train, val = (replace(part, mode=mode, scale=scale) for part in given)
     sizes = {(i.height, i.width) for i in map(train, _some(train))}
     return Source(

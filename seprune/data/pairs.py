@@ -26,6 +26,7 @@ from seprune.errors import InputError
 from seprune.runtime.reading import read_text
 
 EXTENSIONS = {ending for endings in FORMATS.values() for ending in endings}
+MOST_CLASSES, LIST_LIMIT = 100_000, 16 << 20  # lines of classes.txt, bytes of a list of images
 MASKS = ("masks", "mask", "annotations", "labels")  # folders beside images/
 PARTS = ("train", "val")
 
@@ -147,7 +148,7 @@ def _voc(root: Path) -> list[list[Pair]] | None:
     everything = {path.stem: path for path in _files(images)}
     found = []
     for path in lists:
-        wanted = read_text(path).split()
+        wanted = read_text(path, limit=LIST_LIMIT).split()
         missing = [name for name in wanted if name not in everything]
         if missing:
             raise InputError(
@@ -228,4 +229,5 @@ def _names(root: Path) -> tuple[str, ...]:
     path = root / "classes.txt"
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    text = read_text(path, lines=MOST_CLASSES)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

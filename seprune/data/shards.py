@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from seprune.data.encoded import Encoded, as_source, encoded, masked, numbered
+from seprune.data.encoded import MOST_CLASSES, Encoded, as_source, encoded, masked, numbered
 from seprune.data.folders import EXTENSIONS
 from seprune.data.masks import classes_in
 from seprune.data.shard_files import local_file
@@ -24,13 +24,16 @@ from seprune.runtime.extras import require
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.reading import open_regular, parse_json, read_text
 from seprune.runtime.text import shell_word
+from seprune.runtime.timeout import at_most
 
 PREFIX = "wds:"
 LABELS = ("cls", "cls.txt", "label", "label.txt", "txt")  # endings of members, the best first
 KEYS = ("label", "cls", "class", "class_id", "label_id")  # of a .json
 MASKS = ("mask.png", "seg.png", "segmentation.png", "annotation.png", "label.png", "gt.png")
 LABEL_LIMIT = 1 << 20  # bytes of a member that is no image
+MOST_SHARDS, LONGEST = 100_000, 20  # digits of a number between braces that are looked at
 BLOCK = 512  # of a tar
+LEAST_SECONDS, LEAST_RATE = 10, 1e6  # for indexing a shard, and bytes a second of it
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def _expanded(source: str) -> list[str]:
             else "shards are files, or behind http and https",
             fix="copy the shards to a folder, and --data wds:FOLDER",
         )
+    _require_few(source, spec)
     library = require("webdataset", extra="webdataset", what=f"{source} needs a package")
     try:
         return [url.removeprefix("file:") for url in library.shardlists.expand_urls(spec)]
@@ -149,6 +153,19 @@ def _expanded(source: str) -> list[str]:
             why=first_line(error),
             fix="write wds:train-{000..009}.tar",
         ) from error
+
+
+def _require_few(source: str, spec: str) -> None:
+    """Refuse what would be millions of names, before they are made."""
+    count = 1
+    for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", spec):
+        count *= 1 + abs(int(last[:LONGEST]) - int(first[:LONGEST]))
+    if count > MOST_SHARDS:
+        raise UsageError(
+            f"{source}: names {count:,} shards",
+            why=f"there can be {MOST_SHARDS:,} at most",
+            fix="write wds:train-{000..009}.tar",
+        )
 
 
 def _reports(url: str, source: str) -> bool:
@@ -205,13 +222,24 @@ def _samples(path: Path, stream: IO[bytes]) -> dict[str, _Sample]:
     if stream.read(2) == b"\x1f\x8b":
         raise _broken(path, "it is compressed, so no sample has a place", f"gunzip {path}")
     stream.seek(0)
+    seconds = LEAST_SECONDS + size / LEAST_RATE
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with (
+            at_most(seconds, lambda: TimeoutError(f"no end within {seconds:.0f} s")),
+            tarfile.open(fileobj=stream, mode="r:") as archive,
+        ):
             for member in archive:
+                # a size may be negative, or that of what holes stand for: places would be wrong
+                if not 0 <= end <= member.offset or member.size < 0 or member.issparse():
+                    raise ValueError(f"the place of {member.name[:80]} in it cannot be")
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.isfile():
                     _put(path, found, member.name, _Place(member.offset_data, member.size))
-    except tarfile.TarError as error:
+                if end > size:
+                    break
+    except InputError:
+        raise
+    except Exception as error:  # headers that are not what tar writes end in nearly anything
         if size:
             raise _broken(path, first_line(error)) from error
     if not found:
@@ -278,9 +306,8 @@ def _classes(labels: Sequence[Any]) -> tuple[str, ...]:
 
 def _names(folder: Path) -> tuple[str, ...]:
     path = folder / "classes.txt"
-    return (
-        tuple(filter(None, map(str.strip, read_text(path).splitlines()))) if path.is_file() else ()
-    )
+    text = read_text(path, lines=MOST_CLASSES) if path.is_file() else ""
+    return tuple(filter(None, map(str.strip, text.splitlines())))
 
 
 def _part(images: _Images, labels: Sequence[Any], classes: Sequence[str]) -> Encoded:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from seprune.data import fingerprint, hub_datasets, shards
 from seprune.data.decode import as_mode
-from seprune.data.folders import find_images
+from seprune.data.encoded import MOST_CLASSES
+from seprune.data.folders import Files, find_images
 from seprune.data.layouts import find_layout, require_task
 from seprune.data.loaders import Images
 from seprune.data.shapes import shapes
 from seprune.data.source import Source, stratified
 from seprune.errors import InputError, first_line
+from seprune.runtime.reading import require_regular
 
 # name: the argument that chooses the part, its value for training, its value for reporting
 TORCHVISION: dict[str, tuple[str, Any, Any]] = {
@@ -43,6 +45,14 @@ TORCHVISION: dict[str, tuple[str, Any, Any]] = {
     "OxfordIIITPet": ("split", "trainval", "test"),
     "FGVCAircraft": ("split", "trainval", "test"),
     "Imagenette": ("split", "train", "val"),
+}
+# what has the image files, alone or with their labels, where a data set does not hold pixels:
+# torchvision would open them by Pillow with all its formats, PostScript among them
+FILES = {
+    **dict.fromkeys(("DTD", "Food101", "Flowers102", "FGVCAircraft"), "_image_files"),
+    **dict.fromkeys(("StanfordCars", "GTSRB", "Imagenette"), "_samples"),
+    "Country211": "samples",
+    "OxfordIIITPet": "_images",
 }
 MIRROR_CHANGES_CLASS = {"MNIST", "KMNIST", "USPS", "SVHN", "GTSRB"}
 
@@ -67,7 +77,7 @@ class Foreign:
     def __call__(self, row: int) -> Image.Image:
         try:
             return as_mode(self.dataset[row][0], self.mode)
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # of whatever its files made of the data set
             raise InputError(
                 f"{self.source}: image {row} cannot be decoded",
                 why=str(error),
@@ -175,31 +185,54 @@ def _torchvision(source: str, mode: str | None) -> Source:
         )
     argument, *parts = TORCHVISION[name]
     kind = getattr(datasets, name)
+    _refuse_special(Path(folder))
     try:
         train, val = (kind(folder, download=False, **{argument: part}) for part in parts)
-    except (RuntimeError, OSError, ImportError, ValueError) as error:
+        images = [_part(source, name, own, mode) for own in (train, val)]
+        labels = torch.cat([part.labels for part in images])
+        if not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+            raise ValueError(f"its labels go from {int(labels.min())} to {int(labels.max())}")
+    except InputError:
+        raise
+    except Exception as error:  # torchvision trusts the files that it reads
         raise InputError(
             f"{source}: torchvision cannot open it",
             why=first_line(error),
             fix=f"download it once: torchvision.datasets.{name}({folder!r}, download=True)",
         ) from error
-    mode = mode or ("L" if train[0][0].mode in ("L", "1") else "RGB")
-    images = Foreign(source, train, mode), Foreign(source, val, mode)
-    classes = getattr(train, "classes", None) or range(int(images[0].labels.max()) + 1)
+    classes = getattr(train, "classes", None) or range(int(labels.max()) + 1)
     return Source(
         name=source,
         classes=tuple(str(c) for c in classes),
         train=images[0],
         val=images[1],
         fingerprint=_tree_digest(Path(folder)),
-        mode=mode,
+        mode=images[0].mode,
         mirror=name not in MIRROR_CHANGES_CLASS,
         native=_native(images[0]),
     )
 
 
+def _part(source: str, name: str, dataset: Any, mode: str | None) -> Files | Foreign:
+    """The images of one part of a data set of torchvision."""
+    if name not in FILES:
+        grey = dataset[0][0].mode in ("L", "1")
+        return Foreign(source, dataset, mode or ("L" if grey else "RGB"))
+    rows = list(getattr(dataset, FILES[name]))
+    pairs = rows if isinstance(rows[0], tuple) else zip(rows, dataset._labels, strict=True)
+    paths, labels = zip(*pairs, strict=True)
+    return Files([Path(path) for path in paths], [int(label) for label in labels], mode or "RGB")
+
+
+def _refuse_special(folder: Path) -> None:
+    """What torchvision would open and wait for: a pipe, a device or a socket below the folder."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            require_regular(path)
+
+
 def _labels(dataset: Any) -> Any:
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels"):
         if hasattr(dataset, name):
             return getattr(dataset, name)
     return [dataset[i][1] for i in range(len(dataset))]

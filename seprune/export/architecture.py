@@ -135,7 +135,7 @@ def rebuilt(
         return InputError(
             f"{architecture.name}: building it does not end within {BUILD_SECONDS} s",
             why=f"its arguments are {str(architecture.args or {})[:80]}",
-            fix="copy the folder again, or run the stage that wrote it again",
+            fix="check its arguments; of a folder: copy it again",
             code="damaged",
         )
 

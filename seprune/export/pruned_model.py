@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from seprune.models.preprocessing import (
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import tied
 from seprune.runtime.files import (
+    SUMS,
     Fill,
     bytes_of,
     check_sums,
@@ -34,7 +36,7 @@ from seprune.runtime.files import (
     write_folder,
 )
 from seprune.runtime.reading import read_json
-from seprune.runtime.transaction import settle
+from seprune.runtime.transaction import settle, undisturbed
 from seprune.runtime.typed import typed, within
 
 FORMAT = 1
@@ -86,7 +88,11 @@ def load(folder: Path | str, *, device: str = "cpu", loader: ModelLoader = NO_CO
     Raises:
         InputError: not such a folder, a file that is damaged, or written by a newer version.
     """
-    folder = pushed(str(folder), loader.hub) if is_hub(str(folder)) else Path(folder)
+    place = pushed(str(folder), loader.hub) if is_hub(str(folder)) else Path(folder)
+    return undisturbed(place, SUMS, partial(_load, place, device, loader))
+
+
+def _load(folder: Path, device: str, loader: ModelLoader) -> nn.Module:
     architecture = read_architecture(folder)
     try:
         # copies: the file's own memory is not aligned, and kernels then round differently

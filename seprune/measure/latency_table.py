@@ -9,13 +9,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seprune.errors import UsageError
+from seprune.errors import InputError, UsageError
 from seprune.measure.latency import device_name
 from seprune.measure.latency_runtimes import require_onnx
 from seprune.measure.openvino_runtime import require_openvino
@@ -161,12 +162,21 @@ def build_table(
         for operator in track(missing, label="latency", total=len(missing), unit="operators"):
             table.times[operator.name()] = timer(operator)
             if path is not None and time.monotonic() - saved > SAVE_SECONDS:
-                table.save(path)
+                _add_to(path, table)
                 saved = time.monotonic()
     finally:
         if path is not None and missing:
-            table.save(path)
+            _add_to(path, table)
     return table
+
+
+def _add_to(path: Path, table: LatencyTable) -> None:
+    """Save the table with what another process has measured for the same key meanwhile."""
+    with suppress(InputError):  # none is there yet
+        other = LatencyTable.load(path)
+        if other.key == table.key:
+            table.times = {**other.times, **table.times}
+    table.save(path)
 
 
 class LatencyModel:

@@ -17,12 +17,14 @@ from seprune.runtime.extras import require
 from seprune.runtime.files import sha256
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
+from seprune.runtime.timeout import at_most
 
 PREFIX = "hf-hub:"
 SAFE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 
 
+CARD_LIMIT, CARD_SECONDS = 1 << 20, 5.0  # bytes of a card, and for the YAML in it
 ANSWER_SECONDS = 4.0  # that a Hub has for its first word, twice
 SILENCE_SECONDS = 30.0  # that one without a word is not asked again: a network has several files
 _SILENT_UNTIL: dict[str | None, float] = {}
@@ -282,8 +284,9 @@ def _errors() -> Any:
 def card_of(repo: HubRepo) -> tuple[str, list[Any]]:
     """The text of a repository's card, and the results that its front matter states."""
     path = optional(repo, "README.md")
-    text = read_text(path) if path else ""
-    stated = text.startswith("---") and _library().ModelCard(text).data.eval_results
+    text = read_text(path, limit=CARD_LIMIT) if path else ""
+    with at_most(CARD_SECONDS, TimeoutError):
+        stated = text.startswith("---") and _library().ModelCard(text).data.eval_results
     return text, list(stated or [])
 
 

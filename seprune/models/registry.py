@@ -5,6 +5,8 @@ A `seprune/` network is one row of a `NETWORKS` table in the file of its family.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,7 +22,8 @@ NETWORKS = residual.NETWORKS | inception.NETWORKS | plain.NETWORKS
 _OWN = NETWORKS | dense.NETWORKS
 Size = tuple[int, int, int]
 _NOT_HERE = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path"}
-_NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir", "encoder_weights"}
+_NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir", "encoder_weights", "auto_map"}
+_ELSEWHERE = re.compile(r"[/\\:]")  # in a path, a URL, ORG/NAME of a Hub, a kernel of transformers
 
 
 def build(origin: Origin) -> nn.Module:
@@ -28,8 +31,8 @@ def build(origin: Origin) -> nn.Module:
     name, classes, input, args = origin.name, origin.classes, origin.input, dict(origin.args)
     _check_numbers(classes, input)
     zoo, _, rest = name.partition("/")
-    _check_name(name, zoo, rest)
     _refuse_weights(name, args)
+    _check_name(name, zoo, rest)
     try:
         if zoo == "seprune":
             network = _OWN[rest]
@@ -103,14 +106,29 @@ def _check_numbers(classes: int | None, input: Size | None) -> None:
         )
 
 
-def _refuse_weights(name: str, args: dict[str, Any]) -> None:
-    if given := sorted(_NOT_HERE & set(args)):
-        raise UsageError(
-            f"{name}: {given[0]} is not an argument here",
-            why="a network is built with random weights; nothing is downloaded or read on the way",
-            fix="--pretrained in a command, seprune.from_pretrained(NAME) in Python; weights of "
-            "your own with --checkpoint FILE",
-        )
+def _refuse_weights(name: str, args: Mapping[str, Any]) -> None:
+    """Zoos hand arguments on to each other, so those in mappings and lists count as well."""
+    for key, value in _flat(args):
+        if key in _NOT_HERE or (isinstance(value, str) and _ELSEWHERE.search(value)):
+            raise UsageError(
+                f"{name}: {key} is not an argument here"
+                + (f": {value[:80]!r}" if isinstance(value, str) else ""),
+                why="a network is built with random weights; nothing is downloaded or read on the "
+                "way",
+                fix="--pretrained in a command, seprune.from_pretrained(NAME) in Python; weights "
+                "of your own with --checkpoint FILE",
+            )
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key and what it stands for, at any depth."""
+    yield key, value
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _flat(inner, key)
 
 
 def _check_name(name: str, zoo: str, rest: str) -> None:

@@ -126,8 +126,9 @@ def smp_model(
     decoder, _, encoder = name.partition(":")
     options = dict(args, encoder_weights=None)
     if encoder:
-        _require_encoder(name, encoder)
         _put(options, "encoder_name", encoder)
+    if "encoder_name" in options:
+        _require_encoder(name, str(options["encoder_name"]))
     if classes is not None:
         _put(options, "classes", classes)
     if input is not None:

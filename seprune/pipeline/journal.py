@@ -12,12 +12,13 @@ from typing import Any
 from seprune.errors import InputError
 from seprune.runtime.files import append_line, write_text
 from seprune.runtime.paths import fault_in
-from seprune.runtime.reading import parse_json, read_bytes
+from seprune.runtime.reading import parse_json, read_bytes, read_lines
 from seprune.runtime.typed import typed
 
 FORMAT = 1
 """Of the journal. A larger number in a folder means that a newer seprune wrote it."""
 JOURNAL = "journal.jsonl"
+MOST_LINES, MOST_FILES = 10_000, 1_000  # a run has some dozen stages, each of a few files
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ def read_journal(folder: Path) -> tuple[list[Record], list[int]]:
     A line with the name of a file outside of the folder counts as damaged.
 
     Raises:
-        InputError: a newer seprune wrote the folder, or its journal is no regular file.
+        InputError: a newer seprune wrote the folder, or its journal is no regular file or too long.
     """
     path = folder / JOURNAL
     records: list[Record] = []
     damaged: list[int] = []
     try:
-        *lines, last = read_bytes(path).split(b"\n")
+        *lines, last = read_lines(path, limit=MOST_LINES)
     except FileNotFoundError:
         return records, damaged
     for number, line in enumerate(lines, start=1):
@@ -97,6 +98,8 @@ def _record(line: bytes, path: Path) -> Record | None:
         written = body.pop("format")
         if written <= FORMAT:
             made = typed(Record, body, source=str(path), fix="")
+            if len(made.files) > MOST_FILES:
+                return None
             return None if any(fault_in(path.parent, name) for name in made.files) else made
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InputError):
         return None

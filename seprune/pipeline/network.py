@@ -13,7 +13,7 @@ from seprune import models
 from seprune.checkpoint import apply_weights, is_pruned_folder, load_weights
 from seprune.errors import InputError, UsageError
 from seprune.export import pruned_model
-from seprune.export.architecture import Architecture
+from seprune.export.architecture import Architecture, rebuilt
 from seprune.export.hub import pushed_folder
 from seprune.models import NO_CODE, ModelLoader
 from seprune.models.hub import HubRepo, is_hub
@@ -23,9 +23,11 @@ from seprune.models.preprocessing import (
     trained_for,
 )
 from seprune.models.pretrained import fetch_published
+from seprune.models.usercode import is_code
 from seprune.recipe.sections import ModelSection
-from seprune.runtime.files import sha256
+from seprune.runtime.files import SUMS, sha256
 from seprune.runtime.random_state import cpu_random
+from seprune.runtime.transaction import undisturbed
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,14 @@ def open_network(
         return _from_folder(folder, section.input, shape, loader=loader)
     if section.pretrained or is_hub(section.name):
         return _published(section, shape, loader=loader)
-    with cpu_random(seed):
-        model = loader.build(section.name, classes=classes, input=shape, **section.args)
-    shape = shape or models.input_size(section.name, model)
     architecture = Architecture(section.name, classes, shape, dict(section.args))
+    with cpu_random(seed):
+        if is_code(section.name):  # the user's own, who may take the time
+            model = loader.build(section.name, classes=classes, input=shape, **section.args)
+        else:
+            model = rebuilt(architecture, loader=loader, device="cpu")
+    shape = shape or models.input_size(section.name, model)
+    architecture = replace(architecture, input=shape)
     network = LoadedNetwork(model.eval(), architecture, shape)
     return network if section.checkpoint is None else with_weights(network, section)
 
@@ -112,14 +118,15 @@ def _published(
     shape = section.input or (known.shape if known else shape)
     classes = found.classes if outputs_of(section) is None else section.classes
     args = {**found.args, **section.args}
-    model = loader.build(found.name, classes=classes, input=shape, **args)
+    architecture = Architecture(found.name, classes, shape, args)
+    model = rebuilt(architecture, loader=loader, device="cpu")
     shape = shape or models.input_size(found.name, model)
     weights = load_weights(found.file, weights=section.weights)
     notes = dict.fromkeys((*weights.notes, *apply_weights(model, weights, path=found.file)))
     remember_training(model, found.trained_for)
     network = LoadedNetwork(
         model.eval(),
-        Architecture(found.name, classes, shape, args),
+        replace(architecture, input=shape),
         shape,
         checkpoint=found.origin,
         digest=weights.sha256,
@@ -209,9 +216,13 @@ def _from_folder(
     loader: ModelLoader,
 ) -> LoadedNetwork:
     """A saved network, at the size that was asked for or its own; `shape` where it has none."""
-    architecture = pruned_model.read_architecture(folder)
-    model = pruned_model.load(folder, loader=loader)
+
+    def read() -> tuple[Architecture, nn.Module, str, dict[str, float]]:
+        model = pruned_model.load(folder, loader=loader)
+        digest = sha256(folder / pruned_model.WEIGHTS)
+        measured = pruned_model.read_metrics(folder)
+        return pruned_model.read_architecture(folder), model, digest, measured
+
+    architecture, model, digest, measured = undisturbed(folder, SUMS, read)
     shape = given or architecture.input or shape or models.input_size(architecture.name, model)
-    digest = sha256(folder / pruned_model.WEIGHTS)
-    measured = pruned_model.read_metrics(folder)
     return LoadedNetwork(model, architecture, shape, str(folder), digest, published=measured)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -143,8 +144,9 @@ def verify(folder: Path) -> list[str]:
         )
     records, damaged = read_journal(folder)
     problems = [f"{JOURNAL}: line {number} is damaged" for number in damaged]
+    right = cache(lambda name, digest: holds(folder, name, digest))  # stages share files
     for record in {record.stage: record for record in records}.values():
-        for name in RunFolder(folder).changed(record):
+        for name in (n for n, digest in record.files.items() if not right(n, digest)):
             state = "changed" if (folder / name).exists() else "missing"
             problems.append(f"{name}: {state} since stage {record.stage} was committed")
     for path in sums:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,7 +32,7 @@ from seprune.runtime.threads import usable_cores
 SHARED, LOG, JOBS = "shared", "log.txt", "jobs"  # the last: of an engine
 LOCKED = 6  # the exit status of a cell that another process works on
 TRIES = 15  # for such a cell: about a minute, until a killed sweep's children have gone
-LONGEST_NAME = 120
+LONGEST_NAME, MOST_CELLS = 120, 10_000
 POLL_SECONDS = 0.1
 
 
@@ -51,7 +52,7 @@ def cells(path: str, overrides: Sequence[str], *, allow_code: bool = False) -> l
     the first with two budgets.
 
     Raises:
-        UsageError: no commas, a key or a value twice, or a recipe that is not valid.
+        UsageError: no commas, a key or a value twice, too many runs, or a recipe that is not valid.
     """
     axes = [_axis(override) for override in overrides]
     _refuse_twice([key for key, _ in axes], "key")
@@ -63,6 +64,12 @@ def cells(path: str, overrides: Sequence[str], *, allow_code: bool = False) -> l
             "nothing to sweep: no key has several values",
             why="values with commas between them make the cells",
             fix=f"seprune sweep {shell_word(path)} seed=0,1,2, or seprune run for a single run",
+        )
+    if (count := math.prod(len(values) for _, values in axes)) > MOST_CELLS:
+        raise UsageError(
+            f"a sweep of {count:,} runs",
+            why=f"there can be {MOST_CELLS:,} at most",
+            fix="give fewer values, or make several sweeps",
         )
     names = _short(swept)
     found = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from seprune.errors import InputError, first_line
 from seprune.measure.metric_names import FRACTIONS, metric_title, metric_value
 from seprune.report import axes, words
 from seprune.report.axes import COLOURS, Figure
@@ -13,6 +14,7 @@ from seprune.report.measurement import Report, TrainedEpoch, TrainingCurve
 from seprune.runtime.reading import parse_json, read_text
 from seprune.runtime.typed import typed
 
+MOST_EPOCHS = 1_000_000
 _NUMBERS = ("loss", "validation_loss", "lr")
 
 
@@ -28,8 +30,14 @@ def read_training(path: Path, *, stage: str, budget: str | None, metric: str) ->
     """
     fix = "give the same `seprune run` command again"
     epochs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        row = typed(dict[str, float | None], parse_json(line), source=f"{path}:{number}", fix=fix)
+    for number, line in enumerate(read_text(path, lines=MOST_EPOCHS).splitlines(), 1):
+        source = f"{path}:{number}"
+        try:
+            found = parse_json(line)
+        except ValueError as error:
+            what = f"{source}: not valid JSON"
+            raise InputError(what, why=first_line(error), fix=fix, code="damaged") from error
+        row = typed(dict[str, float | None], found, source=source, fix=fix)
         plain = {name: row.get(name) for name in _NUMBERS}
         epochs.append(TrainedEpoch(epoch=number, value=row.get(metric), **plain))
     return TrainingCurve(stage, budget, metric, epochs)

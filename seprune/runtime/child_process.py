@@ -22,4 +22,9 @@ def python_command(code: str, *arguments: str) -> list[str]:
 
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for such a child and for the processes that it starts in turn."""
-    return {**os.environ, "PYTHONSAFEPATH": "1", **changes}
+    made = {**os.environ, "PYTHONSAFEPATH": "1", **changes}
+    if "PYTHONPATH" in made:
+        # an empty entry, which `$PYTHONPATH:FOLDER` leaves, is the working folder
+        named = filter(None, made["PYTHONPATH"].split(os.pathsep))
+        made["PYTHONPATH"] = os.pathsep.join(named)
+    return made

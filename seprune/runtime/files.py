@@ -264,7 +264,8 @@ def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) ->
     if lines.pop():  # the last line is cut short
         return [sums]
     listed = {line.partition("  ")[2] for line in lines}
-    wrong = [sums] if not lines or not listed.issuperset(need) else []
+    complete = lines and listed.issuperset(need) and len(listed) == len(lines)
+    wrong = [] if complete else [sums]
     for line in lines:
         digest, _, name = line.partition("  ")
         if "/" in name or not holds(folder, name, digest):

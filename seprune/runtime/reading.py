@@ -17,6 +17,7 @@ from seprune.runtime.text import shell_word
 
 TEXT_LIMIT = 64 << 20  # bytes; a report of 100,000 channels takes 20 MB
 VALUES_LIMIT = 4_000_000  # of one JSON document
+LINES_LIMIT = 4_000_000  # of a text; a table has one for each image
 DEPTH_LIMIT = 64  # brackets in brackets
 DIGITS_LIMIT = 19  # of an integer: what 64 bits hold
 
@@ -66,15 +67,37 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT) -> bytes:
     return content
 
 
-def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") -> str:
+def read_lines(path: Path, *, limit: int = LINES_LIMIT) -> list[bytes]:
+    """`read_bytes` at its newlines; what is behind the last one is the last of at least one.
+
+    Raises:
+        OSError: as of `open`.
+        InputError: not a regular file, a longer one, or one of more lines.
+    """
+    content = read_bytes(path)
+    _require_few(path, content, limit)
+    return content.split(b"\n")
+
+
+def _require_few(path: Path, content: bytes, limit: int) -> None:
+    if (lines := content.count(b"\n")) > limit:
+        _refuse(path, "too many lines to be read", why=f"{lines:,} lines, the limit is {limit:,}")
+
+
+def read_text(
+    path: Path, *, limit: int = TEXT_LIMIT, lines: int = LINES_LIMIT, errors: str = "strict"
+) -> str:
     """`read_bytes` as UTF-8 text.
 
     Raises:
         OSError: as of `open`.
-        InputError: not a regular file, a longer one, or not UTF-8, unless `errors` allows that.
+        InputError: not a regular file, a longer one or one of more lines, or not UTF-8, unless
+            `errors` allows that.
     """
     try:
-        return read_bytes(path, limit=limit).decode("utf-8", errors)
+        content = read_bytes(path, limit=limit)
+        _require_few(path, content, lines)
+        return content.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         _refuse(
             path, "not UTF-8 text", why=f"byte {error.start:,} is {error.object[error.start]:#x}"

@@ -14,15 +14,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime.paths import inside
 from seprune.runtime.text import shell_word
 from seprune.runtime.typed import read_typed
 
+T = TypeVar("T")
+TRIES = 20  # to read a folder that is written all the time
 UNFINISHED = ".seprune.part"
 """How names of temporary folders end; nobody else's do."""
 RECORD = ".seprune.commit"
@@ -122,6 +125,33 @@ def clear(folder: Path) -> None:
         for path in _left(folder):
             with suppress(FileNotFoundError):
                 _remove_unlocked(path)
+
+
+def undisturbed(folder: Path, last: str, read: Callable[[], T]) -> T:
+    """What `read` makes of files that nobody replaced meanwhile: it is called again if one did.
+
+    Args:
+        last: a file that every writer of the others replaces together with them.
+    """
+
+    def state() -> tuple[int, ...]:
+        with suppress(OSError):
+            found = (folder / last).stat()
+            return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+        return ()
+
+    for _ in range(TRIES):
+        settle(folder)
+        before = state()
+        try:
+            found = read()
+        except InputError:
+            if state() == before and not os.path.lexists(folder / RECORD):
+                raise
+        else:
+            if state() == before and not os.path.lexists(folder / RECORD):
+                return found
+    return read()
 
 
 def sync(path: Path) -> None:

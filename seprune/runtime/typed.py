@@ -18,6 +18,9 @@ T = TypeVar("T")
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 ProcessId = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
+Unread = msgspec.Raw
+"""A part of a document that is checked to be JSON, and not built; its text by `bytes`."""
+OBJECTS_LIMIT = 16_000_000  # of a document that is skimmed; each takes some hundred bytes
 _PLACE = " - at `$"
 
 
@@ -93,7 +96,10 @@ def fits_file(kind: type[Any], path: Path, *, limit: int = TEXT_LIMIT) -> bool:
 
 def _decoded(kind: type[T], path: Path, limit: int, fix: str) -> T:
     try:
-        return msgspec.json.decode(read_bytes(path, limit=limit), type=kind)
+        content = read_bytes(path, limit=limit)
+        if (objects := content.count(b"{")) > OBJECTS_LIMIT:
+            raise msgspec.DecodeError(f"{objects:,} objects, the limit is {OBJECTS_LIMIT:,}")
+        return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

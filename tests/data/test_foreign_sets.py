@@ -425,6 +425,29 @@ def test_a_damaged_sample_can_be_left_out(tmp_path):
         open_data(source).decode()
 
 
+def resized(content: bytes, size: int) -> bytes:
+    """A tar whose first header says another size, in base 256, with a right checksum."""
+    header = bytearray(content[:512])
+    header[124:136] = (size % 256**12).to_bytes(12, "big")
+    header[124] |= 0x80
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + content[512:]
+
+
+def sparse(path: Path) -> bytes:
+    """A tar whose first member claims an exbibyte, which holes stand for."""
+    entry, content = tarfile.TarInfo("000.png"), b"1\n0\n4\n".ljust(512, b"\0") + png(0)
+    entry.size = len(content)
+    facts = {"major": 1, "minor": 0, "name": "000.png", "realsize": 1 << 60}
+    entry.pax_headers = {f"GNU.sparse.{name}": str(value) for name, value in facts.items()}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(entry, io.BytesIO(content))
+    made = path.read_bytes()
+    path.unlink()
+    return made
+
+
 def broken(shards: Path) -> dict[str, tuple[str, str]]:
     whole = (shards / "train-000.tar").read_bytes()
     made = {
@@ -434,6 +457,9 @@ def broken(shards: Path) -> dict[str, tuple[str, str]]:
         "an empty tar": (bytes(10240), "a shard without samples"),
         "compressed": (b"\x1f\x8b" + whole, "a broken shard"),
         "a page": (b"<html>not found</html>" * 60, "a broken shard"),
+        "a size below 0": (resized(whole, -512), "a broken shard"),
+        "a size of an exbibyte": (resized(whole, 1 << 60), "a broken shard"),
+        "holes": (sparse(shards / "made"), "a broken shard"),
     }
     files = {
         "no label": ({"a.png": png(0), "a.xyz": b"1"}, "sample a: no label"),
@@ -469,6 +495,8 @@ def test_an_odd_shard_is_named_in_one_sentence(shards):
         ("pipe:cat x.tar", UsageError, "pipe: is not read"),
         ("s3://bucket/x.tar", UsageError, "s3: is not read"),
         ("gone-{000..002}.tar", InputError, "gone-000.tar: no such shard"),
+        ("{0..99999999999}.tar", UsageError, "names 100,000,000,000 shards"),
+        ("{0..999}-{0..999}.tar", UsageError, "names 1,000,000 shards"),
     ],
 )
 def test_what_is_not_read_is_named(shards, spec, kind, said):

@@ -1,8 +1,8 @@
 """Single commands that are killed, and what their folders must hold afterwards.
 
-`kill_at` ends a command at its n-th rename or fsync, `kill_after` after some time. In both cases
-what was there before is whole, or what the command makes is, and the same command then makes what
-an undisturbed one does.
+`kill_at` ends a command at its n-th rename or fsync, `kill_after` after a share of its time,
+`kill_in` after a share of one stage's. In each case what was there before is whole, or what the
+command makes is, and the same command then makes what an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from failing import DIED
 from folders import contents, leftovers
-from harness import Subject
+from harness import Subject, reported
 from warm import Done, Warm
 
 from seprune.measure.latency_table import LatencyTable, TableKey
@@ -45,6 +45,7 @@ class Command:
             what is not a time are compared.
         goes_on: it leaves a state, from which the same command goes on.
         again: its exit status where its work is done already.
+        refusals: further exit statuses where the disk fails.
         cache: the user's cache folder.
     """
 
@@ -52,6 +53,7 @@ class Command:
     exact: bool = True
     goes_on: bool = False
     again: int = 0
+    refusals: tuple[int, ...] = ()
     cache: str = "{out}"
 
 
@@ -110,13 +112,35 @@ def commands(run: Subject, home: Path) -> dict[str, Command]:
     }
 
 
-@dataclass(frozen=True)
+MARKED = """
+import time
+from seprune.pipeline.runner import Runner
+
+carry_out = Runner._carry_out
+
+def mark(*words):
+    with open({log!r}, "a") as log:
+        print(*words, time.monotonic(), file=log)
+
+def marked(self, stage, key):
+    name = stage.name.partition("/")[0]
+    mark("begin", name)
+    record = carry_out(self, stage, key)
+    mark("end", name)
+    return record
+
+Runner._carry_out = marked
+"""
+
+
+@dataclass
 class Killed:
     """One command on its way through kills.
 
     Attributes:
         made: what an undisturbed one makes.
-        seconds: that it took.
+        seconds: that it took; later the mean of this and of those that ended before their kill.
+        stages: its stages, and the seconds of each.
     """
 
     warm: Warm
@@ -125,6 +149,7 @@ class Killed:
     made: dict[str, str]
     operations: int
     seconds: float
+    stages: dict[str, float]
 
     @classmethod
     def of(cls, warm: Warm, home: Path, command: Command) -> Killed:
@@ -132,12 +157,15 @@ class Killed:
         home.mkdir(parents=True)
         log, out = home / "operations", home / "whole"
         out.mkdir()
+        fail = {"root": str(out), "log": str(log), "only": PUT}
         start = time.monotonic()
-        done = _run(warm, home, command, out, fail={"root": str(out), "log": str(log), "only": PUT})
+        done = _run(warm, home, command, out, fail=fail, before=MARKED.format(log=_marks(home)))
         seconds = time.monotonic() - start
         assert done.status == 0, done.output
         count = len(log.read_text().splitlines()) if log.exists() else 0
-        return cls(warm, home, command, _made(command, out), count, seconds)
+        begun, ended = (_times(home, word) for word in ("begin", "end"))
+        stages = {name: ended[name] - begun[name] for name in begun}
+        return cls(warm, home, command, _made(command, out), count, seconds, stages)
 
     def kill_at(self, number: int, *, over: bool = True) -> None:
         """Kill it at its n-th rename or fsync, over what is there or in an empty folder."""
@@ -149,15 +177,54 @@ class Killed:
         self._old_or_new(out, old)
         self.finished(out)
 
-    def kill_after(self, seconds: float) -> bool:
-        """Kill it after some seconds; whether it was still at work."""
-        out = self.home / "after"
-        self._fresh(out, over=False)
-        pid = _start(self.warm, self.home, self.command, out)
-        done = self.warm.kill(pid, seconds, signal.SIGKILL)
-        assert done.status in (0, -signal.SIGKILL), done.output
+    def fail_at(self, number: int, how: str) -> bool:
+        """Let its n-th file operation of any kind fail; whether it noticed, with status 4."""
+        out = self.home / "fail"
+        old = self._fresh(out, over=True)
+        fail = {"root": str(out), "at": number, "how": how}
+        done = _run(self.warm, self.home, self.command, out, fail=fail)
+        if done.status:
+            reported(done, 4, *self.command.refusals)
+            assert leftovers(out) == [], leftovers(out)
+        self._old_or_new(out, old)
         self.finished(out)
         return done.status != 0
+
+    def file_operations(self) -> int:
+        """How many file operations it has over what is there."""
+        out, log = self.home / "counted", self.home / "counts"
+        log.unlink(missing_ok=True)
+        self._fresh(out, over=True)
+        _run(self.warm, self.home, self.command, out, fail={"root": str(out), "log": str(log)})
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    def kill_after(self, share: float) -> bool:
+        """Kill it after this share of its time; whether it was still at work."""
+        out = self.home / "after"
+        self._fresh(out, over=False)
+        start = time.monotonic()
+        pid = _start(self.warm, self.home, self.command, out)
+        done = self.warm.kill(pid, share * self.seconds, signal.SIGKILL)
+        assert done.status in (0, -signal.SIGKILL), done.output
+        if done.status == 0:
+            self.seconds = (self.seconds + time.monotonic() - start) / 2
+        self.finished(out)
+        return done.status != 0
+
+    def kill_in(self, stage: str, share: float) -> str | None:
+        """Kill it after this share of a stage; the stage that was at work, if there was one."""
+        out = self.home / "in"
+        self._fresh(out, over=False)
+        Path(_marks(self.home)).unlink(missing_ok=True)
+        marked = MARKED.format(log=_marks(self.home))
+        pid = _start(self.warm, self.home, self.command, out, before=marked)
+        while stage not in _times(self.home, "begin"):
+            assert self.warm.wait(pid, 0) is None, f"it ended before {stage}"
+        done = self.warm.kill(pid, share * self.stages[stage], signal.SIGKILL)
+        assert done.status in (0, -signal.SIGKILL), done.output
+        at_work = _times(self.home, "begin").keys() - _times(self.home, "end").keys()
+        self.finished(out)
+        return min(at_work, default=None)
 
     def kill_before(self, code: str) -> None:
         """Kill it at a place in the code: `code` runs first and arranges that."""
@@ -205,6 +272,17 @@ class Killed:
                 stale = {n for n in kept if found[n] == old[n]}
                 assert fresh | stale == set(kept), set(kept) - fresh - stale
                 assert not fresh or not stale, (fresh, stale)
+
+
+def _marks(home: Path) -> str:
+    return str(home / "marks")
+
+
+def _times(home: Path, word: str) -> dict[str, float]:
+    """When each stage has begun, or ended, of those that the last marked process came to."""
+    path = Path(_marks(home))
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return {name: float(at) for what, name, at in map(str.split, lines) if what == word}
 
 
 def _environment(command: Command, out: Path) -> dict[str, str]:

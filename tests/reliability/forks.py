@@ -4,6 +4,7 @@
 
 {"words": [...], "out": FILE, "err": FILE}: the pid of a new process that is `seprune WORDS`, with
     its own exit status and signals. Further keys are those of `FIRST`.
+{"run": CODE}: Python in the server itself, so that each later process finds done what it does.
 {"wait": PID, "limit": SECONDS}: its exit status (negative: the signal that killed it), or null if
     it still runs.
 """
@@ -56,6 +57,8 @@ def serve() -> None:
         request = json.loads(line)
         if "wait" in request:
             answer = wait(request["wait"], request["limit"])
+        elif "run" in request:
+            answer = exec(request["run"], {})
         else:
             answer = os.fork() or become(request)
         print(json.dumps(answer), flush=True)

@@ -157,6 +157,11 @@ def _store_journal(path: Path, tree: Any) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def _store_json_lines(path: Path, tree: Any) -> None:
+    lines = tree if isinstance(tree, list) else [tree]
+    path.write_text("".join(f"{_text(line)}\n" for line in lines))
+
+
 def _load_tensors(path: Path) -> Any:
     with safe_open(path, framework="pt") as file:
         facts = json.loads((file.metadata() or {}).get("facts", "{}"))
@@ -240,6 +245,7 @@ def _store_picture(path: Path, tree: Any) -> None:
 
 
 JSON = Form(lambda path: json.loads(path.read_text()), _store_json)
+JSON_LINES = Form(_load_journal, _store_json_lines)
 JOURNAL = Form(_load_journal, _store_journal)
 TENSORS = Form(_load_tensors, _store_tensors)
 TABLE = Form(_load_csv, _store_csv)

@@ -23,9 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import repositories
 import torch
 from harness import TINY, tiny_images
-from mutations import HEADER, JOURNAL, JSON, LINES, PICTURE, TABLE, TENSORS, Form, mutated
+from mutations import (
+    HEADER,
+    JOURNAL,
+    JSON,
+    JSON_LINES,
+    LINES,
+    PICTURE,
+    TABLE,
+    TENSORS,
+    Form,
+    mutated,
+)
 from PIL import Image
 from rich.console import Console
 
@@ -37,11 +49,14 @@ from seprune.measure.latency_table import LatencyTable, TableKey
 from seprune.models.preprocessing import preprocessing_in
 from seprune.pipeline import run_folder
 from seprune.pipeline.budget_result import read_importance
+from seprune.pipeline.network import open_network
+from seprune.recipe.sections import ModelSection
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.report import compare, measurement, table
 from seprune.report.card import model_card
 from seprune.report.html import write_html
 from seprune.report.terminal import show
+from seprune.report.training import read_training
 from seprune.runtime.files import write_json, write_sums
 from seprune.runtime.threads import choose_threads
 from seprune.runtime.transaction import RECORD, settle
@@ -126,6 +141,10 @@ class World:
 
 
 # -- readers: what commands do with the file ------------------------------------------------------
+
+
+def _epochs(_: World, path: Path) -> None:
+    read_training(path, stage="fine-tuned", budget=None, metric="top1")
 
 
 def _report(world: World, path: Path) -> None:
@@ -230,6 +249,10 @@ def _sensitivity(world: World, path: Path) -> None:
     weighed(world.scored(None, "l2"), Sensitivity.load(path))
 
 
+def _hub(_: World, path: Path) -> None:
+    open_network(ModelSection(name="hf-hub:a/b", checkpoint=str(path.parent)))
+
+
 def _threads(world: World, path: Path) -> None:
     choose_threads("auto", kept=run_folder.kept_threads(path.parent))
 
@@ -323,6 +346,9 @@ SUBJECTS: dict[str, Subject] = {
         _of_home("preprocessor_config.json"),
         lambda _, path: str(preprocessing_in(path.parent)) and None,
     ),
+    "config of timm": Subject(JSON, repositories.of_timm, _hub, slow=True),
+    "config of transformers": Subject(JSON, repositories.of_transformers, _hub, slow=True),
+    "epochs": Subject(JSON_LINES, _of_run("finetuned/metrics.jsonl"), _epochs),
     "latency table": Subject(
         JSON, _of_home("latency.json"), lambda _, path: LatencyTable.load(path) and None
     ),

@@ -51,7 +51,21 @@ def test_kills_at_random_instants(killed, name):
     """benchmarks/faults.py commands does it a thousand times."""
     command, instants = killed(name), random.Random(name)
     for _ in range(5):
-        command.kill_after(instants.uniform(0, command.seconds))
+        command.kill_after(instants.uniform(0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("how", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ELSEWHERE])
+def test_a_disk_that_fails_at_some_operation(killed, name, how):
+    """A dozen operations of each command, evenly spread, over the results of an earlier one."""
+    command = killed(name)
+    count = command.file_operations()
+    numbers = sorted({1 + n * count // 12 for n in range(12) if n * count // 12 < count})
+    noticed = [command.fail_at(number, how) for number in numbers]
+    assert any(noticed) or not count
 
 
 IN_REFIT = """

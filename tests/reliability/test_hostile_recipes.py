@@ -198,6 +198,31 @@ ENTRIES = {
     "a list as arguments": ({"args": [1]}, "damaged", 3),
     "the flag as an argument": ({"args": {"allow_code": True}}, "damaged", 3),
     "a pickle": ({"model": "timm/resnet18", "args": {"checkpoint_path": "x.pth"}}, "usage", 2),
+    "a pickle one zoo further": (
+        {
+            "model": "transformers/timm_wrapper",
+            "classes": None,
+            "input": None,
+            "args": {"architecture": "resnet10t", "model_args": {"checkpoint_path": "x.pth"}},
+        },
+        "usage",
+        2,
+    ),
+    "a repository of a Hub": (
+        {"model": "transformers/timm_wrapper", "args": {"architecture": "hf-hub:a/b"}},
+        "usage",
+        2,
+    ),
+    "an encoder of a Hub": (
+        {"model": "smp/unet", "args": {"encoder_name": "tu-hf-hub:a/b"}},
+        "usage",
+        2,
+    ),
+    "a kernel of a Hub": (
+        {"model": "transformers/vit", "args": {"_attn_implementation": "a/kernel"}},
+        "usage",
+        2,
+    ),
     "an unknown argument": ({"args": {"reduktion": 3}}, "usage", 2),
     "a wrong argument": ({"args": {"reduction": "x"}}, "usage", 2),
     "another network": ({"model": "seprune/se_resnet20"}, "mismatch", 3),

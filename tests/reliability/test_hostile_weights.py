@@ -11,11 +11,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import costly
 import evil
 import numpy as np
 import onnx
 import pytest
 import torch
+from corpus import NET
 from safetensors.torch import save_file
 from torch import nn
 
@@ -104,6 +106,22 @@ def test_a_pickle_index_that_asks_for_memory(tmp_path, refuse):
     # LONG_BINPUT 0x7fffffff: Python's C unpickler allocates 34 GB for it
     evil.archive_with(tmp_path / "w.pth", b"\x80\x02}r\xff\xff\xff\x7f.")
     refuse(tmp_path / "w.pth", code="checkpoint-no-weights", says="it is a dict with nothing")
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("layout", ["zip", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", costly.PICKLES)
+def test_a_small_pickle_that_would_take_hours_or_terabytes(terminal, tmp_path, name, layout):
+    path = tmp_path / "w.pth"
+    if layout == "plain":
+        path.write_bytes(costly.PICKLES[name])
+    else:
+        evil.archive_with(path, costly.PICKLES[name])
+    before = path.read_bytes()
+    ended = terminal("inspect", NET, "--checkpoint", path, "--json", seconds=10, memory=512)
+    assert ended.status == 3, (ended.status, ended.err[-2000:])
+    assert ended.error["code"].startswith("checkpoint-"), ended.error
+    assert path.read_bytes() == before
 
 
 # 8: bombs
@@ -207,6 +225,14 @@ def test_safetensors_that_lie(tmp_path, refuse, name):
     header, length, says = LIES[name]
     path = evil.safetensors_with(tmp_path / "w.safetensors", header, bytes(16), length)
     refuse(path, code="checkpoint-damaged", says=says)
+
+
+@pytest.mark.fault(9)
+def test_a_tensor_of_a_million_sides(tmp_path, refuse):
+    """Their product has 19 million digits."""
+    entry = {"dtype": "F32", "shape": [2**62] * 1_000_000, "data_offsets": [0, 4]}
+    path = evil.safetensors_with(tmp_path / "w.safetensors", {"w": entry}, bytes(16))
+    refuse(path, code="checkpoint-damaged", says="the tensor w has 1,000,000 sides")
 
 
 @pytest.mark.fault(9)

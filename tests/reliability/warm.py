@@ -28,6 +28,10 @@ class Warm(Child):
         super().__init__("forks.py")
         self.logs: dict[int, Path] = {}
 
+    def prepare(self, code: str) -> None:
+        """Run Python once, whose imports every process that starts later has."""
+        self({"run": code}, limit=START_SECONDS)
+
     def start(self, log: Path, *words: object, **first: Any) -> int:
         """Start one that is `seprune WORDS` and writes to `log`; its pid.
 

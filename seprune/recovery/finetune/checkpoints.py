@@ -115,7 +115,7 @@ def _read(path: Path) -> Generation:
 
 def _numbers(folder: Path) -> list[int]:
     stems = {path.stem.removeprefix("state-") for path in folder.glob("state-*")}
-    return [int(stem) for stem in stems if stem.isdigit()]
+    return [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
 
 
 def _paths(folder: Path, number: int) -> tuple[Path, Path]:
