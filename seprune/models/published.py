@@ -40,6 +40,9 @@ def card_metrics(repo: hub.HubRepo, side: int | None = None) -> dict[str, float]
     return {}
 
 
+LONGEST = 300  # characters of a cell that may name a network
+
+
 def _in_table(text: str, name: str, side: int | None) -> list[float]:
     """What the rows of tables say of the network `name` at a size of images."""
     found, head = [], list[str]()
@@ -49,7 +52,7 @@ def _in_table(text: str, name: str, side: int | None) -> list[float]:
             head = cells
         elif len(cells) == len(head):
             row = dict(zip(head, cells))
-            own = re.fullmatch(r"\[?(.+?)(\]\(.*\))?", row["model"])
+            own = re.fullmatch(r"\[?(.+?)(\]\(.*\))?", row["model"][:LONGEST])
             if own and own[1] == name and row["img_size"] == str(side):
                 found += [float(row["top1"])] if re.fullmatch(r"\d+(\.\d+)?", row["top1"]) else []
     return found
