@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ onnx.pt2_content(program, {}), onnx._onnx(program, None, {})
 gc.freeze()
 """  # half of an export; no session, whose threads would not survive a fork
 LONG = ("export", "int8", "torch.export", "convert", "sweep")  # ten times as long as the others
+CHAIN = 4  # kills until one goes on to its end
 STAGE = "run: "  # rows of the stages of a run
 Kept = dict[str, Any]
 
@@ -132,7 +134,8 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
 def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     """SIGKILL at instants spread evenly over each command and each stage of a run.
 
-    Those of `LONG`, which start Pythons of their own, a third as often.
+    Each that was killed goes on and is killed again, a few times, and then to its end. Those of
+    `LONG`, which start Pythons of their own, are killed a third as often.
     """
     argv = harness.tiny(harness.tiny_images(home / "images"))
     subject = harness.Subject.unbroken(warm, home, argv, home / "images")
@@ -143,22 +146,22 @@ def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     rows.pop("run", None)  # of before its stages were counted one by one
     for name in (*given, *(f"{STAGE}{stage}" for stage in run.stages)):
         rows.setdefault(name, {"kills": 0, "late": 0})
-    while True:
-        kept["done"] = sum(row["kills"] for row in rows.values())
-        if kept["done"] >= kept["rounds"]:
-            return
+    while kept["done"] < kept["rounds"]:
         name = min(rows, key=lambda n: (rows[n]["kills"] + 1) * (3 if n in LONG else 1))
-        # the fractional parts of multiples of the golden ratio: even, however many there are
-        share = sum(rows[name].values()) * 0.6180339887498949 % 1
-        stage = name.removeprefix(STAGE)
-        if stage != name:
-            hit = run.kill_in(stage, share) == stage
-        else:
-            if name not in works:
-                folder = home / "commands" / name.replace(" ", "-")
-                works[name] = Killed.of(warm, folder, given[name])
-            hit = works[name].kill_after(share)
-        rows[name]["kills" if hit else "late"] += 1
+        work, stage = works.get(name, run), name.removeprefix(STAGE)
+        if stage == name and name not in works:
+            folder = home / "commands" / name.replace(" ", "-")
+            work = works[name] = Killed.of(warm, folder, given[name])
+        hits: list[bool] = []
+        while len(hits) < CHAIN and all(hits):
+            # the fractional parts of multiples of the golden ratio: even, however many there are
+            share = (sum(rows[name].values()) + len(hits)) * 0.6180339887498949 % 1
+            how = work.kill_after if stage == name else partial(work.kill_in, stage)
+            hits.append(how(share, again=bool(hits)))
+        work.finished(work.out)
+        rows[name]["kills"] += sum(hits)
+        rows[name]["late"] += len(hits) - sum(hits)
+        kept["done"] = sum(row["kills"] for row in rows.values())
         yield
 
 

@@ -25,11 +25,14 @@ from harness import Subject, reported
 from warm import Done, Warm
 
 from seprune.measure.latency_table import LatencyTable, TableKey
-from seprune.runtime.transaction import settle
+from seprune.pipeline.run_folder import verify
+from seprune.runtime.files import check_sums
+from seprune.runtime.transaction import is_staged, settle
 
 PUT = ("replace", "rename", "fsync")  # what puts files in place
 PRINTED = ("sensitivity", "evaluate")  # commands whose result is on stdout
 MEASURED = ("report.json", "README.md", "accuracy.png")  # with times; beside a saved network
+LOCKED = (6,)
 BUSY = ("lock", "lock.json", "log.txt")
 TIMES = re.compile(
     r'"(images_per_second|seconds|created|since|time|disk_free)": ("[^"]*"|[^,}\]]+)'
@@ -198,33 +201,46 @@ class Killed:
         _run(self.warm, self.home, self.command, out, fail={"root": str(out), "log": str(log)})
         return len(log.read_text().splitlines()) if log.exists() else 0
 
-    def kill_after(self, share: float) -> bool:
-        """Kill it after this share of its time; whether it was still at work."""
-        out = self.home / "after"
-        self._fresh(out, over=False)
-        start = time.monotonic()
-        pid = _start(self.warm, self.home, self.command, out)
-        done = self.warm.kill(pid, share * self.seconds, signal.SIGKILL)
-        assert done.status in (0, -signal.SIGKILL), done.output
-        if done.status == 0:
-            self.seconds = (self.seconds + time.monotonic() - start) / 2
-        self.finished(out)
-        return done.status != 0
+    def kill_after(self, share: float, *, again: bool = False) -> bool:
+        """Kill it after this share of its time; whether it was still at work.
 
-    def kill_in(self, stage: str, share: float) -> str | None:
-        """Kill it after this share of a stage; the stage that was at work, if there was one."""
-        out = self.home / "in"
-        self._fresh(out, over=False)
-        Path(_marks(self.home)).unlink(missing_ok=True)
-        marked = MARKED.format(log=_marks(self.home))
-        pid = _start(self.warm, self.home, self.command, out, before=marked)
+        Args:
+            again: it goes on with what the last one that was killed has left.
+        """
+        start, pid = time.monotonic(), self._started(again)
+        done = self.warm.kill(pid, share * self.seconds, signal.SIGKILL)
+        assert done.status in (0, -signal.SIGKILL, *LOCKED * again), done.output
+        if done.status == 0 and not again:
+            self.seconds = (self.seconds + time.monotonic() - start) / 2
+        self._whole()
+        return done.status == -signal.SIGKILL
+
+    def kill_in(self, stage: str, share: float, *, again: bool = False) -> bool:
+        """Kill it after this share of a stage; whether that stage was at work."""
+        pid = self._started(again, before=MARKED.format(log=_marks(self.home)))
         while stage not in _times(self.home, "begin"):
-            assert self.warm.wait(pid, 0) is None, f"it ended before {stage}"
+            if done := self.warm.wait(pid, 0):  # a killed one had finished the stage
+                assert (done.status, again) == (0, True), done.output
+                return False
         done = self.warm.kill(pid, share * self.stages[stage], signal.SIGKILL)
         assert done.status in (0, -signal.SIGKILL), done.output
-        at_work = _times(self.home, "begin").keys() - _times(self.home, "end").keys()
-        self.finished(out)
-        return min(at_work, default=None)
+        self._whole()
+        return stage not in _times(self.home, "end")
+
+    def _started(self, again: bool, **how: Any) -> int:
+        if not again:
+            self._fresh(self.out, over=False)
+        Path(_marks(self.home)).unlink(missing_ok=True)
+        return _start(self.warm, self.home, self.command, self.out, **how)
+
+    def _whole(self) -> None:
+        """What a killed one has left can be read: committed stages, and saved networks."""
+        if self.command.words[0] == "sweep":  # whose children are still on their way out
+            return
+        if (self.out / "journal.jsonl").exists():
+            assert verify(self.out) == []
+        for sums in self.out.rglob("SHA256SUMS"):
+            assert is_staged(sums.relative_to(self.out)) or check_sums(sums.parent) == []
 
     def kill_before(self, code: str) -> None:
         """Kill it at a place in the code: `code` runs first and arranges that."""
@@ -233,6 +249,11 @@ class Killed:
         done = _run(self.warm, self.home, self.command, out, before=code)
         assert done.status == -signal.SIGKILL, done.output
         self.finished(out)
+
+    @property
+    def out(self) -> Path:
+        """The folder of those that are killed by the clock."""
+        return self.home / "after"
 
     def finished(self, out: Path) -> None:
         """The same command makes what an undisturbed one does, and leaves nothing else."""

@@ -52,6 +52,7 @@ def test_kills_at_random_instants(killed, name):
     command, instants = killed(name), random.Random(name)
     for _ in range(5):
         command.kill_after(instants.uniform(0, 1))
+        command.finished(command.out)
 
 
 @pytest.mark.slow
