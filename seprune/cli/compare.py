@@ -45,3 +45,5 @@ def compare(
         from seprune.cli.tables import comparison
 
         console.stdout().print(comparison(made.table()))
+        for warning in made.warnings:
+            console.tell(f"warning: {warning}")

@@ -94,23 +94,22 @@ def export(
         of = options.NetworkOptions(parent, checkpoint=parent_checkpoint, pretrained=zoo)
         dense = open_inputs.network(options.recipe(of), loader=loader, like=job.network)
     found = _measured(job, paths, int8, dense)
-    _keep(found, Path(run))
+    _keep(found, Path(run), job.data)
     next_step.show(next_step.look(Path(run)))
     if json:
         console.give(_document(written, found, _int8_of(paths) if int8 else {}))
 
 
 def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoader) -> _Job:
-    from seprune.pipeline.inputs import open_section
+    from seprune.cli import open_inputs
     from seprune.pipeline.network import open_network
+    from seprune.recipe import Recipe
 
     recipe = options.recipe(options.NetworkOptions(str(folder)), data=data)
-    network = open_network(recipe.model, loader=loader)
-    if recipe.data is None:
-        return _Job(network, None, opset)
-    known = network.trained_for
-    found = open_section(
-        recipe.data, network.shape, task=known.task, known=known, track=console.track
+    if not isinstance(recipe, Recipe):
+        return _Job(open_network(recipe.model, loader=loader), None, opset)
+    network, found = open_inputs.network_and_data(
+        recipe, loader=loader, labelled=False, glance=["val"]
     )
     return _Job(network, found, opset)
 
@@ -214,14 +213,16 @@ def _pair(
     }
 
 
-def _keep(found: list[Artefact], folder: Path) -> None:
+def _keep(found: list[Artefact], folder: Path, data: Data | None) -> None:
     """Leave what was measured in the folder that was exported, for its report."""
     from seprune.report.artefacts import keep_artefacts
+    from seprune.report.card import data_name
 
     if not folder.is_dir():
         return
     try:
-        keep_artefacts([a.plain() for a in found], folder)
+        name = None if data is None else data_name(data.info.source)
+        keep_artefacts([a.plain() for a in found], folder, data=name)
     except EnvironmentFault as error:  # the files are there; the folder is somebody else's perhaps
         console.tell(f"note: not kept for the report: {error.what}, {error.why}")
 

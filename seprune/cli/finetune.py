@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seprune.cli import console, options
+from seprune.runtime.files import REPORT
 from seprune.runtime.text import shell_word
 
 if TYPE_CHECKING:
@@ -93,6 +95,9 @@ def _tune(step: Step, settings: FineTuneSettings, teacher: Teacher | None) -> di
     context, out = step.context, step.out
     network = context.network
     before = step_report.before_tuning(step)
+    if before.command == step.command and (Path(network.checkpoint or "") / REPORT).is_file():
+        console.tell(f"note: {network.checkpoint} has a report on other images or other weights, "
+                     "so this one does not go on with it")  # fmt: skip
     tuned = train(
         network.model,
         context.images(),

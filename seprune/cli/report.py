@@ -70,6 +70,8 @@ def report(
 
             made = comparing.compare(reports, names)
             console.stdout().print(comparison(made.table()))
+            for warning in made.warnings:
+                console.tell(f"warning: {warning}")
 
 
 def require_finished(run: Path) -> None:

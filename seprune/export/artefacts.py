@@ -59,6 +59,7 @@ class Artefact:
         bytes: of the file, or of the weights.
         metrics: as fractions, by our names; None without images that have its labels.
         milliseconds: medians by batch size.
+        count: images that the metrics are of.
         path: None: the network itself, as PyTorch runs it.
     """
 
@@ -67,14 +68,16 @@ class Artefact:
     metrics: Mapping[str, float] | None
     milliseconds: Mapping[int, float | None]
     path: Path | None = None
+    count: int = 0
 
     def plain(self) -> dict[str, Any]:
         """JSON types."""
         times = {str(batch): value for batch, value in self.milliseconds.items()}
         metrics = None if self.metrics is None else dict(self.metrics)
-        file = None if self.path is None else self.path.name
+        kept = self.path is not None and self.path.is_file()  # a dense parent's is not
+        file = self.path.name if self.path is not None and kept else None
         return {"name": self.name, "file": file, "bytes": self.bytes, "metrics": metrics,
-                "median_ms": times}  # fmt: skip
+                "median_ms": times, "count": self.count}  # fmt: skip
 
 
 class FileNetwork(nn.Module):
@@ -110,13 +113,13 @@ def measure_artefacts(
     times = latency(networks, shape, batch_sizes=BATCHES)
     made = []
     for name, network in networks.items():
-        metrics = None
+        metrics, count = None, 0
         if loader is not None:
             found = evaluate(network, loader, task=task, device="cpu", track=track)
-            metrics = found.metrics
+            metrics, count = found.metrics, found.count
         own = {t.batch: t.median_ms for t in times if t.name == name}
         path = network.path if isinstance(network, FileNetwork) else None
-        made.append(Artefact(name, _size(network, path), metrics, own, path))
+        made.append(Artefact(name, _size(network, path), metrics, own, path, count))
     return made
 
 

@@ -22,6 +22,7 @@ class ArtefactReport:
         file: its name; None: the network as PyTorch runs it.
         metrics: as fractions; None where there were no labelled images.
         median_ms: by batch size.
+        count, data: images that the metrics are of, and where they came from.
     """
 
     name: str
@@ -29,15 +30,23 @@ class ArtefactReport:
     bytes: int
     metrics: dict[str, float] | None = None
     median_ms: dict[str, float | None] = field(default_factory=dict)
+    count: int = 0
+    data: str | None = None
 
 
-def keep_artefacts(found: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def keep_artefacts(
+    found: Sequence[Mapping[str, Any]], folder: Path, *, data: str | None = None
+) -> None:
     """Write what was measured; files that were measured before and are not now stay listed.
+
+    Args:
+        data: where the images came from.
 
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
-    own = [typed(ArtefactReport, dict(a), source=ARTEFACTS, fix=_FIX) for a in found]
+    given = [{**a, "data": data if a["count"] else None} for a in found]
+    own = [typed(ArtefactReport, a, source=ARTEFACTS, fix=_FIX) for a in given]
     named = {(a.name, a.file) for a in own}
     every = own + [a for a in read_artefacts(folder) if (a.name, a.file) not in named]
     write_json(folder / ARTEFACTS, [vars(a) for a in every])
@@ -51,6 +60,16 @@ def read_artefacts(folder: Path) -> list[ArtefactReport]:
     """
     path = folder / ARTEFACTS
     return read_typed(list[ArtefactReport], path, fix=_FIX) if path.is_file() else []
+
+
+def artefact_images(found: Sequence[ArtefactReport]) -> str:
+    """Which images the metrics of some files are of; file by file where they differ."""
+    said = [f"{a.count:,} images of {a.data}" for a in found]
+    measured = {text: a for text, a in zip(said, found) if a.count and a.data}
+    if len(measured) < 2:
+        return "".join(f"Metrics are of {text}." for text in measured)
+    named = (f"{a.name} {text}" for text, a in zip(said, found) if a.count and a.data)
+    return f"Metrics are of different images: {', '.join(named)}."
 
 
 def artefact_table(found: Sequence[ArtefactReport], dash: str) -> list[list[str]]:

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from seprune.measure.latency import Latency
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import drawing, figures, gate_figures, sensitivity, summary, training, words
-from seprune.report.artefacts import artefact_table
+from seprune.report.artefacts import artefact_images, artefact_table
 from seprune.report.axes import Figure
 from seprune.report.compare import Comparison
 from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
@@ -65,7 +65,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
         "model": report.model.get("name") or "an unnamed network",
-        "source": Path(str(report.data.get("source"))).name,
+        "source": Path(str(report.data.get("source") or "")).name,
         "others": [other.name for other in others],
         "tiles": [summary.tile(report, budget) for budget in report.budgets],
         "metric": metric_title(report.metric),
@@ -75,6 +75,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "epochs": training.table(report),
         "latency": _latency_tables(report),
         "artefacts": artefact_table(report.artefacts, words.DASH) if report.artefacts else [],
+        "artefact_images": artefact_images(report.artefacts),
         "where": words.timed_on(report),
         "counting": words.COUNTING,
         "group_names": _scored_groups(report),

@@ -13,7 +13,7 @@ from seprune.errors import UsageError
 from seprune.measure.latency import Latency
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import sensitivity, summary, words
-from seprune.report.artefacts import artefact_table
+from seprune.report.artefacts import artefact_images, artefact_table
 from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
 
@@ -67,7 +67,9 @@ def overview(report: Report) -> RenderableType:
 
 def results(report: Report) -> RenderableType:
     """Baseline / pruned / fine-tuned: the metric, MACs, parameters, file size, latency."""
-    table = _table(f"{report.name}: {report.model.get('name')} on {report.data.get('source')}")
+    source = report.data.get("source")
+    on = "" if source is None else f" on {source}"
+    table = _table(f"{report.name}: {report.model.get('name')}{on}")
     table.add_column("network", overflow="fold")
     for name in (metric_title(report.metric), "MACs", "kept", "params", "file", "latency"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -83,7 +85,7 @@ def results(report: Report) -> RenderableType:
     return Group(table, *(Text(line, style="dim") for line in where))
 
 
-def artefacts(report: Report) -> Table:
+def artefacts(report: Report) -> Group:
     """The files that the network was exported to."""
     table = _table("Exported files")
     head, *rows = artefact_table(report.artefacts, words.DASH)
@@ -91,7 +93,8 @@ def artefacts(report: Report) -> Table:
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    return table
+    images = artefact_images(report.artefacts)
+    return Group(table, *(Text(line, style="dim") for line in [images] if line))
 
 
 def losses(report: Report) -> Table:

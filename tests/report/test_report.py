@@ -27,6 +27,7 @@ from seprune.report import (
     summary,
     words,
 )
+from seprune.report.artefacts import ArtefactReport, artefact_images
 from seprune.report.card import model_card
 from seprune.report.compare import compare
 from seprune.report.compare import write_csv as write_comparison_csv
@@ -465,13 +466,29 @@ def test_example_images_stand_under_the_curves_of_their_gate(tmp_path) -> None:
     assert page.index(f"excitation/{last}") < page.index("/9j/AAA=")
 
 
-def test_runs_on_different_data_are_warned_about() -> None:
+def test_runs_on_different_data_are_warned_about(seprune, tmp_path) -> None:
     one, other = three_seeds("l2", [0.8, 0.8])
     other = dataclasses.replace(other, data={"source": "cifar10"})
-    assert compare([one, other]).warnings == [
-        "The runs were measured on different data (cifar10, digits): "
-        "their accuracies do not compare."
-    ]
+    warning = "The runs were measured on different data (cifar10, digits): "
+    warning += "their accuracies do not compare."
+    assert compare([one, other]).warnings == [warning]
+    for name, report in (("one", one), ("other", other)):
+        measurement.write(report, tmp_path / name / "report.json")
+    for command, *more in (("compare",), ("report", "--compare")):
+        status, _, err = seprune(command, tmp_path / "one", *more, tmp_path / "other")
+        assert status == 0, err
+        assert f"warning: {warning}" in " ".join(err.split())
+
+
+def test_exported_files_say_which_images_their_metrics_are_of() -> None:
+    small = ArtefactReport("ONNX", "a.onnx", 5, {"top1": 0.5}, count=1200, data="digits")
+    unmeasured = ArtefactReport("torch.export", "a.pt2", 5)
+    assert artefact_images([small, unmeasured]) == "Metrics are of 1,200 images of digits."
+    assert artefact_images([unmeasured]) == ""
+    other = dataclasses.replace(small, name="int8", count=40, data="few")
+    assert artefact_images([small, unmeasured, other]) == (
+        "Metrics are of different images: ONNX 1,200 images of digits, int8 40 images of few."
+    )
 
 
 def test_a_comparison_is_written_as_csv_json_and_html(tmp_path) -> None:
