@@ -97,7 +97,8 @@ class Flow:
         self.mapped.update(node.outputs)
         open_ = [v for v in live if v not in self.squeezed]
         if not open_:
-            self.squeezed.update(node.outputs)
+            if not self._unfolds(node):
+                self.squeezed.update(node.outputs)
             return
         kind = self._squeeze_kind(node, open_)
         if kind:
@@ -109,6 +110,15 @@ class Flow:
         if node is None:
             return len(self.trace.shape(value)) > 2
         return base(node) in ("embedding", "convolution") and self.wide(value) > 1
+
+    def _unfolds(self, node: Node) -> bool:
+        """Whether a convolution makes a map of a vector again, as a decoder's first one does."""
+        if base(node) != "convolution" or self.wide(node.outputs[0]) < 2:
+            return False
+        read = node.args[0].value
+        chain = self.strip(read)
+        sizes = {torch.Size(self.trace.shape(v)).numel() for v in chain}  # nothing is repeated
+        return min(map(self.wide, chain)) < 2 and len(sizes) == 1
 
     def _squeeze_kind(self, node: Node, open_: list[int]) -> str:
         before = max(self.wide(v) for v in open_)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from seprune.graph.channel_ids import UnknownUse, Walker, along, varying
+from seprune.graph.channel_ids import NEUTRAL, UnknownUse, Walker, along, compact, varying
+from seprune.graph.op_rules.elementwise import tie_all
 from seprune.graph.op_rules.factories import stretch, stretch_operands
 from seprune.graph.op_rules.replays import replay
 from seprune.graph.trace import Node
@@ -12,9 +13,31 @@ from seprune.graph.written import SPLITS, slice_entries
 
 
 def join(walker: Walker, node: Node) -> None:
-    """Tensors side by side; constants among them are as wide as the call says."""
+    """Tensors side by side; constants among them are as wide as the call says.
+
+    Where they are joined along positions, as a class token and the tokens of an image, the
+    channels that lie behind each other are one channel.
+    """
     stretch_operands(walker, node)
-    replay(walker, node)
+    joined = _along_positions(walker, node)
+    if joined is None:
+        replay(walker, node)
+    else:
+        walker.set(node, joined)
+
+
+def _along_positions(walker: Walker, node: Node) -> Tensor | None:
+    """The ids of maps that are joined along another dimension than their channels'."""
+    if not node.op.startswith("aten.cat"):
+        return None
+    dim = walker.arg(node, 1, "dim", 0) % len(walker.trace.shape(node.outputs[0]))
+    operands = [walker.ids(ref.value) for ref in node.args[0]]
+    if any(ids.dim() <= dim or dim in varying(ids) for ids in operands):
+        return None
+    rows = [ids.narrow(dim, 0, 1) for ids in operands if ids.shape[dim]]
+    if len(rows) < 2 or not all(bool((compact(row) != NEUTRAL).all()) for row in rows):
+        return None
+    return tie_all(walker, node, rows)
 
 
 def reshape(walker: Walker, node: Node) -> None:
