@@ -133,7 +133,10 @@ def speed(kept: dict[str, Any]) -> str:
 # what was tried of each kind of fault on run folders, in words, and what is counted
 FAULTS = {
     "kills": ("`kill -9` at random instants of a whole quickstart, until it is through", "kills"),
-    "kills-commands": ("`kill -9` at instants spread over each single command and each stage of a run", "kills"),
+    "kills-commands": (
+        "`kill -9` at instants spread over each single command and each stage of a run",
+        "kills",
+    ),
     "signals": ("SIGTERM and SIGINT likewise", "signals"),
     "operations": ("each file operation of a run fails once, in four ways", "operations"),
     "concurrency": ("8 processes at once in one run folder", "rounds"),

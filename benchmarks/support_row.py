@@ -360,7 +360,7 @@ def numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
 def answer(folder: Path, device: str) -> None:
     """Write the outputs of the network saved in `folder`/m, for `ask`."""
     torch.set_num_threads(1)
-    architecture.BUILD_SECONDS = int(ANALYSE_SECONDS)  # a busy machine imports a library slowly
+    architecture.BUILD_SECONDS = (int(ANALYSE_SECONDS),) * 2  # imports are slow on a busy machine
     torch.backends.cudnn.allow_tf32 = False
     with safe_open(folder / "inputs", "pt", device=device) as file:
         batch = [file.get_tensor(name) for name in sorted(file.keys())]

@@ -18,8 +18,8 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import apply, plans_of
 from seprune.runtime.timeout import at_most, memory_at_most
 
-BUILD_SECONDS = 45
-BUILD_BYTES = 8 << 30, 2 << 30  # with weights; on the meta device, without
+BUILD_SECONDS = 45, 15  # with weights; on the meta device, without; a library may be imported
+BUILD_BYTES = 8 << 30, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,14 @@ def rebuilt(
 
     def too_slow() -> Exception:
         return InputError(
-            f"{architecture.name}: building it does not end within {BUILD_SECONDS} s",
+            f"{architecture.name}: building it does not end within {seconds} s",
             why=f"its arguments are {str(architecture.args or {})[:80]}",
             fix="check its arguments; of a folder: copy it again",
             code="damaged",
         )
 
-    limits = at_most(BUILD_SECONDS, too_slow), memory_at_most(BUILD_BYTES[device == "meta"])
+    seconds, size = BUILD_SECONDS[device == "meta"], BUILD_BYTES[device == "meta"]
+    limits = at_most(seconds, too_slow), memory_at_most(size)
     with limits[0], limits[1], torch.device(device):
         model = loader.build(
             architecture.name,

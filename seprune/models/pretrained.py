@@ -127,7 +127,8 @@ def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> P
     classes = given if isinstance(given, int) else None
     made = _timm(architecture, classes, file, repo.name, how)
     args = config.get("model_args")
-    plain = {k: v for k, v in (args or {}).items() if isinstance(v, (bool, int, float, str))}
+    known = args if isinstance(args, Mapping) else {}
+    plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str))}
     return replace(made, args=plain, metrics=card_metrics(repo, how.shape[-1] if how else None))
 
 

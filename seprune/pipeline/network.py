@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from seprune.models.preprocessing import (
     remember_training,
     trained_for,
 )
-from seprune.models.pretrained import fetch_published
+from seprune.models.pretrained import PublishedWeights, fetch_published
 from seprune.models.usercode import is_code
 from seprune.recipe.sections import ModelSection
 from seprune.runtime.files import SUMS, sha256
 from seprune.runtime.random_state import cpu_random
 from seprune.runtime.transaction import undisturbed
+
+MOST_NUMBERS = 4  # of a network, for each byte of the file of its weights
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def _published(
     classes = found.classes if outputs_of(section) is None else section.classes
     args = {**found.args, **section.args}
     architecture = Architecture(found.name, classes, shape, args)
+    with suppress(NotImplementedError):  # of networks that compute widths with tensors
+        _require_size(rebuilt(architecture, loader=loader), found)
     model = rebuilt(architecture, loader=loader, device="cpu")
     shape = shape or models.input_size(found.name, model)
     weights = load_weights(found.file, weights=section.weights)
@@ -136,6 +141,18 @@ def _published(
     if section.checkpoint is None or copied is not None:
         return network
     return replace(with_weights(network, section), published={})  # weights of one's own
+
+
+def _require_size(model: nn.Module, found: PublishedWeights) -> None:
+    """Refuse a network that is far larger than the file of its weights, before it takes memory."""
+    claimed = sum(t.numel() for t in model.state_dict().values())
+    if claimed > MOST_NUMBERS * max(found.file.stat().st_size, 1 << 20):
+        raise InputError(
+            f"{found.file}: not the weights of {found.name}",
+            why=f"the network that its configuration means has {claimed:,} numbers",
+            fix="download the files again",
+            code="checkpoint-mismatch",
+        )
 
 
 def _copy_of_hub(section: ModelSection) -> Path | None:
