@@ -18,7 +18,7 @@ from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import apply, plans_of
 from seprune.runtime.timeout import at_most, memory_at_most
 
-BUILD_SECONDS = 45, 15  # with weights; on the meta device, without; a library may be imported
+BUILD_SECONDS = 45, 9  # with weights; on the meta device, without; a library may be imported
 BUILD_BYTES = 8 << 30, 2 << 30
 
 
