@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seprune.graph.groups import Member
+from seprune.graph.sizes import is_size
 from seprune.pruning.plan import PlannedGroup, PruningPlan
 
 _LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -52,7 +53,7 @@ def _gone(group: PlannedGroup) -> list[int]:
 
 
 def _unread(group: PlannedGroup) -> bool:
-    return all(m.side == "out" for m in group.members)
+    return all(m.side == "out" for m in group.members if not is_size(m.side))
 
 
 def _heard(plan: PruningPlan) -> dict[str, Tensor]:

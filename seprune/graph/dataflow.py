@@ -235,7 +235,7 @@ class Flow:
             node = self.producer(value)
             if node is None:
                 raise ValueError("a value without a producer inside a chain of views")
-            ids = _replay(node, ids, value)
+            ids = replayed(node, ids, value)
         return ids
 
     def ancestors(self, value: int, *, first: int) -> set[int]:
@@ -263,7 +263,8 @@ class Flow:
         return self.makers(latest) if latest is not None else []
 
 
-def _replay(node: Node, ids: Tensor, value: int) -> Tensor:
+def replayed(node: Node, ids: Tensor, value: int) -> Tensor:
+    """Numbers of the elements that a view reads, as they stand in its result `value`."""
     space, name, overload = node.op.split(".")
     if name in ("view", "_unsafe_view"):  # the numbers may not lie in memory as the tensor did
         return ids.reshape(node.args[1])
