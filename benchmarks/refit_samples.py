@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class Trial:
         found = refit(
             self.network.model, made, self.plan(macs, seed), self.batches(seed)[1], options=options
         )
-        return {layer: f"{before:.6f}" for layer, (before, _) in found.errors.items()}
+        return {layer: f"{before:.5g}" for layer, (before, _) in found.errors.items()}
 
 
 @torch.no_grad()
@@ -188,7 +189,8 @@ def render(rows: Rows) -> None:
     """The table of docs/refit.md."""
     start, end = "<!-- made by benchmarks/refit_samples.py -->", "<!-- end -->"
     before, _, rest = PAGE.read_text().partition(start)
-    write_text(PAGE, "\n".join([before + start, *table(rows), end]) + rest.partition(end)[2])
+    lines = [*table(rows), *layer_table(read(LAYERS))]
+    write_text(PAGE, "\n".join([before + start, *lines, end]) + rest.partition(end)[2])
 
 
 def table(rows: Rows) -> list[str]:
@@ -205,6 +207,25 @@ def table(rows: Rows) -> list[str]:
                      for c in counts]  # fmt: skip
             lines.append(f"| {images:,} | " + " | ".join(cells) + " |")
     return lines
+
+
+def layer_table(rows: Rows) -> list[str]:
+    """How far the errors of single layers lie above those with the most rows that were measured."""
+    lines = ["", "| network | MACs | images | rows | layers | mean | median | largest |"]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
+    most = str(max((int(r["rows"]) for r in rows), default=0))
+    groups: dict[tuple[str, ...], list[float]] = {}
+    known = {tuple(r[k] for k in (*KEYS, "layer")): float(r["error"]) for r in rows}
+    for (network, macs, images, count, seed, layer), error in known.items():
+        best = known.get((network, macs, images, most, seed, layer))
+        if best is not None and count != most:
+            excess = groups.setdefault((network, macs, f"{int(images):,}", count), [])
+            excess.append(100 * (error / best - 1))
+    for key, found in groups.items():
+        name = f"{int(key[3]):,}" if key[3] != "0" else "default"
+        each = (f"{v:+.1f} %" for v in (mean(found), median(found), max(found)))
+        lines.append("| " + " | ".join([*key[:3], name, str(len(found)), *each]) + " |")
+    return lines if groups else []
 
 
 def _cell(rows: Rows) -> str:

@@ -5,7 +5,7 @@ prints processor seconds and peak memory. A ratio is to a bare forward over the 
 same process, half before and half after the step. Rows that are in the CSV are not measured again.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --only 'depth*' --again
+    python benchmarks/scaling.py --again --only images/1024 images/2048 ImageNet/50
     python benchmarks/scaling.py --render docs/costs.md
 """
 
@@ -77,6 +77,7 @@ POINTS = (
     Point("ImageNet", 18, "seprune/se_resnet18", 224, 128, 1000, 64),
     Point("ImageNet", 50, "seprune/se_resnet50", 224, 128, 1000, 64),
     Point("memory", 50, "seprune/se_resnet50", 224, 64, 1000, 64, 2),
+    Point("memory", 7, "torchvision/efficientnet_b7", 600, 4, 1000, 4, 6),
 )
 
 
@@ -93,7 +94,7 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="*", help="a pattern of series, or of series/value")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of series, series/value")
     parser.add_argument("--again", action="store_true", help="measure known points again")
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -108,9 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
     for point in POINTS:
         known = [r for r in rows if tuple(r[k] for k in KEYS) == point.key()]
         names = (point.series, f"{point.series}/{point.value:g}")
-        if not any(fnmatch.fnmatch(n, arguments.only) for n in names) or (
-            known and not arguments.again
-        ):
+        wanted = any(fnmatch.fnmatch(n, p) for n in names for p in arguments.only)
+        if not wanted or (known and not arguments.again):
             continue
         command = [sys.executable, __file__, "--point", json.dumps(asdict(point)),
                    "--macs", str(arguments.macs)]  # fmt: skip
@@ -266,12 +266,14 @@ def _points(rows: Rows) -> list[dict[str, dict[str, str]]]:
 
 
 def _table(rows: Rows) -> str:
-    head = ("network", "pixels", "images", "classes", "forward s", "analyse s", "collect, forwards",
-            "plan s", "cut s", "refit, forwards", "peak of collect GB", "of refit GB")  # fmt: skip
+    head = ("network", "pixels", "images", "classes", "budget GB", "forward s", "analyse s",
+            "collect, forwards", "plan s", "cut s", "refit, forwards",
+            "peak of collect GB", "of refit GB")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for steps in _points(rows):
         first = steps["forward"]
         cells = [first[k] for k in ("network", "pixels", "images", "classes")]
+        cells += [first["memory_gb"] if first["memory_gb"] != "0" else "auto"]
         cells += [f"{float(steps[s]['cpu_seconds']):.1f}" for s in ("forward", "analyse")]
         cells += [steps["collect"]["forwards"]]
         cells += [f"{float(steps[s]['cpu_seconds']):.2f}" for s in ("plan", "cut")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -43,6 +45,40 @@ def _given(memory: object) -> int:
         why="a memory budget is a whole number of bytes above 0, or auto",
         fix=f"give memory={4 << 30}, or memory=auto",
     )
+
+
+class Ceiling:
+    """Keeps this process within so many bytes beyond what it holds at first, as far as it can.
+
+    Every thread frees memory for itself: what many of them have worked with stays with the
+    process, though nobody uses it.
+
+    Args:
+        budget: bytes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        give_back()
+        held = resident()
+        self.limit = None if held is None else held + budget
+
+    def keep(self) -> None:
+        """Give back what is free, if the process holds too much."""
+        held = resident()
+        if held is not None and self.limit is not None and held > self.limit:
+            give_back()
+
+
+def resident(path: Path = Path("/proc/self/statm")) -> int | None:
+    """Bytes of memory that this process holds; None where the system does not say."""
+    numbers = _text(path).split()
+    return int(numbers[1]) * os.sysconf("SC_PAGE_SIZE") if len(numbers) > 1 else None
+
+
+def give_back() -> None:
+    """Return to the system what the allocator keeps of freed memory, where it can (glibc)."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_on_machine(path: Path = _MACHINE) -> int | None:

@@ -33,6 +33,27 @@ def test_every_point_was_measured_and_the_page_is_made_from_them():
     assert PAGE.read_text() == scaling.render(rows)
 
 
+@pytest.mark.parametrize(
+    ("series", "value", "forwards"),
+    [("images", "1024", 4), ("images", "2048", 4), ("ImageNet", "50", 4)],
+)
+def test_a_refit_costs_at_most_so_many_forwards(series, value, forwards):
+    """What was measured last; whoever measures again and finds more has found a regression."""
+    own = [
+        r for r in csv_rows.read(scaling.RESULTS) if (r["series"], r["value"]) == (series, value)
+    ]
+    (refit,) = [r for r in own if r["step"] == "refit"]
+    assert float(refit["forwards"]) <= forwards
+
+
+@pytest.mark.parametrize(("value", "gigabytes"), [("50", 4), ("7", 8)])
+def test_a_memory_budget_bounds_the_whole_process(value, gigabytes):
+    rows = [r for r in csv_rows.read(scaling.RESULTS) if r["series"] == "memory"]
+    peaks = [int(r["peak_mb"]) for r in rows if r["value"] == value]
+    assert len(peaks) == len(scaling.STEPS)
+    assert max(peaks) * 2**20 < gigabytes * 1e9
+
+
 def test_depth_and_images_cost_no_more_than_their_share():
     """Twice the layers or the images may not cost more than 2^1.1 times as much."""
     rows = csv_rows.read(scaling.RESULTS)

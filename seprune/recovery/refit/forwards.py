@@ -14,6 +14,7 @@ from seprune.recovery.refit.paused_forwards import Forward, Take, WholeForward
 from seprune.recovery.refit.sampling import Reader, Sampling
 from seprune.recovery.refit.targets import Target
 from seprune.runtime.distributed import join, sum_over_processes
+from seprune.runtime.memory import Ceiling
 from seprune.statistics.calibration_inputs import CalibrationInputs
 
 BLOCK = 128  # images per forward at most, and what processes share
@@ -126,8 +127,15 @@ class ParentForwards:
 class Forwards:
     """The forwards of both networks, as far as they have come."""
 
-    def __init__(self, parent: ParentForwards, model: nn.Module, targets: Sequence[Target]) -> None:
+    def __init__(
+        self,
+        parent: ParentForwards,
+        model: nn.Module,
+        targets: Sequence[Target],
+        ceiling: Ceiling,
+    ) -> None:
         self.parent, self.model, self.targets = parent, model, targets
+        self.ceiling = ceiling
         self.batches = parent.batches
         self.waiting: list[tuple[Forward | WholeForward, Forward]] = []
 
@@ -157,6 +165,7 @@ class Forwards:
                 later = self.targets[self.targets.index(target) :]
                 self.waiting.append(self.start(part, later if wait else [target]))
             yield part, *self.show(target, *self.waiting[-1 if not wait else number])
+            self.ceiling.keep()
         if not wait:
             self.stop()
 

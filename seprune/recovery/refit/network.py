@@ -29,7 +29,7 @@ from seprune.recovery.refit.products import WeightLayout
 from seprune.recovery.refit.targets import Target, TargetFinder
 from seprune.runtime.distributed import out_of_memory, resolve_device, same_as_first, united
 from seprune.runtime.inference import device_of
-from seprune.runtime.memory import memory_budget
+from seprune.runtime.memory import Ceiling, memory_budget
 from seprune.runtime.progress import Track, silent
 from seprune.statistics.calibration_inputs import CalibrationInputs, take_inputs
 
@@ -89,6 +89,7 @@ class Refitter:
             self.finder = TargetFinder(teacher, images.example(teacher))
             targets = {t.layer: t for plan in plans for t in self.targets(plan)[0]}
         self.memory = memory_budget(self.device, options.memory)
+        self.ceiling = Ceiling(self.memory)
         batches, layers = RefitBatches(images, self.device, self.batch()), list(targets.values())
         few, every = (_bytes_kept(layers, teacher, every) for every in (False, True))
         several = len(plans) > 1 and every <= self.memory // 4
@@ -108,7 +109,7 @@ class Refitter:
         with images.task.comparable(teacher), images.task.comparable(model):
             targets, skipped = self.targets(plan)
             _check(model, targets, teacher)
-            forwards = Forwards(self.parent, model, targets)
+            forwards = Forwards(self.parent, model, targets, self.ceiling)
             work = _Work(forwards, self.options, Limits.of(self.memory))
             _fit(work, track)
         for module, mode in modes.items():
