@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 LARGE = (".safetensors", ".bin", ".pth")  # kept apart, under their SHA-256
 RESOLVE = re.compile(r"(?:/datasets)?/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)")
 DATASET = re.compile(
-    r"/api/datasets/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([\w.-]+)(.*))?"
+    r"/api/(?:datasets|models)/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([\w.-]+)(.*))?"
 )
 
 

@@ -31,6 +31,13 @@ def push_folder(
         EnvironmentFault: no connection, or `huggingface_hub` is not installed.
     """
     folder, repo, api = Path(folder), HubRepo.of(PREFIX + name), hub_api(token)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder}: not a folder that seprune wrote",
+            why="it has no config.json" if folder.is_dir() else "there is no such folder",
+            fix="give a folder that `seprune prune --out` wrote, or a run folder",
+            code="not-ours",
+        )
     if wrong := check_sums(folder, need=["config.json"]):
         raise InputError(
             f"{folder}: not pushed, {', '.join(wrong)} changed or missing since seprune wrote it",

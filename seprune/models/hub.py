@@ -22,6 +22,7 @@ from seprune.runtime.timeout import at_most
 PREFIX = "hf-hub:"
 SAFE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".h5", ".msgpack", ".onnx")
 
 
 CARD_LIMIT, CARD_SECONDS = 1 << 20, 5.0  # bytes of a card, and for the YAML in it
@@ -165,6 +166,17 @@ def optional(repo: HubRepo, name: str) -> Path | None:
         return None
 
 
+def if_there(repo: HubRepo, name: str) -> Path | None:
+    """A file that a repository may have beside its network; None where it cannot be had, too.
+
+    So a network in the cache can be used without a connection.
+    """
+    try:
+        return fetch(repo, name)
+    except SepruneError:
+        return None
+
+
 def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: bool = False) -> Path:
     """The weights of a repository: safetensors, or a pickle where that is permitted.
 
@@ -174,26 +186,35 @@ def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: boo
     for name in (*names, PICKLED) if pickles else names:
         if (found := optional(repo, name)) is not None:
             return found
-    if _has_pickle(repo):
+    there = _weight_files(repo)
+    if PICKLED in there:
         raise InputError(
             f"{repo}: its weights are a pickle, {PICKLED}",
             why=f"it has no {names[0]}, and a pickle from elsewhere is not read without permission",
             fix="add --allow-pickle; seprune reads tensors only and runs nothing in the file",
             code="hub-pickle",
         )
+    missing = f"it has neither {' nor '.join(names)} nor {PICKLED}"
+    if not there:
+        raise InputError(
+            f"{repo}: no weights", why=missing, fix="name a repository that has weights", code="hub"
+        )
     raise InputError(
-        f"{repo}: no weights",
-        why=f"it has neither {' nor '.join(names)} nor {PICKLED}",
-        fix="name a repository that has weights",
+        f"{repo}: its weights have another name: {', '.join(there[:5])}",
+        why=missing,
+        fix=f"take one that is whole: hf download {repo.name} {shell_word(there[0])} "
+        f"--local-dir FOLDER; then --checkpoint {shell_word(f'FOLDER/{there[0]}')}",
         code="hub",
     )
 
 
-def _has_pickle(repo: HubRepo) -> bool:
+def _weight_files(repo: HubRepo) -> list[str]:
+    """What may be weights in a repository, by the endings of its files."""
     if repo.folder is not None:
-        return (repo.folder / PICKLED).is_file()
-    api = hub_api(repo.access.token)
-    return bool(api.file_exists(repo.name, PICKLED, revision=repo.revision))
+        names = [path.name for path in repo.folder.iterdir()]
+    else:
+        names = hub_api(repo.access.token).list_repo_files(repo.name, revision=repo.revision)
+    return sorted(name for name in names if name.endswith(WEIGHTS))
 
 
 def fetch_config(repo: HubRepo) -> dict[str, Any]:
@@ -202,7 +223,16 @@ def fetch_config(repo: HubRepo) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is no JSON object.
     """
-    config = read_json(fetch(repo, "config.json"))
+    path = fetch(repo, "config.json")
+    try:
+        config = read_json(path)
+    except InputError as error:
+        raise InputError(
+            f"{repo}: its config.json is not JSON",
+            why=error.why,
+            fix=f"name another repository; if it is right on the Hub: rm {shell_word(path)}",
+            code="hub",
+        ) from error
     if not isinstance(config, dict):
         raise InputError(
             f"{repo}: its config.json holds no object",
@@ -283,7 +313,7 @@ def _errors() -> Any:
 
 def card_of(repo: HubRepo) -> tuple[str, list[Any]]:
     """The text of a repository's card, and the results that its front matter states."""
-    path = optional(repo, "README.md")
+    path = if_there(repo, "README.md")
     text = read_text(path, limit=CARD_LIMIT) if path else ""
     with at_most(CARD_SECONDS, TimeoutError):
         stated = text.startswith("---") and _library().ModelCard(text).data.eval_results

@@ -227,14 +227,16 @@ def _size(given: Any) -> tuple[int, int] | None:
 
 
 def preprocessing_in(folder: Path) -> Preprocessing | None:
-    """What a folder in the form of a Hub says: transformers' file, or timm's `config.json`.
+    """What a folder in the form of a Hub says: timm's `config.json`, or transformers' file.
+
+    Where both do, timm's: it is of a network of timm, which does not read the other file.
 
     Raises:
         InputError: a file that cannot be read, or does not say enough.
     """
     theirs, timms = folder / "preprocessor_config.json", folder / "config.json"
     found: Preprocessing | None = None
-    for path, read in ((theirs, of_transformers), (timms, _of_timm_config)):
+    for path, read in ((timms, _of_timm_config), (theirs, of_transformers)):
         if not path.is_file():
             continue
         config = read_json(path)

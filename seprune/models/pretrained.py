@@ -38,7 +38,7 @@ class PublishedWeights:
     Attributes:
         name: of the network that it is for, as `build` takes it, without a tag.
         classes: outputs of that network.
-        file: on this machine.
+        file: on this machine; None where weights of one's own are given.
         origin: where it came from, for people.
         args: of the network, beside the classes.
         metrics: that were published, as fractions, by our names.
@@ -46,7 +46,7 @@ class PublishedWeights:
 
     name: str
     classes: int | None
-    file: Path
+    file: Path | None
     origin: str
     trained_for: TrainedFor
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +54,11 @@ class PublishedWeights:
 
 
 def fetch_published(
-    name: str, *, loader: ModelLoader = NO_CODE, folder: Path | None = None
+    name: str,
+    *,
+    loader: ModelLoader = NO_CODE,
+    folder: Path | None = None,
+    weights: bool = True,
 ) -> PublishedWeights:
     """The weights that a name stands for, in the cache of the library that knows them.
 
@@ -62,6 +66,7 @@ def fetch_published(
         name: torchvision/NAME[.ENTRY], timm/NAME[.TAG] or hf-hub:ORG/NAME.
         loader: how a Hub is asked, and whether its files may be pickles.
         folder: a copy of that repository of a Hub.
+        weights: else only what a repository of a Hub says of its network is fetched.
 
     Raises:
         UsageError: nobody publishes weights for this name, or none of this tag.
@@ -71,7 +76,10 @@ def fetch_published(
     zoo, _, rest = name.partition("/")
     if hub.is_hub(name):
         repo = hub.HubRepo.of(name, folder, loader.hub)
-        return _of_hub(repo, hub.fetch_config(repo), pickles=loader.pickles)
+        made = _of_hub(repo, hub.fetch_config(repo))
+        if not weights:
+            return made
+        return replace(made, file=hub.fetch_weights(repo, pickles=loader.pickles))
     if zoo == "timm" and zoos.has(zoo, rest):
         return _of_timm(name, zoos.timm_config(rest), loader)
     if zoo == "torchvision" and zoos.has(zoo, rest):
@@ -103,29 +111,32 @@ def _of_timm(name: str, config: Mapping[str, Any], loader: ModelLoader) -> Publi
 
 
 def _timm(
-    architecture: str, classes: int | None, file: Path, origin: str, how: Preprocessing | None
+    architecture: str,
+    classes: int | None,
+    file: Path | None,
+    origin: str,
+    how: Preprocessing | None,
 ) -> PublishedWeights:
     known = TrainedFor(how, base_model=origin)
     return PublishedWeights(f"timm/{architecture}", classes, file, origin, known)
 
 
-def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any], *, pickles: bool) -> PublishedWeights:
-    """Weights of a network of timm or of transformers."""
+def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any]) -> PublishedWeights:
+    """What a repository says of a network of timm or of transformers; its weights come later."""
     architecture, kind = config.get("architecture"), config.get("model_type")
     if not isinstance(architecture, str) or not zoos.has("timm", architecture):
         if isinstance(kind, str):
-            return _of_transformers(repo, kind, config, pickles=pickles)
+            return _of_transformers(repo, kind, config)
         raise InputError(
             f"{repo}: not a network of timm or transformers, and not pushed by seprune",
             why=f"its config.json names the architecture {str(architecture)[:60]!r}",
             fix="write a FILE.py:FUNCTION that builds it and loads its weights; --allow-code",
             code="hub",
         )
-    file = hub.fetch_weights(repo, pickles=pickles)
-    how = preprocessing_in(file.parent)
+    how = _prepared(repo)
     given = config.get("num_classes")
     classes = given if isinstance(given, int) else None
-    made = _timm(architecture, classes, file, repo.name, how)
+    made = _timm(architecture, classes, None, repo.name, how)
     args = config.get("model_args")
     known = args if isinstance(args, Mapping) else {}
     plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str))}
@@ -137,10 +148,16 @@ _NO_ARGUMENTS = {"architectures", "auto_map", "dtype", "id2label", "label2id", "
                  "_name_or_path", "num_labels", "torch_dtype", "transformers_version"}  # fmt: skip
 
 
-def _of_transformers(
-    repo: hub.HubRepo, kind: str, config: Mapping[str, Any], *, pickles: bool
-) -> PublishedWeights:
-    """Weights of a classifier of transformers, whose code is in that library."""
+def _prepared(repo: hub.HubRepo) -> Preprocessing | None:
+    """What a repository says of images."""
+    hub.if_there(repo, "preprocessor_config.json")
+    folder = hub.fetch(repo, "config.json").parent
+    how = preprocessing_in(folder)
+    return how and replace(how, source=how.source.replace(str(folder), str(repo)))
+
+
+def _of_transformers(repo: hub.HubRepo, kind: str, config: Mapping[str, Any]) -> PublishedWeights:
+    """A classifier of transformers, whose code is in that library."""
     named = config.get("architectures")
     made_for = str(named[0]) if isinstance(named, list) and named else "nothing that it names"
     if not made_for.endswith("ForImageClassification") or not zoos.has("transformers", kind):
@@ -150,14 +167,12 @@ def _of_transformers(
             fix="write a FILE.py:FUNCTION that builds it and loads its weights; --allow-code",
             code="hub",
         )
-    file = hub.fetch_weights(repo, pickles=pickles)
-    hub.optional(repo, "preprocessor_config.json")
     labels = _labels(config.get("id2label"))
-    known = TrainedFor(preprocessing_in(file.parent), "classification", labels, repo.name)
+    known = TrainedFor(_prepared(repo), "classification", labels, repo.name)
     args = {key: value for key, value in config.items() if key not in _NO_ARGUMENTS}
     name, metrics = f"transformers/{kind}", card_metrics(repo)
     classes = len(labels) or 2  # as that library has it
-    return PublishedWeights(name, classes, file, repo.name, known, args, metrics)
+    return PublishedWeights(name, classes, None, repo.name, known, args, metrics)
 
 
 def _labels(named: Any) -> tuple[str, ...]:

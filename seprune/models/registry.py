@@ -139,6 +139,13 @@ def _check_name(name: str, zoo: str, rest: str) -> None:
     for full in names():
         tails.setdefault(full.partition("/")[2], []).append(full)
     close = [full for tail in get_close_matches(rest or zoo, tails, 5) for full in tails[tail]]
+    known_zoo = any(full.startswith(f"{zoo}/") for full in names())
+    if rest and not known_zoo and zoo != "transformers":
+        raise UsageError(
+            f"{name}: no such model",
+            why=f"{zoo} is neither a folder here nor torchvision, timm, smp or seprune",
+            fix=f"hf-hub:{name} for a repository of a Hub; seprune models PATTERN for a list",
+        )
     raise UsageError(
         f"{name}: no such model",
         why=f"close names: {', '.join(close[:5])}" if close else "nothing here is called like it",

@@ -23,7 +23,7 @@ from seprune.models.preprocessing import (
     remember_training,
     trained_for,
 )
-from seprune.models.pretrained import PublishedWeights, fetch_published
+from seprune.models.pretrained import fetch_published
 from seprune.models.usercode import is_code
 from seprune.recipe.sections import ModelSection
 from seprune.runtime.files import SUMS, sha256
@@ -116,39 +116,32 @@ def _published(
 ) -> LoadedNetwork:
     """The network that published weights are for, with them."""
     copied = _copy_of_hub(section)
-    found = fetch_published(section.name, loader=loader, folder=copied)
+    theirs = section.checkpoint is None or copied is not None
+    found = fetch_published(section.name, loader=loader, folder=copied, weights=theirs)
     known = found.trained_for.preprocessing
     shape = section.input or (known.shape if known else shape)
     classes = found.classes if outputs_of(section) is None else section.classes
     args = {**found.args, **section.args}
     architecture = Architecture(found.name, classes, shape, args)
+    file = found.file or Path(section.checkpoint or "")
     with suppress(NotImplementedError):  # of networks that compute widths with tensors
-        _require_size(rebuilt(architecture, loader=loader), found)
+        _require_size(rebuilt(architecture, loader=loader), found.name, file)
     model = rebuilt(architecture, loader=loader, device="cpu")
     shape = shape or models.input_size(found.name, model)
-    weights = load_weights(found.file, weights=section.weights)
-    notes = dict.fromkeys((*weights.notes, *apply_weights(model, weights, path=found.file)))
     remember_training(model, found.trained_for)
-    network = LoadedNetwork(
-        model.eval(),
-        replace(architecture, input=shape),
-        shape,
-        checkpoint=found.origin,
-        digest=weights.sha256,
-        notes=tuple(notes),
-        published=found.metrics,
-    )
-    if section.checkpoint is None or copied is not None:
-        return network
-    return replace(with_weights(network, section), published={})  # weights of one's own
+    network = LoadedNetwork(model.eval(), replace(architecture, input=shape), shape)
+    made = _filled(network, file, section)
+    if found.file is None:  # weights of one's own
+        return made
+    return replace(made, checkpoint=found.origin, published=found.metrics)
 
 
-def _require_size(model: nn.Module, found: PublishedWeights) -> None:
+def _require_size(model: nn.Module, name: str, file: Path) -> None:
     """Refuse a network that is far larger than the file of its weights, before it takes memory."""
     claimed = sum(t.numel() for t in model.state_dict().values())
-    if claimed > MOST_NUMBERS * max(found.file.stat().st_size, 1 << 20):
+    if claimed > MOST_NUMBERS * max(file.stat().st_size, 1 << 20):
         raise InputError(
-            f"{found.file}: not the weights of {found.name}",
+            f"{file}: not the weights of {name}",
             why=f"the network that its configuration means has {claimed:,} numbers",
             fix="download the files again",
             code="checkpoint-mismatch",
@@ -165,7 +158,11 @@ def _copy_of_hub(section: ModelSection) -> Path | None:
 
 def with_weights(network: LoadedNetwork, section: ModelSection) -> LoadedNetwork:
     """The network with the weights of the section's checkpoint."""
-    path = Path(section.checkpoint or "")
+    return _filled(network, Path(section.checkpoint or ""), section)
+
+
+def _filled(network: LoadedNetwork, path: Path, section: ModelSection) -> LoadedNetwork:
+    """The network with the weights in a file."""
     weights = load_weights(path, weights=section.weights)
     notes = dict.fromkeys((*weights.notes, *apply_weights(network.model, weights, path=path)))
     return replace(network, checkpoint=str(path), digest=weights.sha256, notes=tuple(notes))

@@ -76,8 +76,8 @@ def test_two_files_that_contradict_each_other_are_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(theirs))
     (tmp_path / "config.json").write_text(json.dumps(timms))
     found = preprocessing_in(tmp_path)
-    assert found.std == (0.25,) * 3
-    assert found.source.endswith("preprocessor_config.json; config.json says otherwise of std")
+    assert found.std == (0.2,) * 3
+    assert found.source.endswith("/config.json; preprocessor_config.json says otherwise of std")
 
 
 def test_squashed_images_are_those_of_timm():

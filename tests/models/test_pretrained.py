@@ -118,7 +118,7 @@ def test_from_pretrained_takes_networks_of_timm_too(hub, monkeypatch, name):
     assert f"seprune.from_pretrained('{name.removeprefix('hf-hub:')}')" in caught.value.fix
 
 
-def test_the_cache_is_used_again_also_without_a_connection(hub):
+def test_the_cache_is_used_again_also_without_a_connection(hub, monkeypatch):
     open_network(ModelSection(name="hf-hub:us/net"))
     large = [r for r in hub.requests if r.startswith("GET /cdn/")]
     assert len(large) == 1
@@ -126,6 +126,8 @@ def test_the_cache_is_used_again_also_without_a_connection(hub):
     assert [r for r in hub.requests if r.startswith("GET /cdn/")] == large
     hub.repos.clear()
     hub.private.add("us/net")
+    assert torch.equal(answers(open_network(ModelSection(name="hf-hub:us/net")).model), wanted())
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert torch.equal(answers(open_network(ModelSection(name="hf-hub:us/net")).model), wanted())
 
 
@@ -175,6 +177,8 @@ REFUSED = {
     "us/empty": "there is no config.json in it",
     "us/bert": "its config.json says model_type 'bert', and BertForMaskedLM",
     "us/bare": "no weights",
+    "us/named": "its weights have another name: best.pth",
+    "us/page": "its config.json is not JSON",
 }
 
 
@@ -183,7 +187,9 @@ def test_what_a_hub_refuses_is_named(hub, name):
     hub.repos |= {"us/gated": dict(FILES), "us/private": dict(FILES), "us/empty": {"x": b""},
                   "us/bert": {"config.json":
                   b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'},
-                  "us/bare": {"config.json": FILES["config.json"]}}  # fmt: skip
+                  "us/bare": {"config.json": FILES["config.json"]},
+                  "us/named": {"config.json": FILES["config.json"], "best.pth": b"0"},
+                  "us/page": {"config.json": b"<html>"}}  # fmt: skip
     hub.gated.add("us/gated")
     hub.private.add("us/private")
     with pytest.raises(InputError) as caught:
@@ -257,8 +263,26 @@ def test_a_copy_of_a_repository_stands_for_it(hub, tmp_path, monkeypatch):
     assert hub.requests == []
 
 
+def test_a_preprocessing_file_that_contradicts_timms_is_named(hub, tmp_path):
+    """The same by a copy of the repository and by requests."""
+    hub.repos["us/net"]["preprocessor_config.json"] = json.dumps(
+        PROCESSOR | {"resample": 2}
+    ).encode()
+    for name, content in hub.repos["us/net"].items():
+        (tmp_path / name).write_bytes(content)
+    for where, checkpoint in (("hf-hub:us/net", None), (str(tmp_path), str(tmp_path))):
+        network = open_network(ModelSection(name="hf-hub:us/net", checkpoint=checkpoint))
+        known = network.trained_for.preprocessing
+        assert known.source == (
+            f"{where}/config.json; preprocessor_config.json says otherwise of resize, scaling, "
+            "interpolation"
+        )
+        assert known.interpolation == "bicubic"
+
+
 def test_weights_of_ones_own_go_before_those_of_the_repository(hub, tmp_path):
     hub.repos["us/net"]["README.md"] = CARD.encode()
+    del hub.repos["us/net"]["model.safetensors"]
     own = tmp_path / "own.safetensors"
     own.write_bytes(timm_files(seed=1)["model.safetensors"])
     network = open_network(ModelSection(name="hf-hub:us/net", checkpoint=str(own)))
