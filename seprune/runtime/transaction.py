@@ -85,10 +85,11 @@ def put_in_place(staging: Staging, names: Collection[str]) -> None:
         sync(record)
         record.replace(folder / RECORD)
         staging.committed = True
-        sync(folder)
         try:
+            sync(folder)
             _settle(folder)
-        except OSError:  # committed, so worth a second attempt before `settle` has to do it
+        except (OSError, InputError):  # committed: worth a second attempt before `settle` has to
+            sync(folder)
             _settle(folder)
 
 
