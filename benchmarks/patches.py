@@ -76,7 +76,7 @@ class Ways:
         assert call is not None
         self.call = call
         columns = layer.kernel**2 * layer.inputs // layer.groups
-        rows = min(RefitOptions().rows_of(columns), IMAGES * call.positions)
+        rows = min(RefitOptions().rows_of(columns, IMAGES), IMAGES * call.positions)
         self.index = Sampling(IMAGES, rows).index(call.positions, images, first=0, images=images)
         self.every = torch.arange(call.positions).expand(images, -1)
 

@@ -200,6 +200,15 @@ def test_progress_tells_the_layer_images_a_second_and_the_time_left(monkeypatch)
     ]
 
 
+@pytest.mark.parametrize(
+    ("columns", "images", "rows"),
+    [(9, 64, 4096), (144, 64, 4608), (144, 1024, 4608), (144, 2048, 9216), (576, 4096, 32768)],
+)
+def test_rows_follow_the_inputs_of_a_layer_and_the_images(columns, images, rows):
+    assert RefitOptions().rows_of(columns, images) == rows
+    assert RefitOptions(rows=77).rows_of(columns, images) == 77
+
+
 def test_only_so_many_images_are_used():
     model, x = seeded(Residual).eval(), images(24, 12)
     plan, small = halved(model, x)

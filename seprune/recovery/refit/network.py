@@ -129,8 +129,9 @@ class Refitter:
     def rows(self, target: Target) -> int:
         """Rows by the inputs of an output (kernel x channels), as far as there are so many."""
         layout = WeightLayout.of(self.finder.modules[target.layer])
-        wanted = self.options.rows_of(layout.kernel * layout.inputs)
-        return min(wanted, len(self.images) * target.positions)
+        images = len(self.images)
+        wanted = self.options.rows_of(layout.kernel * layout.inputs, images)
+        return min(wanted, images * target.positions)
 
     def batch(self) -> int:
         """Images per forward: as many as are fastest, as far as memory allows.

@@ -13,7 +13,7 @@ from torch import nn
 from seprune.errors import UsageError
 from seprune.tasks import Task
 
-_ROWS_PER_COLUMN = 32
+_ROWS_PER_COLUMN, _IMAGES_PER_ROW = 32, 32
 _FEWEST, _MOST = 1 << 12, 1 << 15
 
 
@@ -26,8 +26,8 @@ class RefitOptions:
         ridge: weight of the distance to the sliced weights, relative to the mean square of an
             input.
         rows: output positions per layer that enter its regression, spread over all images; None is
-            32 for every input of an output (kernel x channels) of the parent's layer, at least
-            2^12 and at most 2^15.
+            32, or an image in 32 where they are more, for every input of an output (kernel x
+            channels) of the parent's layer, at least 2^12 and at most 2^15.
         memory: bytes that the refit may use beside the networks and the images; `auto` is a share
             of what the machine, the cgroup or the GPU has free. Too little costs time: layers
             whose forwards cannot all wait cost a pass each.
@@ -63,11 +63,15 @@ class RefitOptions:
         if self.precision not in ("float32", "float64"):
             raise _refused("precision", self.precision, "float32 or float64")
 
-    def rows_of(self, columns: int) -> int:
-        """Rows for a layer with so many inputs per output; docs/refit.md has the curve."""
+    def rows_of(self, columns: int, images: int) -> int:
+        """Rows for a layer with so many inputs per output; docs/refit.md has the curve.
+
+        With the images they grow as the forwards do, so that a refit costs the same share of them.
+        """
         if self.rows is not None:
             return self.rows
-        return min(max(_ROWS_PER_COLUMN * columns, _FEWEST), _MOST)
+        each = max(_ROWS_PER_COLUMN, images // _IMAGES_PER_ROW)
+        return min(max(each * columns, _FEWEST), _MOST)
 
 
 def _refused(name: str, value: object, wanted: str) -> UsageError:
