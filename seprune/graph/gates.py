@@ -252,7 +252,18 @@ class _Finder:
             parts = [self.flow.strip(v)[0] for v in parts]
             return [_Branch(v, row, e, True) for v, row, e in zip(parts, ids, elements)]
         plain = product.dims == (1,) and self.trace.shape(product.features)[1] == len(elements)
-        return [_Branch(product.features, ids.reshape(-1), elements.reshape(-1), plain)]
+        ids, elements = self.once(ids.reshape(-1), elements.reshape(-1))
+        return [_Branch(product.features, ids, elements, plain)]
+
+    def once(self, ids: Tensor, elements: Tensor) -> tuple[Tensor, Tensor]:
+        """One channel for each number of a gate that scales all channels of a unit alike."""
+        pairs = torch.stack([elements, self.classes[ids.clamp_min(0)]], 1)
+        distinct = len(torch.unique(elements))
+        if distinct == len(elements) or len(torch.unique(pairs, dim=0)) != distinct:
+            return ids, elements
+        known = elements.tolist()
+        rows = torch.tensor([known.index(n) for n in dict.fromkeys(known)])
+        return ids[rows], elements[rows]
 
     def over(self, at: int) -> int:
         """How many values a softmax weighs against each other; 0 for other activations."""

@@ -20,6 +20,7 @@ from seprune.graph.gate_products import sampled
 from seprune.graph.gate_uses import GateUses
 from seprune.graph.gates import Gate
 from seprune.graph.homogeneous import homogeneous
+from seprune.graph.sample_axis import sample_rows
 from seprune.graph.tap_points import Tap, Taps
 from seprune.graph.trace import Node, Ref, Trace
 
@@ -72,6 +73,7 @@ class ScoreSites:
         self.excitation = {n for gate in self.gates for n in gate.excitation_nodes}
         self.attached = self._attached()
         self.regions = self._regions()
+        self.rows = sample_rows(trace)
         self.carried: dict[int, set[int]] = {}  # group -> values that hold its channels
         for value, ids in channel_ids.values.items():
             for group in self.groups_in(ids):
@@ -263,6 +265,9 @@ class _Region:
         """The dimension of a value that counts samples, -1 if there is none."""
         if value in self.context.regions:
             return 0
+        rows = self.context.rows.get(value)
+        if rows is not None:
+            return rows.dim if rows.in_turn else -1
         chain = self.flow.strip(value)
         numbers = next(sampled(self.flow, chain[0]), None)
         if numbers is None:
