@@ -33,8 +33,9 @@ def network(folder: Path) -> dict[str, bytes]:
     return {n: kept[n] for n in ("config.json", "model.safetensors", "plan.json", "SHA256SUMS")}
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.fault(30)
-@pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_two_prunes_into_one_folder(warm, tiny_run, tmp_path, rounds):
     model = tiny_run.home / "whole" / "trained"
     whole = []
@@ -81,8 +82,9 @@ sys.exit(0)
 """
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.fault(28)
-@pytest.mark.parametrize("rounds", [5, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_network_that_is_saved_over_while_others_read_it(warm, tiny_run, tmp_path, rounds):
     """The same widths and other weights, so that only values show which one was read."""
     model = seprune.load(tiny_run.home / "whole" / "pruned")
@@ -103,6 +105,7 @@ def test_a_network_that_is_saved_over_while_others_read_it(warm, tiny_run, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.fault(30)
 def test_reports_of_what_is_being_tuned(warm, tiny_run: Subject, tmp_path):
     """A fine-tuning goes on while others look at its folder and export what is in it."""
