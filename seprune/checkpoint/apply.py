@@ -86,6 +86,14 @@ def _check_fit(
             fix=f"--classes {classes[0]}",
             code="checkpoint-classes",
         )
+    channels = _channels(expected, tensors, differing=differing)
+    if channels and not missing and not unexpected:
+        raise InputError(
+            f"{path}: weights for images of {channels[0]} channels, the model takes {channels[1]}",
+            why=_shapes(differing[0], tensors[differing[0]], expected[differing[0]]),
+            fix=f"--input {channels[0]}xHxW with their height and width; images are converted",
+            code="checkpoint-mismatch",
+        )
     lines = [
         _listed("missing from the file", missing),
         _listed("unknown to the model", unexpected),
@@ -110,6 +118,17 @@ def _classes(
             return None
         pairs.add((file[0], model[0]))
     return pairs.pop() if len(pairs) == 1 else None
+
+
+def _channels(
+    expected: dict[str, Tensor], tensors: dict[str, Tensor], *, differing: list[str]
+) -> tuple[int, int] | None:
+    """(in the file, in the model) when only the inputs of one convolution differ."""
+    if len(differing) != 1:
+        return None
+    file, model = (named[differing[0]].shape for named in (tensors, expected))
+    alike = len(file) == len(model) > 2 and file[:1] == model[:1] and file[2:] == model[2:]
+    return (file[1], model[1]) if alike else None
 
 
 def _head(tensors: dict[str, Tensor]) -> str:

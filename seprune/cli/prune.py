@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,7 +136,7 @@ def _saved(step: Step, made: _Made, loader: ModelLoader, *, measure: bool) -> di
     """Save a cut network with its report; the network first, since it took the longest."""
     from seprune.export import pruned_model
     from seprune.pipeline import step_report
-    from seprune.report import terminal
+    from seprune.report import terminal, words
     from seprune.runtime.distributed import first
 
     cut, out = made.cut, step.out
@@ -143,11 +144,14 @@ def _saved(step: Step, made: _Made, loader: ModelLoader, *, measure: bool) -> di
     beside = step_report.beside(report)
     if made.statistics is not None:
         beside["statistics.safetensors"] = made.statistics.save
-    first(lambda: pruned_model.save(cut.recovered.cpu(), out, cut.architecture, beside=beside))
+    save = partial(pruned_model.save, folder=out, architecture=cut.architecture, beside=beside)
+    first(lambda: save(cut.recovered.cpu()))
     console.tell(f"pruned network: {out}")
     result = _result(cut.plan, made.seconds)
     if measure:
         report = step_report.measured(step, found, cut.recovered, loader)
+        about = {"metrics": words.finite(report.measurements[-1].metrics)}
+        first(lambda: save(cut.recovered.cpu(), about=about))
     report = first(lambda: step_report.write(report, out))
     console.stderr().print(terminal.results(report))
     for warning in report.warnings:

@@ -78,6 +78,13 @@ def choose_preprocessing(
     """
     known = settings.preprocessing
     base = known or _usual(found, settings.input)
+    if known and settings.input and settings.input[0] != known.shape[0]:
+        size = "x".join(map(str, (known.shape[0], *settings.input[1:])))
+        raise UsageError(
+            f"input {settings.input}: the weights are for images of {known.shape[0]} channels",
+            why=f"{known.source} says so",
+            fix=f"--input {size}; images are converted",
+        )
     base = base.at(settings.input or base.shape)
     given = {k: v for k in ("mean", "std", "interpolation", "channel_order")
             if (v := getattr(settings, k)) is not None}  # fmt: skip

@@ -141,10 +141,11 @@ def _check_name(name: str, zoo: str, rest: str) -> None:
     close = [full for tail in get_close_matches(rest or zoo, tails, 5) for full in tails[tail]]
     known_zoo = any(full.startswith(f"{zoo}/") for full in names())
     if rest and not known_zoo and zoo != "transformers":
+        repo = "/".join(name.rpartition(":")[2].split("/")[-2:])
         raise UsageError(
             f"{name}: no such model",
             why=f"{zoo} is neither a folder here nor torchvision, timm, smp or seprune",
-            fix=f"hf-hub:{name} for a repository of a Hub; seprune models PATTERN for a list",
+            fix=f"hf-hub:{repo} for a repository of a Hub; seprune models PATTERN for a list",
         )
     raise UsageError(
         f"{name}: no such model",

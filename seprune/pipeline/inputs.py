@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,12 @@ def _matched(network: LoadedNetwork, data: Data, *, labelled: bool) -> LoadedNet
     used = TrainedFor(info.preprocessing, info.task, info.classes, known.base_model)
     if outputs in (None, len(info.classes)):
         _require_order(network, info)
+        if known.labels and set(known.labels) != set(info.classes):
+            note = (
+                f"the network's classes are called {_few(known.labels)}, those of the data "
+                f"{_few(info.classes)}: they are taken in this order"
+            )
+            network = replace(network, notes=(*network.notes, note))
     elif labelled:
         raise InputError(
             f"the network has {outputs} outputs, the data have {len(info.classes)} classes",
@@ -102,6 +108,11 @@ def _matched(network: LoadedNetwork, data: Data, *, labelled: bool) -> LoadedNet
         used = replace(used, labels=known.labels)
     remember_training(network.model, used)
     return network
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown + (", ..." if len(names) > 3 else "")
 
 
 def _beside(section: ModelSection) -> Preprocessing | None:

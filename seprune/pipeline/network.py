@@ -96,7 +96,12 @@ def open_network(
     folder = saved_folder(section, loader)
     if folder is not None:
         _check_folder(folder, section)
-        return _from_folder(folder, section.input, shape, loader=loader)
+        network = _from_folder(folder, section.input, shape, loader=loader)
+        known = network.trained_for
+        if is_hub(section.name) and known.preprocessing:  # the path in the cache says nothing
+            how = replace(known.preprocessing, source=section.name)
+            remember_training(network.model, replace(known, preprocessing=how))
+        return network
     if section.pretrained or is_hub(section.name):
         return _published(section, shape, loader=loader)
     architecture = Architecture(section.name, classes, shape, dict(section.args))

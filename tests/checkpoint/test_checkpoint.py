@@ -304,6 +304,18 @@ def test_another_architecture_is_one_summary_and_no_partial_load(path):
     assert same(dict(model.state_dict()), before)
 
 
+def test_images_of_other_channels_are_named_with_the_option_that_mends_it(path):
+    state = net().state_dict()
+    state["conv1.weight"] = state["conv1.weight"][:, :1].clone()
+    torch.save(state, path)
+    with pytest.raises(InputError) as caught:
+        apply_weights(net(), load_weights(path), path=path)
+    error = caught.value
+    assert error.what == f"{path}: weights for images of 1 channels, the model takes 3"
+    assert error.why == "conv1.weight is 4x1x3x3 in the file, 4x3x3x3 in the model"
+    assert error.fix.startswith("--input 1xHxW ")
+
+
 def test_another_width_is_not_mistaken_for_classes(path):
     torch.save(net(width=8).state_dict(), path)
     with pytest.raises(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from seprune import build
+from seprune.export.pruned_model import read_metrics
 from seprune.report import measurement
 
 NET = "seprune/se_resnet8"
@@ -47,6 +48,7 @@ def test_each_step_ends_with_its_accuracy_and_the_command_that_comes_next(
     assert [m.stage for m in small.measurements] == ["baseline", "refitted"]
     evaluated = json.loads(seprune("evaluate", "small net", "--data", "digits", "--json")[1])
     assert small.measurements[1].metrics == evaluated["metrics"] == document["metrics_after"]
+    assert read_metrics(Path("small net")) == evaluated["metrics"]
     assert small.measurements[1].macs == document["macs_after"]
     assert small.measurements[1].latency[0].median_ms > 0
     assert seprune("verify", "small net")[0] == 0

@@ -12,6 +12,7 @@ from cutting import random_plan
 from hub_server import Hub, serving
 from huggingface_hub import ModelCard, constants
 from nets import images
+from PIL import Image
 from reports import make_report
 
 import seprune
@@ -62,6 +63,7 @@ def test_what_was_pushed_comes_back_bit_for_bit(hub, folder):
     assert known.preprocessing.mean == HOW.mean
     network = open_network(ModelSection(name="hf-hub:us/small"))
     assert network.published == {"top1": 0.875}
+    assert network.trained_for.preprocessing.source == "hf-hub:us/small"
 
 
 def test_a_network_itself_is_pushed_and_comes_back_by_its_bare_name(hub, folder, tmp_path):
@@ -81,6 +83,25 @@ def test_a_network_itself_is_pushed_and_comes_back_by_its_bare_name(hub, folder,
         assert caught.value.fix
     with pytest.raises(InputError, match="nothing says how to build it again"):
         seprune.push_to_hub(torch.nn.Linear(2, 2), "us/bare")
+
+
+def test_data_with_other_names_of_classes_and_other_channels_are_named(folder, tmp_path, seprune):
+    for part, number in (("train", 3), ("val", 2)):
+        for name in ("1", "2", "10", "20"):  # sorted as text: 1, 10, 2, 20
+            (tmp_path / part / name).mkdir(parents=True)
+            for n in range(number):
+                Image.new("RGB", (32, 32), (n, n, n)).save(tmp_path / part / name / f"{n}.png")
+    words = ("evaluate", folder, "--data", tmp_path)
+    status, _, err = seprune(*words)
+    said = " ".join(err.split())
+    assert status == 0, err
+    assert (
+        "classes are called a, b, c, ..., those of the data 1, 10, 2, ...: they are taken" in said
+    )
+    assert "warning: top-1: 25.00 % measured, 87.50 % published with the weights" in said
+    status, _, err = seprune(*words, "--input", "1x32x32")
+    assert (status, "the weights are for images of 3 channels" in err) == (2, True)
+    assert "next: --input 3x32x32" in err
 
 
 def test_a_branch_a_token_and_a_cache_of_ones_own(hub, folder, tmp_path, monkeypatch):

@@ -144,6 +144,13 @@ def test_an_unknown_name_lists_close_ones() -> None:
         assert caught.value.exit_status == 2
 
 
+@pytest.mark.parametrize("name", ["us/net", "hf:us/net", "https://hub.example/us/net"])
+def test_the_name_of_a_repository_without_its_prefix_is_named(name):
+    with pytest.raises(UsageError, match="no such model") as caught:
+        models.build(name)
+    assert caught.value.fix.startswith("hf-hub:us/net for a repository of a Hub")
+
+
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("seprune/se_resnet20", {"reducton": 8}, "unknown argument 'reducton'", "it takes reduction, "),
     ("seprune/se_vgg16", {"placement": "pre"}, "unknown argument 'placement'", "it takes"),
