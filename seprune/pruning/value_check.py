@@ -61,6 +61,20 @@ def checked_by_values(
         if seed > MOST_PLANS and wrong:
             why = f"{seed} trial cuts one after another give other values"
             return [_marked(g, Finding((), "the model", why, by_nature=False)) for g in checked]
+    return _behind(check, checked, seed)
+
+
+def _behind(check: ValueCheck, checked: list[ChannelGroup], seed: int) -> list[ChannelGroup]:
+    """The same for operators behind one that looks across channels, where all values differ.
+
+    Groups with a caveat stay whole meanwhile.
+    """
+    for number in range(seed, seed + MOST_PLANS):
+        plain = [g for g in checked if not g.caveat]
+        if len(plain) == len(checked) or not (findings := check.findings(plain, number)):
+            break
+        for finding in findings:
+            checked = [_marked(g, finding) if g.name in finding.groups else g for g in checked]
     return checked
 
 
