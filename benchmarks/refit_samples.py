@@ -210,20 +210,26 @@ def table(rows: Rows) -> list[str]:
 
 
 def layer_table(rows: Rows) -> list[str]:
-    """How far the errors of single layers lie above those with the most rows that were measured."""
-    lines = ["", "| network | MACs | images | rows | layers | mean | median | largest |"]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
+    """How far the errors of single layers lie above those with the most rows that were measured.
+
+    Relative to these, and in the last column in hundredths of the variance of the layer's target.
+    """
+    names = ("network", "MACs", "images", "rows", "layers", "mean", "median", "largest",
+             "largest, of the variance")  # fmt: skip
+    lines = ["", "| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
     most = str(max((int(r["rows"]) for r in rows), default=0))
-    groups: dict[tuple[str, ...], list[float]] = {}
+    groups: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     known = {tuple(r[k] for k in (*KEYS, "layer")): float(r["error"]) for r in rows}
     for (network, macs, images, count, seed, layer), error in known.items():
         best = known.get((network, macs, images, most, seed, layer))
         if best is not None and count != most:
             excess = groups.setdefault((network, macs, f"{int(images):,}", count), [])
-            excess.append(100 * (error / best - 1))
-    for key, found in groups.items():
+            excess.append((100 * (error / best - 1), 100 * (error - best)))
+    for key, pairs in groups.items():
+        found = [relative for relative, _ in pairs]
         name = f"{int(key[3]):,}" if key[3] != "0" else "default"
-        each = (f"{v:+.1f} %" for v in (mean(found), median(found), max(found)))
+        worst = max(points for _, points in pairs)
+        each = (f"{v:+.1f} %" for v in (mean(found), median(found), max(found), worst))
         lines.append("| " + " | ".join([*key[:3], name, str(len(found)), *each]) + " |")
     return lines if groups else []
 

@@ -58,7 +58,6 @@ class Ceiling:
     """
 
     def __init__(self, budget: int) -> None:
-        give_back()
         held = resident()
         self.limit = None if held is None else held + budget
 

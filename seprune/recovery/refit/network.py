@@ -9,7 +9,6 @@ network as far as it is refitted, so that each layer also makes up for the error
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,7 +28,8 @@ from seprune.recovery.refit.products import WeightLayout
 from seprune.recovery.refit.targets import Target, TargetFinder
 from seprune.runtime.distributed import out_of_memory, resolve_device, same_as_first, united
 from seprune.runtime.inference import device_of
-from seprune.runtime.memory import Ceiling, memory_budget
+from seprune.runtime.memory import Ceiling, give_back, memory_budget
+from seprune.runtime.module_copy import copy_module
 from seprune.runtime.progress import Track, silent
 from seprune.statistics.calibration_inputs import CalibrationInputs, take_inputs
 
@@ -84,11 +84,13 @@ class Refitter:
         self.device = resolve_device(options.device)
         memory = memory_budget(_CPU) // 8
         self.images = images = take_inputs(loader, options.images, memory=memory, task=options.task)
-        teacher = copy.deepcopy(parent).to(self.device).eval()
+        teacher = copy_module(parent).to(self.device).eval()
         with images.task.comparable(teacher):
             self.finder = TargetFinder(teacher, images.example(teacher))
             targets = {t.layer: t for plan in plans for t in self.targets(plan)[0]}
         self.memory = memory_budget(self.device, options.memory)
+        if options.memory != "auto":
+            give_back()  # else what was done before counts as well
         self.ceiling = Ceiling(self.memory)
         batches, layers = RefitBatches(images, self.device, self.batch()), list(targets.values())
         few, every = (_bytes_kept(layers, teacher, every) for every in (False, True))
@@ -103,7 +105,7 @@ class Refitter:
         Raises:
             InputError: the plan does not lead to `pruned`.
         """
-        model, images, teacher = copy.deepcopy(pruned), self.images, self.parent.model
+        model, images, teacher = copy_module(pruned), self.images, self.parent.model
         home, modes = device_of(model), {m: m.training for m in model.modules()}
         model.to(self.device).eval()
         with images.task.comparable(teacher), images.task.comparable(model):
@@ -238,8 +240,9 @@ def _few(images: CalibrationInputs, wanted: int) -> list[str]:
 
 
 def _check(model: nn.Module, targets: Sequence[Target], teacher: nn.Module) -> None:
+    networks = [dict(m.named_modules()) for m in (model, teacher)]
     for target in targets:
-        layer, dense = (dict(m.named_modules()).get(target.layer) for m in (model, teacher))
+        layer, dense = (modules.get(target.layer) for modules in networks)
         have = _outputs(layer)
         want = _outputs(dense) if target.keep is None else len(target.keep)
         if have != want:
