@@ -119,7 +119,10 @@ def _load(folder: Path, device: str, loader: ModelLoader) -> nn.Module:
 
 def read_architecture(folder: Path | str) -> Architecture:
     """What `config.json` and the plans of a folder say, once its hashes are found right."""
-    folder = Path(folder)
+    return undisturbed(Path(folder), SUMS, partial(_read_architecture, Path(folder)))
+
+
+def _read_architecture(folder: Path) -> Architecture:
     source, config = f"{folder / CONFIG}: seprune", read_config(folder)
     entries = typed(_Entries, config["seprune"], source=source, fix=_AGAIN, code="damaged")
     names = [_plan_name(number) for number in range(entries.plans)]

@@ -255,9 +255,9 @@ def _import(module: str) -> ModuleType:
     extra = f"'seprune[{EXTRAS[package]}]'" if package in EXTRAS else package
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # under -OO, or of a version that fits no other
         raise EnvironmentFault(
             f"{package}: cannot be imported",
-            why=str(error),
+            why=str(error) if isinstance(error, ImportError) else f"its own code: {error}",
             fix=f"pip install {extra}",
         ) from error

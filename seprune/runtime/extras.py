@@ -31,7 +31,7 @@ def require(*modules: str, extra: str, what: str, otherwise: str = "") -> Any:
         os.environ.setdefault(*BEFORE[module])
     try:
         return [importlib.import_module(module) for module in modules][-1]
-    except ImportError as error:
+    except Exception as error:  # not there; or its own code fails, as under -OO
         raise EnvironmentFault(
             what,
             why=first_line(error),

@@ -109,23 +109,43 @@ def test_a_network_that_is_saved_over_while_others_read_it(warm, tiny_run, tmp_p
 @pytest.mark.fault(30)
 def test_reports_of_what_is_being_tuned(warm, tiny_run: Subject, tmp_path):
     """A fine-tuning goes on while others look at its folder and export what is in it."""
-    pruned = tiny_run.home / "whole" / "pruned"
-    out = tmp_path / "tuned"
-    first = ("finetune", pruned, "--data", tiny_run.inputs, "--lr", 0.01, "--out", out)
-    assert warm.run(tmp_path / "log", *first, "--epochs", 1).status == 0
-    pid = warm.start(tmp_path / "tuning", *first, "--epochs", 500)
-    while not (out / "lock.json").exists():
+    whole, out, log = tiny_run.home / "whole", tmp_path / "tuned", tmp_path / "log"
+    cut = ("--importance", "l2", "--recover", "none", "--set", "plan.min_channels=2")
+    words = (
+        "prune",
+        whole / "trained",
+        "--data",
+        tiny_run.inputs,
+        *cut,
+        "--macs",
+        0.5,
+        "--out",
+        out,
+    )
+    assert warm.run(log, *words).status == 0
+    tuning = (
+        "finetune",
+        whole / "pruned",
+        "--data",
+        tiny_run.inputs,
+        "--epochs",
+        500,
+        "--out",
+        out,
+    )
+    pid = warm.start(tmp_path / "tuning", *tuning)
+    while not (out / "state").exists():
         assert warm.wait(pid, 0.01) is None
     for words in (
         ("report", out), ("report", out, "--json"), ("verify", out),
-        ("compare", out, tiny_run.home / "whole"),
+        ("compare", out, whole),
         ("evaluate", out, "--data", tiny_run.inputs), ("inspect", out),
         ("export", out, "--onnx", out / "small.onnx"),
     ):  # fmt: skip
-        done = warm.run(tmp_path / "log", *words)
+        done = warm.run(log, *words)
         assert done.status == 0, (words, done.output)
-    reported(warm.run(tmp_path / "log", *first, "--epochs", 500), 6)
+    reported(warm.run(log, *tuning), 6)
     stopped(warm.kill(pid, 0, 15), 15)
     assert json.loads((out / "config.json").read_text())["seprune"]["plans"] == 1
     assert check_sums(out) == []
-    assert warm.run(tmp_path / "log", "verify", out).status == 0
+    assert warm.run(log, "verify", out).status == 0
