@@ -224,8 +224,15 @@ def fault_behind(error: Exception) -> SepruneError | None:
     if complaint is not None or type(error).__name__ == "Abort":
         what = str(complaint()) if complaint is not None else "stopped at a question"
         return UsageError(what, why="the command line is wrong", fix=help_line())
-    from seprune.runtime.distributed import out_of_memory
-    from seprune.runtime.environment import environment
+    try:
+        from seprune.runtime.distributed import out_of_memory
+        from seprune.runtime.environment import environment
+    except ImportError as missing:  # also where memory is too short to map its libraries
+        return EnvironmentFault(
+            "torch cannot be imported",
+            why=first_line(missing),
+            fix="ulimit -v unlimited where memory is limited; else pip install torch torchvision",
+        )
 
     if out_of_memory(error):
         return EnvironmentFault(

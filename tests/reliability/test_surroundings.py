@@ -229,3 +229,27 @@ def test_a_hundred_repetitions_leave_nothing_behind(tmp_path):
     early, late = ([int(n) for n in line.split()] for line in done.stdout.splitlines())
     assert late[1:] == early[1:], (early, late)
     assert late[0] - early[0] < 24, (early, late)
+
+
+def command_line(words: str, before: str = "", *python: str) -> subprocess.CompletedProcess[str]:
+    """`seprune WORDS` in a new Python, after some code."""
+    code = f"{before}; import sys; sys.argv = {['seprune', *words.split()]!r}; "
+    code += "from seprune.cli import main; main()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *python, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_memory_that_is_too_short_for_the_libraries_of_torch():
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (900 << 20, -1))"
+    done = command_line("inspect seprune/se_resnet8", limit)
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: torch cannot be imported" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_python_without_docstrings_runs_it_whatever_libraries_need_them():
+    done = command_line("models seprune/*", "pass", "-OO")
+    assert done.returncode == 0, done.stderr
+    assert "seprune/se_resnet8" in done.stdout
