@@ -7,7 +7,7 @@ depends on how a user spells a layer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -188,9 +188,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.note(func, args, kwargs or {})
 
     def note(self, func: Any, args: Any, kwargs: Any) -> Any:
-        refs, result = tree_map(self.ref, (args, kwargs)), func(*args, **kwargs)
+        refs, op = tree_map(self.ref, (args, kwargs)), str(func)
+        if op.startswith("aten.as_strided") and _same_elements(*args):
+            refs, op = ((refs[0][0],), {}), "aten.alias.default"
+        result = func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        outputs = self.node(str(func), refs, made, _macs(func, args, kwargs, result))
+        outputs = self.node(op, refs, made, _macs(func, args, kwargs, result))
         self.write_through(args, outputs)
         return result
 
@@ -278,6 +281,18 @@ def _batch(arguments: tuple[Any, ...]) -> int:
         if isinstance(given, Tensor) and given.dim() > 1:
             return given.shape[0]
     return 1
+
+
+def _same_elements(
+    tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> bool:
+    """Whether other strides leave every element where it was, as pools of channels-last maps do."""
+    known = zip(size, stride, tensor.stride(), strict=True) if len(size) == tensor.dim() else ()
+    return (
+        tuple(size) == tuple(tensor.shape)
+        and offset in (None, tensor.storage_offset())
+        and all(new == old for length, new, old in known if length > 1)
+    )
 
 
 def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:

@@ -101,3 +101,35 @@ def test_the_gate_is_found_and_the_cut_network_is_its_masked_parent(network, gat
     small = prune(model, plan).eval()
     with torch.no_grad(), masked(copy.deepcopy(model), plan) as parent:
         torch.testing.assert_close(small(x), parent(x), rtol=1e-10, atol=1e-12)
+
+
+class ChannelsLast(nn.Module):
+    """Layers on (B, H, W, C) between convolutions; the pool behind them sees other strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.narrow = nn.Conv2d(3, 8, 3), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.pool, self.one, self.two = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(8, 4, 1),
+            nn.Conv2d(4, 8, 1),
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.stem(x).permute(0, 2, 3, 1)
+        y = self.narrow(self.wide(y).relu()).permute(0, 3, 1, 2)
+        y = y * self.two(self.one(self.pool(y)).relu()).sigmoid()
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_pool_of_a_map_in_channels_last_is_followed():
+    torch.manual_seed(0)
+    model, x = ChannelsLast().eval().double(), torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    structure = analyse(model, x)
+    units = {g.members[0].layer: g.units for g in structure.groups if g.prunable}
+    assert units == {"stem": 8, "wide": 12, "narrow": 8, "one": 4}
+    plan = random_plan(structure, share=0.5)
+    small = prune(model, plan).eval()
+    with torch.no_grad(), masked(copy.deepcopy(model), plan) as parent:
+        torch.testing.assert_close(small(x), parent(x), rtol=1e-10, atol=1e-12)
