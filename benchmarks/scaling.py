@@ -239,6 +239,7 @@ b of cost = a x^b, fitted over each series: 1 is linear growth, 0 none.
 def render(rows: Rows) -> str:
     """The page with every series as a table, and the fitted exponents."""
     series = list(dict.fromkeys(r["series"] for r in rows))
+    rows = sorted(rows, key=lambda r: float(r["value"]))
     facts = {k: ", ".join(dict.fromkeys(r[k] for r in rows)) for k in ("hardware", "torch", "date")}
     sections = "".join(
         f"\n## {_TITLES[name]}\n\n{_table([r for r in rows if r['series'] == name])}\n"
