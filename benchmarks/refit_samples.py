@@ -50,6 +50,7 @@ COLUMNS = (*KEYS, "error", "top1", "hardware", "date")
 LAYER_COLUMNS = (*KEYS, "layer", "error")
 HELD_OUT = 1024
 MANY = 1 << 16  # rows that measure a layer
+_EXACT = 1e-9  # of the variance: below, an error is rounding
 
 
 def main() -> None:
@@ -222,7 +223,7 @@ def layer_table(rows: Rows) -> list[str]:
     known = {tuple(r[k] for k in (*KEYS, "layer")): float(r["error"]) for r in rows}
     for (network, macs, images, count, seed, layer), error in known.items():
         best = known.get((network, macs, images, most, seed, layer))
-        if best is not None and count != most:
+        if best is not None and best > _EXACT and count != most:
             excess = groups.setdefault((network, macs, f"{int(images):,}", count), [])
             excess.append((100 * (error / best - 1), 100 * (error - best)))
     for key, pairs in groups.items():
