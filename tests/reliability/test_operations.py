@@ -68,7 +68,7 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
 @pytest.mark.parametrize(
     ("how", "every"),
     [
-        ("exit", 260),
+        ("exit", 520),
         *(pytest.param(*p, marks=pytest.mark.slow) for p in (("ENOSPC", 260), ("EIO", 330))),
     ],
 )

@@ -25,8 +25,7 @@ WHOLE: dict[str, str] = {
         "_pdist_forward dist trace _compute_linear_combination _addmm_activation"
     ),
     "a matrix decomposition or solution has no channels": (
-        "linalg_* _linalg_* cholesky_* _cholesky_solve_helper geqrf ormqr lu_unpack "
-        "triangular_solve"
+        "linalg_* _linalg_* cholesky* _cholesky_solve_helper geqrf ormqr lu_unpack triangular_solve"
     ),
     "how many results there are depends on values": (
         "nonzero nonzero_static masked_select masked_scatter unique_* _unique _unique2 nms "
