@@ -101,7 +101,7 @@ TWINS = (
     "torchvision/efficientnet_v2_s", "timm/efficientnet_b0", "timm/gc_efficientnetv2_rw_t",
     "timm/seresnext26t_32x4d", "timm/seresnext26ts", "timm/legacy_seresnext26_32x4d",
     "timm/mobilenetv3_large_100", "timm/semnasnet_100", "timm/tinynet_a", "timm/regnetz_b16",
-    "timm/seresnet50", "timm/repvit_m0_9", "timm/ghostnet_100", "timm/eca_nfnet_l0",
+    "timm/seresnet50", "timm/ghostnet_100",
     "timm/resnest26d", "timm/eca_resnet33ts", "timm/eca_vovnet39b", "timm/nf_seresnet50",
     "timm/nf_regnet_b0", "timm/ghostnetv2_100",
 )  # fmt: skip
