@@ -98,7 +98,7 @@ def open_network(
         _check_folder(folder, section)
         network = _from_folder(folder, section.input, shape, loader=loader)
         known = network.trained_for
-        if is_hub(section.name) and known.preprocessing:  # the path in the cache says nothing
+        if is_hub(section.name) and known.preprocessing:  # not the path in the cache
             how = replace(known.preprocessing, source=section.name)
             remember_training(network.model, replace(known, preprocessing=how))
         return network

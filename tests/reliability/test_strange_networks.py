@@ -1,4 +1,4 @@
-"""Networks whose gates say nothing, budgets out of reach, layers that cannot be cut, no end."""
+"""Networks whose gates do not vary, budgets out of reach, layers that cannot be cut, no end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def inspected(terminal, name: str) -> dict:
     return json.loads(ended.out)
 
 
-# -- row 17: gates that say nothing ----------------------------------------------------------------
+# -- row 17: gates that do not vary ----------------------------------------------------------------
 
 
 @pytest.mark.fault(17)
