@@ -1,7 +1,7 @@
 """Many rounds of the faults in tests/reliability; what came out goes to benchmarks/results.
 
     python benchmarks/faults.py kills [--rounds 300] [--minutes 8]
-    python benchmarks/faults.py commands [--rounds 1000] [--minutes 60]
+    python benchmarks/faults.py commands [--rounds 1100] [--minutes 60]
     python benchmarks/faults.py signals | operations | crowds | bytes
 
 Each is resumable: what was done before is in its JSON, and the same command adds what is left. A
@@ -43,7 +43,7 @@ from seprune.runtime.files import write_json  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = ("quickstart", "report.latency=false", "device=cpu")
 ROUNDS = {"kills": 300, "signals": 60, "crowds": 200, "operations": 10**6, "bytes": 5000}
-ROUNDS["commands"] = 1000
+ROUNDS["commands"] = 1100
 FILES = {"crowds": "concurrency", "commands": "kills-commands"}
 IMPORTS = """
 import gc, importlib
@@ -57,7 +57,6 @@ program = onnx.exported_program(model, (3, 12, 12))
 onnx.pt2_content(program, {}), onnx._onnx(program, None, {})
 gc.freeze()
 """  # half of an export; no session, whose threads would not survive a fork
-LONG = ("export", "int8", "torch.export", "convert", "sweep")  # ten times as long as the others
 CHAIN = 4  # kills until one goes on to its end
 STAGE = "run: "  # rows of the stages of a run
 Kept = dict[str, Any]
@@ -134,8 +133,7 @@ def operations(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
 def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     """SIGKILL at instants spread evenly over each command and each stage of a run.
 
-    Each that was killed goes on and is killed again, a few times, and then to its end. Those of
-    `LONG`, which start Pythons of their own, are killed a third as often.
+    Each that was killed goes on and is killed again, a few times, and then to its end.
     """
     argv = harness.tiny(harness.tiny_images(home / "images"))
     subject = harness.Subject.unbroken(warm, home, argv, home / "images")
@@ -147,7 +145,7 @@ def each_command(kept: Kept, home: Path, warm: Warm) -> Iterator[None]:
     for name in (*given, *(f"{STAGE}{stage}" for stage in run.stages)):
         rows.setdefault(name, {"kills": 0, "late": 0})
     while kept["done"] < kept["rounds"]:
-        name = min(rows, key=lambda n: (rows[n]["kills"] + 1) * (3 if n in LONG else 1))
+        name = min(rows, key=lambda n: rows[n]["kills"])
         work, stage = works.get(name, run), name.removeprefix(STAGE)
         if stage == name and name not in works:
             folder = home / "commands" / name.replace(" ", "-")

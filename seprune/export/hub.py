@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from pathlib import Path
 
 from seprune.errors import EnvironmentFault, InputError, first_line
@@ -10,8 +11,9 @@ from seprune.models.hub import PREFIX, HubAccess, HubRepo, fetch, fetch_config, 
 from seprune.report.card import HERE, folder_card
 from seprune.runtime.files import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
 from seprune.runtime.paths import fault_in, inside
-from seprune.runtime.reading import read_json, read_text
+from seprune.runtime.reading import open_regular, read_json, read_text
 from seprune.runtime.text import shell_word
+from seprune.runtime.transaction import undisturbed
 
 MESSAGE = "Add a network that seprune pruned"
 
@@ -31,6 +33,27 @@ def push_folder(
         EnvironmentFault: no connection, or `huggingface_hub` is not installed.
     """
     folder, repo, api = Path(folder), HubRepo.of(PREFIX + name), hub_api(token)
+    contents = undisturbed(folder, SUMS, partial(_contents, folder, repo))
+    add = importlib.import_module("huggingface_hub").CommitOperationAdd
+    operations = [add(path_in_repo=n, path_or_fileobj=c) for n, c in contents.items()]
+    try:
+        api.create_repo(repo.name, private=private, exist_ok=True)
+        if repo.revision is not None:
+            api.create_branch(repo.name, branch=repo.revision, exist_ok=True)
+        made = api.create_commit(
+            repo.name, operations, commit_message=MESSAGE, revision=repo.revision
+        )
+    except Exception as error:  # of the library or of its HTTP client
+        raise _not_pushed(repo, error) from error
+    return str(made.commit_url)
+
+
+def _contents(folder: Path, repo: HubRepo) -> dict[str, bytes]:
+    """Names and content of what is pushed: in memory, for a file may be replaced while it is sent.
+
+    Raises:
+        InputError: not such a folder, or a damaged one.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{folder}: not a folder that seprune wrote",
@@ -47,24 +70,17 @@ def push_folder(
         )
     config = read_json(folder / "config.json")
     card, picture = (inside(folder, name) for name in (CARD, PICTURE))  # a link leads elsewhere
-    names = _listed(folder / SUMS)
-    contents: dict[str, str | bytes] = {n: str(folder / n) for n in (*names, SUMS)}
+    contents = {name: _content(folder / name) for name in (*_listed(folder / SUMS), SUMS)}
     text = read_text(card) if card.is_file() else folder_card(config, repo.name.partition("/")[2])
     contents[CARD] = text.replace(HERE, str(repo)).encode()
     if picture.is_file():
-        contents[PICTURE] = str(picture)
-    add = importlib.import_module("huggingface_hub").CommitOperationAdd
-    operations = [add(path_in_repo=n, path_or_fileobj=c) for n, c in contents.items()]
-    try:
-        api.create_repo(repo.name, private=private, exist_ok=True)
-        if repo.revision is not None:
-            api.create_branch(repo.name, branch=repo.revision, exist_ok=True)
-        made = api.create_commit(
-            repo.name, operations, commit_message=MESSAGE, revision=repo.revision
-        )
-    except Exception as error:  # of the library or of its HTTP client
-        raise _not_pushed(repo, error) from error
-    return str(made.commit_url)
+        contents[PICTURE] = _content(picture)
+    return contents
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as stream:
+        return stream.read()
 
 
 def _not_pushed(repo: HubRepo, error: Exception) -> InputError | EnvironmentFault:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from cutting import random_plan
 from hub_server import Hub, serving
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from nets import images
 from PIL import Image
 from reports import make_report
 
 import seprune
+import seprune.export.hub
 from seprune import cli
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.models.hub import HubAccess
@@ -171,6 +172,34 @@ def test_a_card_that_is_there_is_pushed_as_it_is(hub, folder, tmp_path):
     (copied / "plan.json").write_text("{}")
     with pytest.raises(InputError, match=r"not pushed, plan\.json changed"):
         seprune.push_to_hub(copied, "us/small")
+
+
+@pytest.mark.parametrize("when", ["while it is read", "while it is sent"])
+def test_a_network_that_is_saved_over_meanwhile_is_pushed_whole(
+    hub, folder, tmp_path, monkeypatch, when
+):
+    """As the new one or as the old one, never with weights of the one and hashes of the other."""
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    other = seprune.load(folder)
+    for parameter in other.parameters():
+        parameter.data += 0.5
+    read = when == "while it is read"
+    place, name = (seprune.export.hub, "open_regular") if read else (HfApi, "create_repo")
+    real, calls = getattr(place, name), []
+
+    def saving(*given, **named):
+        calls.append(name)
+        if len(calls) == 1 + read:  # after the first of the files
+            seprune.save(other, copied)
+        return real(*given, **named)
+
+    monkeypatch.setattr(place, name, saving)
+    seprune.push_to_hub(copied, "us/small")
+    whole = {n: c for n, c in hub.repos["us/small"].items() if n != "README.md"}
+    pushed = copied if read else folder
+    assert whole == {n: (pushed / n).read_bytes() for n in whole}
+    assert (copied / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 
 def test_a_report_s_card_goes_with_its_picture_and_says_where_it_is_now(hub, folder, tmp_path):
