@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import stat
 from pathlib import Path
@@ -124,10 +125,12 @@ def damaged(path: Path, why: str) -> NoReturn:
 def unreadable(path: Path, error: Exception) -> InputError:
     """The InputError for a file that the system does not let us read."""
     why = getattr(error, "strerror", None) or str(error)
+    disk = getattr(error, "errno", None) == errno.EIO
+    look = f"ls -l {shell_word(path)}"
     return InputError(
         f"{path}: cannot be read",
         why=why,
-        fix=f"check its permissions: ls -l {shell_word(path)}",
+        fix=f"{'check the disk' if disk else 'check its permissions'}: {look}",
         code="checkpoint-unreadable",
     )
 

@@ -330,6 +330,7 @@ def _umask() -> int:
 def _environment_fault(path: Path, error: OSError) -> EnvironmentFault:
     fixes = {
         errno.ENOSPC: "free some space and run the same command again",
+        errno.EDQUOT: "free some of what you may use (quota -s), and run the same command again",
         errno.EFBIG: "raise the file-size limit (ulimit -f) and run the same command again",
         errno.EACCES: "choose a folder you may write to with --out",
         errno.EROFS: "choose a folder you may write to with --out",

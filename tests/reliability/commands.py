@@ -48,7 +48,6 @@ class Command:
             what is not a time are compared.
         goes_on: it leaves a state, from which the same command goes on.
         again: its exit status where its work is done already.
-        refusals: further exit statuses where the disk fails.
         cache: the user's cache folder.
     """
 
@@ -56,7 +55,6 @@ class Command:
     exact: bool = True
     goes_on: bool = False
     again: int = 0
-    refusals: tuple[int, ...] = ()
     cache: str = "{out}"
 
 
@@ -187,8 +185,8 @@ class Killed:
         fail = {"root": str(out), "at": number, "how": how}
         done = _run(self.warm, self.home, self.command, out, fail=fail)
         if done.status:
-            reported(done, 4, *self.command.refusals)
-            assert leftovers(out) == [], leftovers(out)
+            reported(done, 4, *((3,) if how == "EIO" else ()))  # 3: what cannot be read
+            assert leftovers(out) == [] or how == "EROFS", leftovers(out)  # nothing can be removed
         self._old_or_new(out, old)
         self.finished(out)
         return done.status != 0

@@ -20,6 +20,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 DIED = 137
+CALLS = (
+    *("replace", "rename", "unlink", "rmdir", "mkdir", "chmod"),
+    *("fsync", "ftruncate", "truncate"),
+)
+FULL = ("ENOSPC", "EDQUOT")
 ROOM = ("open", "write", "mkdir", "save_file")  # what needs room on the disk
 
 
@@ -44,8 +49,10 @@ class _Plan:
             handle = _open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.write(handle, line.encode())
             os.close(handle)
-        if self.how == "ENOSPC":  # from then on, and never where nothing is written
+        if self.how in FULL:  # from then on, and never where nothing is written
             return self.count >= self.at and writing and name in ROOM
+        if self.how == "EROFS":  # the system took a disk that failed for one to be read
+            return self.count >= self.at and writing and name != "fsync"
         if self.how == "EACCES" and self.count > self.at:
             return writing and name != "unlink"
         return self.count == self.at
@@ -82,13 +89,14 @@ def install(
 
     def wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(path: Any, *rest: Any, **named: Any) -> Any:
-            if plan.due(name, path):
+            folder = named.get("dir_fd")
+            if plan.due(name, path if folder is None else f"/proc/self/fd/{folder}/{path}"):
                 plan.act()
             return function(path, *rest, **named)
 
         return call
 
-    for name in ("replace", "rename", "unlink", "mkdir", "chmod", "fsync", "ftruncate", "truncate"):
+    for name in CALLS:
         setattr(os, name, wrapped(getattr(os, name), name))
     os.remove = os.unlink
     os.open = _opening(os.open, plan)

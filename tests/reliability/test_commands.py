@@ -58,7 +58,7 @@ def test_kills_at_random_instants(killed, name):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(27)
-@pytest.mark.parametrize("how", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("how", ["ENOSPC", "EDQUOT", "EIO", "EROFS"])
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ELSEWHERE])
 def test_a_disk_that_fails_at_some_operation(killed, name, how):
     """A dozen operations of each command, evenly spread, over the results of an earlier one."""

@@ -1,7 +1,7 @@
 """Files that were changed and signed again, so that no checksum refuses them.
 
 Whatever seprune reads is read to the end or refused with a documented status, and the file stays as
-it is. `benchmarks/fuzz.py signed` does it 5,000 times, each within 10 s and 2 GB.
+it is. `benchmarks/fuzz_signed.py` does it 5,000 times, each within 10 s and 2 GB.
 """
 
 from __future__ import annotations
