@@ -25,7 +25,14 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from seprune.errors import EnvironmentFault, SepruneError, StoppedError, UsageError, first_line
+from seprune.errors import (
+    EnvironmentFault,
+    InputError,
+    SepruneError,
+    StoppedError,
+    UsageError,
+    first_line,
+)
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.text import null_for_nan, printable
 
@@ -209,8 +216,14 @@ def fail(error: SepruneError | StoppedError) -> None:
         give({"error": parts})
 
 
-def disk_fault(error: OSError) -> EnvironmentFault:
+def disk_fault(error: OSError) -> SepruneError:
     """An error of the operating system that has no message of its own here."""
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(
+            f"{error.filename or 'a path'}: there can be no such file",
+            why=os.strerror(errno.ENAMETOOLONG),
+            fix="check the path",
+        )
     return EnvironmentFault(
         f"{error.filename or 'the output'}: cannot be read or written",
         why=os.strerror(error.errno) if error.errno else str(error),

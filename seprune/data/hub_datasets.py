@@ -66,14 +66,15 @@ def _load(source: str, name: str, config: str | None) -> Mapping[str, Any]:
         if any((folder / f).is_file() for f in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(str(folder))
         else:
-            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
+            where = str(folder.resolve()) if folder.is_dir() else name
+            found = datasets.load_dataset(where, config)
     except Exception as error:  # of the library, its readers, or of a Hub
         raise _fault(source, name, error) from error
     return found if isinstance(found, Mapping) else {"train": found}
 
 
 def _require_name(source: str, name: str) -> None:
-    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):  # a word alone may be a reader of `datasets`
         return
     raise InputError(
         f"{source}: no such folder, and not the name of a data set",

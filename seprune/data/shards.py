@@ -18,20 +18,18 @@ from seprune.data.encoded import MOST_CLASSES, Encoded, as_source, encoded, mask
 from seprune.data.folders import EXTENSIONS
 from seprune.data.masks import classes_in
 from seprune.data.shard_files import local_file
+from seprune.data.shard_names import PREFIX, shard_names
 from seprune.data.source import REPORTING, Source
-from seprune.errors import InputError, UsageError, first_line
-from seprune.runtime.extras import require
+from seprune.errors import InputError, first_line
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.reading import open_regular, parse_json, read_text
 from seprune.runtime.text import shell_word
 from seprune.runtime.timeout import at_most
 
-PREFIX = "wds:"
 LABELS = ("cls", "cls.txt", "label", "label.txt", "txt")  # endings of members, the best first
 KEYS = ("label", "cls", "class", "class_id", "label_id")  # of a .json
 MASKS = ("mask.png", "seg.png", "segmentation.png", "annotation.png", "label.png", "gt.png")
 LABEL_LIMIT = 1 << 20  # bytes of a member that is no image
-MOST_SHARDS, LONGEST = 100_000, 20  # digits of a number between braces that are looked at
 BLOCK = 512  # of a tar
 LEAST_SECONDS, LEAST_RATE = 10, 1e6  # for indexing a shard, and bytes a second of it
 
@@ -93,7 +91,7 @@ def shards(source: str, mode: str | None, task: str | None) -> Source:
         InputError: no such shards, a broken or an empty one, a sample without an image or a label.
         EnvironmentFault: no connection, or `webdataset` is not installed.
     """
-    given = _expanded(source)
+    given = shard_names(source)
     paths = {url: local_file(url) for url in given}
     reporting = [p for u, p in paths.items() if _reports(u, source)]
     both = [[p for p in paths.values() if p not in reporting], reporting]
@@ -119,53 +117,6 @@ def _holds_masks(path: Path, task: str | None) -> bool:
     with open_regular(path) as stream:
         first = next(iter(_samples(path, stream).values()))
     return first.mask() is not None and not first.labelled()
-
-
-def _expanded(source: str) -> list[str]:
-    """Every shard that the source names, in order."""
-    spec = source.removeprefix(PREFIX)
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
-        found = sorted(map(str, folder.rglob("*.tar")))
-        if not found:
-            raise InputError(
-                f"{folder}: holds no shards",
-                why="shards are files that end in .tar",
-                fix="name another folder, or shards as in wds:train-{000..009}.tar",
-            )
-        return found
-    schemes = set(re.findall(r"(?:^|::)([a-z][a-z0-9+]*):(?!:)", spec))
-    if odd := sorted(schemes - {"http", "https", "file"}):
-        raise UsageError(
-            f"{source}: {odd[0]}: is not read",
-            why="a command is never run for data"
-            if odd == ["pipe"]
-            else "shards are files, or behind http and https",
-            fix="copy the shards to a folder, and --data wds:FOLDER",
-        )
-    _require_few(source, spec)
-    library = require("webdataset", extra="webdataset", what=f"{source} needs a package")
-    try:
-        return [url.removeprefix("file:") for url in library.shardlists.expand_urls(spec)]
-    except ValueError as error:
-        raise UsageError(
-            f"{source}: not a list of shards",
-            why=first_line(error),
-            fix="write wds:train-{000..009}.tar",
-        ) from error
-
-
-def _require_few(source: str, spec: str) -> None:
-    """Refuse what would be millions of names, before they are made."""
-    count = 1
-    for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", spec):
-        count *= 1 + abs(int(last[:LONGEST]) - int(first[:LONGEST]))
-    if count > MOST_SHARDS:
-        raise UsageError(
-            f"{source}: names {count:,} shards",
-            why=f"there can be {MOST_SHARDS:,} at most",
-            fix="write wds:train-{000..009}.tar",
-        )
 
 
 def _reports(url: str, source: str) -> bool:

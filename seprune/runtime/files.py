@@ -334,6 +334,7 @@ def _environment_fault(path: Path, error: OSError) -> EnvironmentFault:
         errno.EFBIG: "raise the file-size limit (ulimit -f) and run the same command again",
         errno.EACCES: "choose a folder you may write to with --out",
         errno.EROFS: "choose a folder you may write to with --out",
+        errno.ENAMETOOLONG: "choose a shorter name",
         errno.ELOOP: f"it is a link, which is never followed for writing: rm {shell_word(path)}",
     }
     return EnvironmentFault(

@@ -167,12 +167,17 @@ def test_an_odd_data_set_is_named_in_one_sentence(save, odd):
     assert caught.value.exit_status == 3
 
 
-def test_a_folder_that_is_none_of_theirs_is_named(sets, tmp_path):
+def test_a_folder_that_is_none_of_theirs_is_named(sets, tmp_path, monkeypatch):
+    """Also a reader of the library, which would look for files of its kind where one stands."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("nothing")
-    for name in (tmp_path, tmp_path / "missing"):
+    (tmp_path / "train.pkl").write_bytes(b"cos\nsystem\n(S'touch run'\ntR.")
+    (tmp_path / "text").mkdir()
+    for name in (tmp_path, tmp_path / "missing", "pandas", "text", "parquet"):
         with pytest.raises(SepruneError) as caught:
             raw(f"hf:{name}")
         assert caught.value.fix
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -497,6 +502,11 @@ def test_an_odd_shard_is_named_in_one_sentence(shards):
         ("gone-{000..002}.tar", InputError, "gone-000.tar: no such shard"),
         ("{0..99999999999}.tar", UsageError, "names 100,000,000,000 shards"),
         ("{0..999}-{0..999}.tar", UsageError, "names 1,000,000 shards"),
+        ("{0..-99999999999..7}.tar", UsageError, "names 100,000,000,000 shards"),
+        ("{a..z}" * 9 + ".tar", UsageError, "names .* shards"),
+        ("{a,b}" * 60 + ".tar", UsageError, "names .* shards"),
+        ("{a{b,c},d}.tar", UsageError, r"{\.\.\.{ is not read"),
+        ("http://example.org/${HF_TOKEN}.tar", UsageError, r"\$ is not read"),
     ],
 )
 def test_what_is_not_read_is_named(shards, spec, kind, said):

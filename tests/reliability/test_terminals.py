@@ -163,3 +163,31 @@ def test_names_of_layers_are_shown_and_not_obeyed(terminal, tmp_path):
     exported.refused(3, "export", says="torch does not read again what it wrote")
     assert not (tmp_path / "m.pt2").exists()
     assert "\x1b" not in ended.err + made.err + exported.err
+
+
+LONG = "z" * 300
+NET = ("seprune/se_resnet8", "--classes", "3", "--input", "3x12x12")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", LONG),
+        ("inspect", *NET, "--checkpoint", LONG),
+        ("evaluate", *NET, "--data", LONG),
+        ("rank", *NET, "--importance", "l2", "--out", f"{LONG}.csv"),
+        ("run", LONG, "--out", "x"),
+        ("run", "quickstart", "--out", LONG),
+        ("report", LONG),
+        ("verify", LONG),
+        ("compare", LONG, LONG),
+        ("convert", LONG),
+        ("push", LONG, "a/b"),
+    ],
+    ids=lambda words: " ".join(w[:9] for w in words),
+)
+def test_a_name_that_is_too_long_is_refused(terminal, tmp_path, words):
+    ended = terminal(*words, "--json", cwd=str(tmp_path))
+    assert ended.status in ((2, 3, 4) if "--out" in words else (2, 3)), ended
+    assert "disk" not in ended.error["next"], ended
+    assert list(tmp_path.iterdir()) == []
