@@ -11,7 +11,7 @@ from seprune.models.hub import PREFIX, HubAccess, HubRepo, fetch, fetch_config, 
 from seprune.report.card import HERE, folder_card
 from seprune.runtime.files import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
 from seprune.runtime.paths import fault_in, inside
-from seprune.runtime.reading import open_regular, read_json, read_text
+from seprune.runtime.reading import open_regular, read_text
 from seprune.runtime.text import shell_word
 from seprune.runtime.transaction import undisturbed
 
@@ -68,10 +68,10 @@ def _contents(folder: Path, repo: HubRepo) -> dict[str, bytes]:
             fix=f"seprune verify {shell_word(folder)}",
             code="damaged",
         )
-    config = read_json(folder / "config.json")
     card, picture = (inside(folder, name) for name in (CARD, PICTURE))  # a link leads elsewhere
     contents = {name: _content(folder / name) for name in (*_listed(folder / SUMS), SUMS)}
-    text = read_text(card) if card.is_file() else folder_card(config, repo.name.partition("/")[2])
+    config, title = folder / "config.json", repo.name.partition("/")[2]
+    text = read_text(card) if card.is_file() else folder_card(config, title)
     contents[CARD] = text.replace(HERE, str(repo)).encode()
     if picture.is_file():
         contents[PICTURE] = _content(picture)

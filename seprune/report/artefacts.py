@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,10 @@ class ArtefactReport:
     median_ms: dict[str, float | None] = field(default_factory=dict)
     count: int = 0
     data: str | None = None
+
+    def __post_init__(self) -> None:
+        if odd := [batch for batch in self.median_ms if not re.fullmatch(r"[1-9]\d{0,8}", batch)]:
+            raise ValueError(f"median_ms: {odd[0]!r} is no batch size")
 
 
 def keep_artefacts(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import words
 from seprune.report.measurement import Measurement, Report
 from seprune.runtime.text import printable
+from seprune.runtime.typed import read_typed
 
 TAGS = {  # of a Hub, by task
     "classification": "image-classification",
@@ -57,7 +59,7 @@ def _measured(report: Report, m: Measurement, picture: str | None) -> list[str]:
     """Which images the numbers are of, and the picture of them."""
     if not m.count:
         return ["Nothing was measured on images."]
-    title = metric_title(m.metric)
+    title = _line(metric_title(m.metric))
     shown = [f"![{title} against FLOPs]({picture})"] if picture else []
     name = _line(data_name(report.data.get("source")))
     return [*shown, f"{title[:1].upper()}{title[1:]} is of {m.count:,} images of {name}."]
@@ -113,22 +115,38 @@ def tagged(task: object, base: object) -> list[str]:
     return lines
 
 
-def folder_card(config: Mapping[str, Any], title: str) -> str:
-    """The card of a folder that no report has described, from its `config.json`."""
-    metrics, base = config.get("metrics") or {}, config.get("base_model")
+@dataclass(frozen=True)
+class _Described:
+    """What `config.json` of a folder tells of its network; whoever wrote it may have meant harm."""
+
+    architecture: str | None = None
+    task: str | None = None
+    base_model: str | None = None
+    metrics: dict[str, float] | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+def folder_card(config: Path, title: str) -> str:
+    """The card of a folder that no report has described, from its `config.json`.
+
+    Raises:
+        InputError: it does not hold what seprune writes.
+    """
+    known = read_typed(_Described, config, fix="save the network again", code="damaged")
+    base = known.base_model
     lines = ["library_name: seprune", "tags:", "- pruning", "- squeeze-and-excitation"]
     sections = [
-        "---\n" + "\n".join([*lines, *tagged(config.get("task"), base)]) + "\n---",
+        "---\n" + "\n".join([*lines, *tagged(known.task, base)]) + "\n---",
         f"# {_line(title)}",
-        f"`{_line(config.get('architecture'))}`, pruned by seprune"
+        f"`{_line(known.architecture)}`, pruned by seprune"
         + (f", from `{_line(base)}`." if base else "."),
         "## Use",
         f'```python\nimport seprune\n\nmodel = seprune.load("{HERE}")\n```',
     ]
-    if (given := config.get("preprocessing")) is not None:
-        sections += _preparing(given)
-    if metrics:
-        rows = [f"| {metric_title(k)} | {metric_value(k, v)} |" for k, v in metrics.items()]
+    sections += _preparing(known.preprocessing)
+    if known.metrics:
+        found = known.metrics.items()
+        rows = [f"| {_line(metric_title(k))} | {metric_value(k, v)} |" for k, v in found]
         sections += ["## Results", "\n".join(["| metric | value |", "|---|--:|", *rows])]
     return "\n\n".join(sections) + "\n"
 
@@ -136,7 +154,7 @@ def folder_card(config: Mapping[str, Any], title: str) -> str:
 def _results(report: Report, measurement: Measurement) -> str:
     base = [report.baseline] if report.baseline and measurement.stage != "baseline" else []
     rows = [*base, measurement]
-    titles = [metric_title(name) for name in report.metrics]
+    titles = [_line(metric_title(name)) for name in report.metrics]
     head = ["network", *titles, "MACs", "parameters", "file"]
     lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     for m in rows:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import random
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +245,27 @@ def _store_picture(path: Path, tree: Any) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _load_shard(path: Path) -> Any:
+    with tarfile.open(path) as tar:
+        return [[m.name, tar.extractfile(m).read().decode("latin1")] for m in tar]  # type: ignore[union-attr]
+
+
+def _store_shard(path: Path, tree: Any) -> None:
+    """Members that are no pairs of a name and a content are folders, or links to that name."""
+    with tarfile.open(path, "w") as tar:
+        for row in tree if isinstance(tree, list) else [tree]:
+            name, content = (*row, "", "")[:2] if isinstance(row, list) else (row, None)
+            member = tarfile.TarInfo(str(name))
+            text = content if isinstance(content, str) else _text(content)
+            held = text.encode("latin1", "replace")
+            member.size, member.type = len(held), tarfile.REGTYPE
+            if content is None:
+                member.size, member.type, held = 0, tarfile.DIRTYPE, b""
+            elif isinstance(content, list | dict):
+                member.size, member.type, member.linkname = 0, tarfile.SYMTYPE, text
+            tar.addfile(member, io.BytesIO(held))
+
+
 JSON = Form(lambda path: json.loads(path.read_text()), _store_json)
 JSON_LINES = Form(_load_journal, _store_json_lines)
 JOURNAL = Form(_load_journal, _store_journal)
@@ -251,4 +273,5 @@ TENSORS = Form(_load_tensors, _store_tensors)
 TABLE = Form(_load_csv, _store_csv)
 HEADER = Form(_load_header, _store_header)
 LINES = Form(_load_lines, _store_lines)
+SHARD = Form(_load_shard, _store_shard)
 PICTURE = Form(_load_picture, _store_picture)

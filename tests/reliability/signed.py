@@ -33,6 +33,7 @@ from mutations import (
     JSON_LINES,
     LINES,
     PICTURE,
+    SHARD,
     TABLE,
     TENSORS,
     Form,
@@ -44,20 +45,24 @@ from rich.console import Console
 import seprune
 from seprune.checkpoint import load_weights
 from seprune.errors import SepruneError
+from seprune.export.hub import _contents as hub_contents
 from seprune.importance.ablation import Sensitivity, weighed
 from seprune.measure.latency_table import LatencyTable, TableKey
+from seprune.models.hub import HubRepo
 from seprune.models.preprocessing import preprocessing_in
+from seprune.models.published import card_metrics
 from seprune.pipeline import run_folder
 from seprune.pipeline.budget_result import read_importance
 from seprune.pipeline.network import open_network
 from seprune.recipe.sections import ModelSection
 from seprune.recovery.reconstruct import ReconstructOptions, reconstruct
 from seprune.report import compare, measurement, table
+from seprune.report.artefacts import keep_artefacts
 from seprune.report.card import model_card
 from seprune.report.html import write_html
 from seprune.report.terminal import show
 from seprune.report.training import read_training
-from seprune.runtime.files import write_json, write_sums
+from seprune.runtime.files import ARTEFACTS, CARD, write_json, write_sums
 from seprune.runtime.threads import choose_threads
 from seprune.runtime.transaction import RECORD, settle
 
@@ -253,6 +258,58 @@ def _hub(_: World, path: Path) -> None:
     open_network(ModelSection(name="hf-hub:a/b", checkpoint=str(path.parent)))
 
 
+def _pushed(_: World, path: Path) -> None:
+    write_sums(path.parent)
+    hub_contents(path.parent, HubRepo.of("hf-hub:a/b"))
+
+
+def _make_pushed(world: World, folder: Path) -> Path:
+    shutil.copytree(world.run / "pruned", folder, dirs_exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"metrics": {"top1": 0.5}, "base_model": "a/b"})
+    return folder / "config.json"
+
+
+def _card(_: World, path: Path) -> None:
+    card_metrics(HubRepo.of("hf-hub:timm/x", path.parent), 224)
+
+
+def _make_card(_: World, folder: Path) -> Path:
+    results = "model-index:\n- name: x\n  results:\n  - task:\n      type: image-classification"
+    results += "\n    dataset:\n      name: a\n      type: a\n    metrics:\n    - type: accuracy"
+    table = "|model  |img_size|top1|\n|---|---|---|\n|[x](y)|224|80.5|"
+    (folder / CARD).write_text(f"---\n{results}\n      value: 0.5\n---\n{table}\n")
+    return folder / CARD
+
+
+def _exported(world: World, path: Path) -> None:
+    _report(world, path.parent / "report.json")
+
+
+def _make_exported(world: World, folder: Path) -> Path:
+    shutil.copytree(world.run, folder, dirs_exist_ok=True)
+    row = {"name": "ONNX", "file": "a.onnx", "bytes": 10, "metrics": {"top1": 0.5}, "count": 4}
+    keep_artefacts([row | {"median_ms": {"1": 0.5}}], folder, data="images")
+    return folder / ARTEFACTS
+
+
+def _make_shard(world: World, folder: Path) -> Path:
+    files = []
+    for n in range(6):
+        files.append((f"{n}.png", (world.home / "boxes" / f"{n}.png").read_bytes()))
+        label = ("json", json.dumps({"label": n % 2})) if n % 3 else ("cls", str(n % 2))
+        files.append((f"{n}.{label[0]}", label[1].encode()))
+    SHARD.store(folder / "a.tar", [[name, content.decode("latin1")] for name, content in files])
+    return folder / "a.tar"
+
+
+def _shard(_: World, path: Path) -> None:
+    data = seprune.open_data(f"wds:{path.parent}", seprune.DataSettings(workers=0, batch_size=2))
+    for loader in (data.reporting(), data.training(seed=0)):
+        next(iter(loader))
+
+
 def _threads(world: World, path: Path) -> None:
     choose_threads("auto", kept=run_folder.kept_threads(path.parent))
 
@@ -349,6 +406,10 @@ SUBJECTS: dict[str, Subject] = {
     "config of timm": Subject(JSON, repositories.of_timm, _hub, slow=True),
     "config of transformers": Subject(JSON, repositories.of_transformers, _hub, slow=True),
     "epochs": Subject(JSON_LINES, _of_run("finetuned/metrics.jsonl"), _epochs),
+    "config that is pushed": Subject(JSON, _make_pushed, _pushed),
+    "card of a Hub": Subject(LINES, _make_card, _card),
+    "exported files": Subject(JSON, _make_exported, _exported),
+    "shard": Subject(SHARD, _make_shard, _shard),
     "latency table": Subject(
         JSON, _of_home("latency.json"), lambda _, path: LatencyTable.load(path) and None
     ),
