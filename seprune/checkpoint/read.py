@@ -20,6 +20,7 @@ from torch.serialization import safe_globals
 from seprune.checkpoint import archive, pickles
 from seprune.checkpoint.sniff import HEAD, Kind, container, damaged, incomplete
 from seprune.errors import EnvironmentFault, InputError
+from seprune.runtime.distributed import out_of_memory
 from seprune.runtime.reading import parse_json, require_regular
 from seprune.runtime.timeout import at_most
 
@@ -233,7 +234,9 @@ def _check_entry(path: Path, name: str, *, entry: dict[str, Any]) -> None:
 def _memory(path: Path) -> Iterator[None]:
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         raise EnvironmentFault(
             f"{path}: not enough memory to read it",
             why=f"its tensors take {path.stat().st_size:,} bytes",

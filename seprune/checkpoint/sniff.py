@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from seprune.errors import InputError
+from seprune.runtime.reading import open_regular
 from seprune.runtime.text import shell_word
 
 Kind = Literal["zip", "legacy", "pickle", "safetensors"]
@@ -71,7 +72,7 @@ def sniff(path: Path) -> Kind:
     Raises:
         InputError: empty, incomplete, or something that holds no PyTorch weights; says what it is.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(HEAD)
         size = stream.seek(0, 2)
         stream.seek(max(0, size - 8))

@@ -218,6 +218,8 @@ def fail(error: SepruneError | StoppedError) -> None:
 
 def disk_fault(error: OSError) -> SepruneError:
     """An error of the operating system that has no message of its own here."""
+    if error.errno == errno.ENOMEM and (known := fault_behind(error)):
+        return known
     if error.errno == errno.ENAMETOOLONG:
         return InputError(
             f"{error.filename or 'a path'}: there can be no such file",

@@ -98,7 +98,7 @@ def _require_own(name: str, local: int) -> None:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory was short, on a GPU or on the machine."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate", "cannot allocate memory", "not enough memory")
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(w in str(error).lower() for w in words)
 

@@ -317,8 +317,14 @@ def _is_content(name: str) -> bool:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """A pipe that nobody reads is an error, not waited for."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    """A pipe that nobody reads is an error, not waited for; a hard link gets its own content."""
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    handle = os.open(path, flags, 0o666)
+    if os.fstat(handle).st_nlink > 1:
+        os.close(handle)
+        copy(Path(path), Path(path))
+        handle = os.open(path, flags, 0o666)
+    return handle
 
 
 def _umask() -> int:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from seprune.errors import EnvironmentFault, InputError, LockedError, UsageError
 from seprune.runtime.files import tidy, write_json
 from seprune.runtime.paths import inside
+from seprune.runtime.text import shell_word
 from seprune.runtime.typed import ProcessId, read_typed
 
 HOLDER = "lock.json"
@@ -47,7 +48,7 @@ def hold(out: Path) -> Iterator[None]:
             why="a run writes several files",
             fix="choose another folder with --out",
         )
-    lock = FileLock(inside(out, "lock"))  # the operating system's: it dies with its process
+    lock = FileLock(_own_lock(out))  # the operating system's: it dies with its process
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -75,7 +76,7 @@ def waiting_for(folder: Path) -> Iterator[None]:
         InputError: its lock is a link.
         EnvironmentFault: it cannot be written.
     """
-    lock = FileLock(inside(folder, "lock"), poll_interval=0.2)
+    lock = FileLock(_own_lock(folder), poll_interval=0.2)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -87,6 +88,23 @@ def waiting_for(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _own_lock(folder: Path) -> Path:
+    """The path of a folder's lock.
+
+    Raises:
+        InputError: it is a link, or a file that has another name: whoever opens it empties it.
+    """
+    path = inside(folder, "lock")
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise InputError(
+            f"{path}: the file of another folder, too",
+            why="it is a hard link, and locks of two folders are not one",
+            fix=f"rm {shell_word(path)}",
+            code="path",
+        )
+    return path
 
 
 def _locked(out: Path) -> LockedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,8 @@ VALUES_LIMIT = 4_000_000  # of one JSON document
 LINES_LIMIT = 4_000_000  # of a text; a table has one for each image
 DEPTH_LIMIT = 64  # brackets in brackets
 DIGITS_LIMIT = 19  # of an integer: what 64 bits hold
+HOLES_LIMIT = 256 << 20  # bytes of a file that may be nothing but holes
+WRITTEN, MOST_PARTS = 0.01, 1000  # of a longer one that has to be written; parts looked at
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 _LONG_NUMBER = re.compile(rb"\d{%d}|\d[eE]" % (DIGITS_LIMIT + 1))
@@ -38,7 +41,33 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
             _refuse(path, "not a regular file", why=f"it is {_kind(mode)}")
+        if _is_sparse(handle):
+            _refuse(path, "a file of holes", why="hardly anything of its length was ever written")
         yield stream
+
+
+def _is_sparse(handle: int) -> bool:
+    """Whether a long file is hardly more than holes, which take no room on a disk.
+
+    An archive of a kilobyte unpacks to one of a terabyte, which whoever reads it would read or
+    keep in memory. Where a file system knows no holes, there are none.
+    """
+    size = os.fstat(handle).st_size
+    if size <= HOLES_LIMIT:
+        return False
+    held = end = 0
+    try:
+        for _ in range(MOST_PARTS):
+            start = os.lseek(handle, end, os.SEEK_DATA)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+            held += end - start
+            if held > WRITTEN * size:
+                return False
+    except OSError as error:
+        return error.errno == errno.ENXIO  # nothing but a hole is left
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+    return True
 
 
 def require_regular(path: Path) -> None:

@@ -248,6 +248,22 @@ def test_memory_that_is_too_short_for_the_libraries_of_torch():
     assert "error: torch cannot be imported" in done.stderr
 
 
+def test_files_that_are_larger_than_the_memory_are_named(terminal, tmp_path):
+    """What maps them into memory says so as a RuntimeError."""
+    path, header = (
+        tmp_path / "w.safetensors",
+        b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}',
+    )
+    size = 1100 << 20
+    with path.open("wb") as stream:
+        text = header % (size, size)
+        stream.write(len(text).to_bytes(8, "little") + text + bytes(size // 64))
+        stream.truncate(8 + len(text) + size)
+    words = ("inspect", "seprune/se_resnet8", "--classes", 3, "--input", "3x12x12")
+    ended = terminal(*words, "--checkpoint", path, "--json")
+    ended.refused(4, "environment", says="not enough memory")
+
+
 @pytest.mark.slow
 def test_a_python_without_docstrings_runs_it_whatever_libraries_need_them():
     done = command_line("models seprune/*", "pass", "-OO")

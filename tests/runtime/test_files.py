@@ -282,3 +282,19 @@ def test_nothing_is_put_among_the_devices(name):
         files.write_text(Path("/dev") / name, "x")
     after = os.lstat(f"/dev/{name}") if os.path.lexists(f"/dev/{name}") else None
     assert (before and before.st_ino) == (after and after.st_ino)
+
+
+@pytest.mark.parametrize("write", ["append_line", "log"])
+def test_what_is_added_to_a_copy_of_hard_links_stays_in_the_copy(tmp_path, write):
+    """As `cp -al RUN COPY` makes one, to go on in it."""
+    given, copied = tmp_path / "run", tmp_path / "copy"
+    given.write_text("one\n")
+    os.link(given, copied)
+    if write == "log":
+        with files.log(copied) as stream:
+            stream.write(b"two\n")
+    else:
+        files.append_line(copied, "two")
+    assert given.read_text() == "one\n"
+    assert copied.read_text() == "one\ntwo\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "run"]

@@ -1,5 +1,7 @@
 """Names from files stay in their folder, and writing follows no link."""
 
+import os
+
 import pytest
 
 from seprune.errors import EnvironmentFault, InputError
@@ -63,6 +65,18 @@ def test_a_run_folder_with_a_link_is_refused(tmp_path, name):
     if name == "lock":
         with pytest.raises(InputError, match="is a link"), waiting_for(out):
             pass
+
+
+def test_a_lock_with_another_name_is_refused_and_not_emptied(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    os.link(tmp_path / "victim", out / "lock")
+    for locked in (hold, waiting_for):
+        with pytest.raises(InputError, match="hard link") as caught, locked(out):
+            pass
+        assert caught.value.fix == f"rm {out / 'lock'}"
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_sums_name_files_of_their_own_folder_that_are_no_links(tmp_path):

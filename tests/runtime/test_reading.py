@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
+from seprune.checkpoint import load_weights
 from seprune.errors import InputError
 from seprune.runtime import reading
+from seprune.runtime.files import sha256
 from seprune.runtime.reading import parse_json, read_bytes, read_json, require_regular
 
 
@@ -48,7 +50,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, make):
 
 def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "a").open("wb") as stream:
-        stream.truncate(1 << 40)  # sparse: it takes no room
+        stream.truncate(100 << 20)  # sparse: it takes no room
     with pytest.raises(InputError, match=r"a: too large to be read\nwhy: more than 67,108,"):
         read_json(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"12345")
@@ -101,3 +103,30 @@ def test_a_pipe_that_somebody_writes_to_is_not_read_either(tmp_path):
     with pytest.raises(InputError, match="not a regular file"):
         read_bytes(tmp_path / "a")
     writer.join(5)
+
+
+def test_a_long_file_of_holes_is_refused_before_it_is_read(tmp_path):
+    """A kilobyte on the disk, and in an archive, that claims a terabyte."""
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}})
+    with path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header.encode())
+        stream.truncate(8 + len(header) + 2**40)
+    if path.stat().st_blocks > 100:
+        pytest.skip("a file system without holes")
+    for read in (require_regular, load_weights, sha256):
+        with pytest.raises(InputError, match="a file of holes"):
+            read(path)
+    os.truncate(path, 1000)
+    require_regular(path)
+
+
+def test_a_long_file_that_was_written_is_read_whatever_holes_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "HOLES_LIMIT", 1 << 20)
+    path = tmp_path / "rows.npy"
+    with path.open("wb") as stream:
+        stream.seek(8 << 20)
+        stream.write(bytes([1]) * (1 << 18))
+    with reading.open_regular(path) as stream:
+        assert stream.tell() == 0
+        assert len(stream.read()) == (8 << 20) + (1 << 18)
