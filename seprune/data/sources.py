@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seprune.data import fingerprint, hub_datasets, shards
+from seprune.data import fingerprint, hub_datasets, shard_names, shards
 from seprune.data.decode import as_mode
 from seprune.data.encoded import MOST_CLASSES
 from seprune.data.folders import Files, find_images
@@ -106,7 +106,7 @@ _FOLDERS = {
 
 
 def _require_kind(source: str, task: str | None) -> None:
-    if task in _FOLDERS and source.startswith((hub_datasets.PREFIX, shards.PREFIX)):
+    if task in _FOLDERS and source.startswith((hub_datasets.PREFIX, shard_names.PREFIX)):
         raise InputError(
             f"{source}: {task} is not read from there",
             why="hf: and wds: give classes and masks",
@@ -123,7 +123,7 @@ def _found(source: str, mode: str | None, task: str | None) -> Source:
         return _torchvision(source, mode)
     if source.startswith(hub_datasets.PREFIX):
         return hub_datasets.hub_dataset(source, mode, task)
-    if source.startswith(shards.PREFIX):
+    if source.startswith(shard_names.PREFIX):
         return shards.shards(source, mode, task)
     root = Path(source).expanduser()
     if source == "shapes" and not root.exists():
