@@ -24,6 +24,7 @@ from seprune.data.shapes import shapes
 from seprune.data.source import Source, stratified
 from seprune.errors import InputError, first_line
 from seprune.runtime.reading import require_regular
+from seprune.runtime.timeout import at_most, memory_at_most
 
 # name: the argument that chooses the part, its value for training, its value for reporting
 TORCHVISION: dict[str, tuple[str, Any, Any]] = {
@@ -54,6 +55,8 @@ FILES = {
     "Country211": "samples",
     "OxfordIIITPet": "_images",
 }
+OPEN_SECONDS, OPEN_RATE = 60.0, 1e6  # for opening one of those, and bytes a second of its files
+OPEN_MEMORY = 4 << 30  # and four times as much as they are long: some unpack to more
 MIRROR_CHANGES_CLASS = {"MNIST", "KMNIST", "USPS", "SVHN", "GTSRB"}
 
 
@@ -185,9 +188,15 @@ def _torchvision(source: str, mode: str | None) -> Source:
         )
     argument, *parts = TORCHVISION[name]
     kind = getattr(datasets, name)
-    _refuse_special(Path(folder))
+    size = _size_below(Path(folder))
+    seconds = OPEN_SECONDS + size / OPEN_RATE
+
+    def too_slow() -> TimeoutError:
+        return TimeoutError(f"no end within {seconds:.0f} s")
+
     try:
-        train, val = (kind(folder, download=False, **{argument: part}) for part in parts)
+        with at_most(seconds, too_slow), memory_at_most(OPEN_MEMORY + 4 * size):
+            train, val = (kind(folder, download=False, **{argument: part}) for part in parts)
         images = [_part(source, name, own, mode) for own in (train, val)]
         labels = torch.cat([part.labels for part in images])
         if not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
@@ -224,11 +233,19 @@ def _part(source: str, name: str, dataset: Any, mode: str | None) -> Files | For
     return Files([Path(path) for path in paths], [int(label) for label in labels], mode or "RGB")
 
 
-def _refuse_special(folder: Path) -> None:
-    """What torchvision would open and wait for: a pipe, a device or a socket below the folder."""
+def _size_below(folder: Path) -> int:
+    """The bytes of all files below a folder.
+
+    Raises:
+        InputError: a pipe, a device or a socket, which torchvision would open and wait for.
+    """
+    size = 0
     for path in folder.rglob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.is_file():
+            size += path.stat().st_size
+        elif path.exists() and not path.is_dir():
             require_regular(path)
+    return size
 
 
 def _labels(dataset: Any) -> Any:

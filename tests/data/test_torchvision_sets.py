@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from seprune.data import DataSettings, open_data
+from seprune.data import DataSettings, open_data, sources
 from seprune.errors import InputError
 
 Save = Callable[[Path], None]
@@ -145,3 +146,17 @@ def test_tables_that_are_damaged_are_refused(tmp_path):
         (tmp_path / "food-101/meta/train.json").write_text(text)
         with pytest.raises(InputError, match="torchvision cannot open it"):
             opened(f"torchvision/Food101:{tmp_path}")
+
+
+def test_what_unpacks_to_far_more_than_its_files_is_refused(tmp_path, monkeypatch):
+    """Some hundred bytes of digits that become ten million lines."""
+    monkeypatch.setattr(sources, "OPEN_MEMORY", 64 << 20)
+    (tmp_path / "usps.bz2").write_bytes(bz2.compress(b"\n" * 10**7))
+    with pytest.raises(InputError, match="torchvision cannot open it") as caught:
+        opened(f"torchvision/USPS:{tmp_path}")
+    assert caught.value.why == "MemoryError"
+    monkeypatch.setattr(sources, "OPEN_MEMORY", 4 << 30)
+    monkeypatch.setattr(sources, "OPEN_SECONDS", 0.01)
+    with pytest.raises(InputError, match="torchvision cannot open it") as caught:
+        opened(f"torchvision/USPS:{tmp_path}")
+    assert "no end within" in caught.value.why
