@@ -71,7 +71,8 @@ def _shown(found: Sequence[Measurement], report: Report) -> Figure:
 
 def _title(metric: str) -> str:
     """Of the axis."""
-    return f"{metric_title(metric)} (%)" if metric in FRACTIONS else metric_title(metric)
+    title = axes.label(metric_title(metric))
+    return f"{title} (%)" if metric in FRACTIONS else title
 
 
 def _scale(metric: str) -> int:
@@ -148,7 +149,7 @@ def scores(budget: BudgetReport) -> Figure:
         "marker": {"symbol": "line-ns", "size": 14, "line": {"color": "@orange", "width": 3}},
         "hovertemplate": "%{y}<br>removed up to %{x:.4g}<extra></extra>",
     }
-    layout = axes.rows(f"score ({budget.criterion})", [g.name for g in budget.groups])
+    layout = axes.rows(f"score ({axes.label(budget.criterion)})", [g.name for g in budget.groups])
     everything = np.concatenate([axes.finite(g.scores) for g in groups] or [np.zeros(1)])
     layout["xaxis"] |= axes.scale(everything)
     return {"data": [box, marks], "layout": layout}
@@ -178,7 +179,7 @@ def group(cut: GroupCut, criterion: str) -> Figure:
     if logarithmic:
         for trace in traces:
             trace["width"] = [axes.short(10**b - 10**a) for a, b in pairwise(edges)]
-    layout = axes.layout(f"score ({criterion})", "channels", height=300)
+    layout = axes.layout(f"score ({axes.label(criterion)})", "channels", height=300)
     layout |= {"barmode": "stack", "bargap": 0.04}
     layout["xaxis"] |= axis
     if (at := _cut(cut)) is not None:
@@ -224,7 +225,9 @@ def comparison(compared: Comparison, cost: CostAxis = MACS) -> Figure:
             | {
                 "mode": "lines+markers",
                 "error_y": {"array": spread, "visible": any(spread), "color": colour},
-                "text": [f"{row.stage} {row.budget or ''}, runs: {row.runs}" for row in rows],
+                "text": [
+                    axes.label(f"{row.stage} {row.budget or ''}, runs: {row.runs}") for row in rows
+                ],
                 "hovertemplate": f"%{{y:.2f}} at %{{x:.4g}} {cost.unit}<br>%{{text}}",
                 "marker": {"size": 9, "color": colour, "symbol": symbol},
                 "line": {"width": 1.5, "color": colour, "dash": dash},

@@ -80,7 +80,7 @@ def metric(report: Report) -> Figure:
         line["marker"] |= {"size": size, "symbol": mark}
         traces.append(line | {"hovertemplate": _hover()})
     unit = " (%)" if percent == 100 else ""
-    name = f"{metric_title(report.metric)} on the validation split{unit}"
+    name = f"{axes.label(metric_title(report.metric))} on the validation split{unit}"
     return {"data": traces, "layout": axes.layout("epoch", name, height=340)}
 
 

@@ -27,6 +27,7 @@ from seprune.report import (
     summary,
     words,
 )
+from seprune.report import html as page
 from seprune.report.artefacts import ArtefactReport, artefact_images
 from seprune.report.card import model_card
 from seprune.report.compare import compare
@@ -344,6 +345,51 @@ def test_names_with_brackets_are_not_markup() -> None:
     cut = GroupCut("[red]conv[/]", 1, 1, keep=[0])
     budget = BudgetReport("macs 0.5", 0.5, 0.5, "l2", "global", groups=[cut])
     assert "[red]conv[/]" in printed(dataclasses.replace(make_report(), budgets=[budget]))
+
+
+MARK = "<b>x</b>"
+
+
+def kinds(tree, path=()):
+    """Every place of a text in a document, rows of a list taken together; keys are texts, too."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield (*path, f"key {key}")
+            yield from kinds(value, (*path, key))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from kinds(value, (*path, "#"))
+    elif isinstance(tree, str):
+        yield path
+
+
+def marked(tree, place, path=()):
+    """The document with markup behind every text at this place."""
+    if isinstance(tree, dict):
+        return {
+            key + MARK * ((*path, f"key {key}") == place): marked(value, place, (*path, key))
+            for key, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [marked(value, place, (*path, "#")) for value in tree]
+    return tree + MARK if path == place and isinstance(tree, str) else tree
+
+
+def test_markup_in_any_text_of_a_report_is_text_in_every_figure() -> None:
+    """Plotly reads markup wherever it shows a text."""
+    document = json.loads(json.dumps(measurement.to_json(make_report(((8, 2), (16, 2))))))
+    tried = 0
+    for place in dict.fromkeys(kinds(document)):
+        try:
+            found = measurement.from_json(marked(document, place))
+        except InputError:  # one of a few words, or a key that has to be there
+            continue
+        tried += 1
+        shown = page._figures(found, stage_ends(found.gates), [found])
+        both = compare([found, found])
+        shown |= {"macs": comparison_figure(both), "latency": comparison_figure(both, LATENCY)}
+        assert MARK not in json.dumps(list(shown.values())), place
+    assert tried > 60
 
 
 def test_no_color_leaves_no_escape_codes(monkeypatch) -> None:
