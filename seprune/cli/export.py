@@ -94,7 +94,7 @@ def export(
         of = options.NetworkOptions(parent, checkpoint=parent_checkpoint, pretrained=zoo)
         dense = open_inputs.network(options.recipe(of), loader=loader, like=job.network)
     found = _measured(job, paths, int8, dense)
-    _keep(found, Path(run), job.data)
+    _keep(found, Path(run), job)
     next_step.show(next_step.look(Path(run)))
     if json:
         console.give(_document(written, found, _int8_of(paths) if int8 else {}))
@@ -213,7 +213,7 @@ def _pair(
     }
 
 
-def _keep(found: list[Artefact], folder: Path, data: Data | None) -> None:
+def _keep(found: list[Artefact], folder: Path, job: _Job) -> None:
     """Leave what was measured in the folder that was exported, for its report."""
     from seprune.report.artefacts import keep_artefacts
     from seprune.report.card import data_name
@@ -221,8 +221,10 @@ def _keep(found: list[Artefact], folder: Path, data: Data | None) -> None:
     if not folder.is_dir():
         return
     try:
-        name = None if data is None else data_name(data.info.source)
-        keep_artefacts([a.plain() for a in found], folder, data=name)
+        name = None if job.data is None else data_name(job.data.info.source)
+        own = {"sha256": job.network.digest}
+        rows = [a.plain() | (own if a.path is None else {}) for a in found]
+        keep_artefacts(rows, folder, data=name)
     except EnvironmentFault as error:  # the files are there; the folder is somebody else's perhaps
         console.tell(f"note: not kept for the report: {error.what}, {error.why}")
 

@@ -16,6 +16,7 @@ from seprune.errors import InputError
 from seprune.export.onnx import difference, open_exported
 from seprune.measure.latency import latency
 from seprune.measure.metrics import evaluate
+from seprune.runtime.files import sha256
 from seprune.runtime.progress import Track, silent
 from seprune.tasks import Task
 
@@ -61,6 +62,7 @@ class Artefact:
         milliseconds: medians by batch size.
         count: images that the metrics are of.
         path: None: the network itself, as PyTorch runs it.
+        sha256: of the file.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Artefact:
     milliseconds: Mapping[int, float | None]
     path: Path | None = None
     count: int = 0
+    sha256: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """JSON types."""
@@ -77,7 +80,7 @@ class Artefact:
         kept = self.path is not None and self.path.is_file()  # a dense parent's is not
         file = self.path.name if self.path is not None and kept else None
         return {"name": self.name, "file": file, "bytes": self.bytes, "metrics": metrics,
-                "median_ms": times, "count": self.count}  # fmt: skip
+                "median_ms": times, "count": self.count, "sha256": self.sha256}  # fmt: skip
 
 
 class FileNetwork(nn.Module):
@@ -119,7 +122,8 @@ def measure_artefacts(
             metrics, count = found.metrics, found.count
         own = {t.batch: t.median_ms for t in times if t.name == name}
         path = network.path if isinstance(network, FileNetwork) else None
-        made.append(Artefact(name, _size(network, path), metrics, own, path, count))
+        digest = None if path is None else sha256(path)
+        made.append(Artefact(name, _size(network, path), metrics, own, path, count, digest))
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class ArtefactReport:
         metrics: as fractions; None where there were no labelled images.
         median_ms: by batch size.
         count, data: images that the metrics are of, and where they came from.
+        sha256: of the file, or of the network's weights.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ArtefactReport:
     median_ms: dict[str, float | None] = field(default_factory=dict)
     count: int = 0
     data: str | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         if odd := [batch for batch in self.median_ms if not re.fullmatch(r"[1-9]\d{0,8}", batch)]:
@@ -42,7 +44,10 @@ class ArtefactReport:
 def keep_artefacts(
     found: Sequence[Mapping[str, Any]], folder: Path, *, data: str | None = None
 ) -> None:
-    """Write what was measured; files that were measured before and are not now stay listed.
+    """Write what was measured, beside what is known of the same files and of others.
+
+    Metrics on other images stay, and where there were no images now those of before do. Of a file
+    that was replaced nothing stays.
 
     Args:
         data: where the images came from.
@@ -52,9 +57,24 @@ def keep_artefacts(
     """
     given = [{**a, "data": data if a["count"] else None} for a in found]
     own = [typed(ArtefactReport, a, source=ARTEFACTS, fix=_FIX) for a in given]
-    named = {(a.name, a.file) for a in own}
-    every = own + [a for a in read_artefacts(folder) if (a.name, a.file) not in named]
-    write_json(folder / ARTEFACTS, [vars(a) for a in every])
+    known = read_artefacts(folder)
+    made = [row for now in own for row in _rows(now, known)]
+    again = {a.file or a.name for a in own}
+    kept = [a for a in known if (a.file or a.name) not in again]
+    write_json(folder / ARTEFACTS, [vars(a) for a in (*made, *kept)])
+
+
+def _rows(now: ArtefactReport, known: Sequence[ArtefactReport]) -> list[ArtefactReport]:
+    """What is known of a file, with its times of now: a row for each set of images."""
+    same = (now.file or now.name, now.sha256)
+    rows = [
+        replace(a, median_ms=now.median_ms)
+        for a in known
+        if a.count
+        and (a.file or a.name, a.sha256) == same
+        and (a.data, a.count) != (now.data, now.count)
+    ]
+    return [now, *rows] if now.count or not rows else rows
 
 
 def read_artefacts(folder: Path) -> list[ArtefactReport]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from seprune.measure.latency import Latency
 from seprune.measure.metric_names import FRACTIONS, metric_title
 from seprune.report import ways, words
 from seprune.report.measurement import STAGES, Measurement, Report
+from seprune.report.pareto import Point, on_front
 from seprune.runtime import files
 from seprune.runtime.text import csv_text
 
-_Key = tuple[str, str, str, str, str, str]  # model, criterion, allocation, budget, stage, way
+_Key = tuple[str, str, str, str, str, str, str]  # model, data, criterion, allocation, budget,
+# stage, way
 _Member = tuple[Report, Measurement]
 TUNED = ("last epoch", "fine-tuned")
 UNRECOVERED = ("pruned", "recalibrated")  # stages that a later one mends
@@ -41,9 +44,11 @@ class ComparisonRow:
     kept: float | None  # of the baseline's MACs
     params: float
     latency_ms: float | None  # at the smallest batch size
+    data: str = ""  # what the metric was measured on, by a name that no other data has
     timed_on: str = ""  # runtime and batch size of the latency
-    pareto: bool = False  # by MACs
-    pareto_ms: bool = False  # by latency
+    device: str = ""  # of the latency
+    pareto: bool = False  # by MACs, among networks that were measured on the same data
+    pareto_ms: bool = False  # by latency, among those that were timed in the same place, too
     label: str = ""  # how it was made, in words that tell it from the others
 
 
@@ -75,6 +80,18 @@ class Comparison:
             for r in self.rows
         )
 
+    def fronts(self, latency: bool = False) -> dict[str, list[ComparisonRow]]:
+        """Rows on a Pareto front, by what sets their front apart from the other ones."""
+        found: dict[tuple[str, ...], list[ComparisonRow]] = {}
+        for row in self.rows:
+            if row.pareto_ms if latency else row.pareto:
+                found.setdefault(_contest(row, latency), []).append(row)
+        parts = [list(dict.fromkeys(part)) for part in zip(*found, strict=True)]
+        return {
+            " · ".join(own for own, all_ in zip(contest, parts, strict=True) if len(all_) > 1): rows
+            for contest, rows in found.items()
+        }
+
     def table(self) -> list[list[str]]:
         """Head and rows as people read them."""
         head = ["network", "made by", self.metric, "MACs", "kept %", "params"]
@@ -99,7 +116,8 @@ def compare(reports: Sequence[Report], names: Sequence[str] = ()) -> Comparison:
         replace(report, name=name)
         for report, name in zip(reports, names or ways.run_names(reports), strict=True)
     ]
-    rows = _labelled([(key[-1], _row(key, members)) for key, members in _rows(named)])
+    data = ways.data_names(named)
+    rows = _labelled([(key[-1], _row(key, members)) for key, members in _rows(named, data)])
     better = {m.metric: m.higher_is_better for r in reports for m in r.measurements}
     rows.sort(key=lambda r: (r.model, -r.macs, STAGES.index(r.stage), r.criterion, r.label))
     return Comparison(
@@ -108,12 +126,12 @@ def compare(reports: Sequence[Report], names: Sequence[str] = ()) -> Comparison:
             replace(row, pareto=fewest, pareto_ms=fastest)
             for row, fewest, fastest in zip(
                 rows,
-                _on_front(rows, better, lambda r: r.macs),
-                _on_front(rows, better, lambda r: r.latency_ms),
+                on_front([_point(row, better, latency=False) for row in rows]),
+                on_front([_point(row, better, latency=True) for row in rows]),
                 strict=True,
             )
         ],
-        warnings=_warnings(named),
+        warnings=_warnings(named, data),
     )
 
 
@@ -128,13 +146,12 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     files.write_text(path, csv_text([names, *body]))
 
 
-def _rows(reports: Sequence[Report]) -> Iterator[tuple[_Key, list[_Member]]]:
+def _rows(reports: Sequence[Report], data: Sequence[str]) -> Iterator[tuple[_Key, list[_Member]]]:
     """What each row is made of: measurements of several seeds, each once."""
     found: dict[_Key, list[list[_Member]]] = {}
-    for report in reports:
-        recipe = ways.values(report.recipe)
+    for report, on in zip(reports, data, strict=True):
         for m in report.measurements:
-            places = found.setdefault(_key(report, m, recipe), [])
+            places = found.setdefault(_key(report, m, on), [])
             own = (
                 place
                 for place in places
@@ -159,12 +176,12 @@ def _continued(one: _Member, other: _Member) -> bool:
     return first.seed == second.seed and numbers[0] == numbers[1] and not ends
 
 
-def _key(report: Report, m: Measurement, recipe: Mapping[str, str]) -> _Key:
-    budget = report.budget(m.budget)
+def _key(report: Report, m: Measurement, data: str) -> _Key:
+    budget, recipe = report.budget(m.budget), ways.values(report.recipe)
     made = (budget.criterion, budget.allocation) if budget else ("", "")
     way = ways.way(recipe, tuned=m.stage in TUNED) if budget else ways.dense_way(recipe)
     model = str(report.model.get("name", ""))
-    return (model, *made, m.budget or "", m.stage, ways.key(way))
+    return (model, data, *made, m.budget or "", m.stage, ways.key(way))
 
 
 def _labelled(rows: Sequence[tuple[str, ComparisonRow]]) -> list[ComparisonRow]:
@@ -194,10 +211,12 @@ def _labelled(rows: Sequence[tuple[str, ComparisonRow]]) -> list[ComparisonRow]:
 
 
 def _made(row: ComparisonRow, rows: Sequence[tuple[str, ComparisonRow]]) -> str:
-    """Criterion, and model and allocation where the runs differ in them."""
+    """Criterion, and model, data and allocation where the runs differ in them."""
     models = {r.model for _, r in rows}
+    data = {r.data for _, r in rows if r.data}
     allocations = {r.allocation for _, r in rows if r.allocation}
     parts = [row.model] if len(models) > 1 else []
+    parts += [row.data] if len(data) > 1 else []
     parts += [row.criterion, *([row.allocation] if len(allocations) > 1 else [])]
     return " · ".join(filter(None, parts))
 
@@ -207,7 +226,7 @@ def _place(row: ComparisonRow) -> tuple[str, str | None, str]:
 
 
 def _row(key: _Key, members: Sequence[_Member]) -> ComparisonRow:
-    model, criterion, allocation, budget, stage, _ = key
+    model, data, criterion, allocation, budget, stage, _ = key
     by_seed = {r.seed: m for r, m in members}
     values = [m.value for m in by_seed.values() if m.value is not None]
     dense = [words.fraction_of(m.macs, r.baseline.macs) for r, m in members if r.baseline]
@@ -229,70 +248,60 @@ def _row(key: _Key, members: Sequence[_Member]) -> ComparisonRow:
         macs=fmean(m.macs for _, m in members),
         kept=fmean(kept) if kept else None,
         params=fmean(m.params for _, m in members),
-        latency_ms=fmean(ms for _, ms in timed) if timed else None,
-        timed_on=" and ".join(dict.fromkeys(where for where, _ in timed)),
+        latency_ms=fmean(t.median_ms or 0.0 for t in timed) if timed else None,
+        data=data,
+        timed_on=" and ".join(dict.fromkeys(map(_timed_on, timed))),
+        device=" and ".join(dict.fromkeys(map(_device, timed))),
     )
 
 
-def _first_latency(report: Report, m: Measurement) -> tuple[str, float] | None:
-    """Where and in which time the network runs, at the smallest batch size."""
-    known = {(x.runtime, x.batch): x.median_ms for x in m.latency if x.median_ms is not None}
-    runtime = report.runtime if report.runtime in {name for name, _ in known} else "eager"
-    batch = min((size for name, size in known if name == runtime), default=None)
-    return None if batch is None else (f"{runtime}, batch {batch}", known[runtime, batch])
+def _first_latency(report: Report, m: Measurement) -> Latency | None:
+    """In which time the network runs on the runtime asked for, at the smallest batch size."""
+    known = [x for x in m.latency if x.median_ms is not None]
+    runtime = report.runtime if report.runtime in {x.runtime for x in known} else "eager"
+    own = (x for x in known if x.runtime == runtime)
+    return min(own, key=lambda x: x.batch, default=None)
 
 
-def _on_front(
-    rows: Sequence[ComparisonRow],
-    better: Mapping[str, bool],
-    cost: Callable[[ComparisonRow], float | None],
-) -> list[bool]:
-    """Of every row whether none of its metric that costs at most as much beats it.
+def _timed_on(latency: Latency) -> str:
+    return f"{latency.runtime}, batch {latency.batch}"
+
+
+def _device(latency: Latency) -> str:
+    return f"{latency.device}, {words.threads(latency.threads)}"
+
+
+def _contest(row: ComparisonRow, latency: bool) -> tuple[str, ...]:
+    """What networks must have in common to be on one Pareto front."""
+    place = (row.timed_on, row.device) if latency else ()
+    return (metric_title(row.metric), row.data, *place)
+
+
+def _point(row: ComparisonRow, better: Mapping[str, bool], latency: bool) -> Point | None:
+    """Where a row stands among those it is compared with.
 
     Args:
         better: whether more of a metric is better.
     """
-
-    def rank(row: ComparisonRow) -> float | None:
-        return row.value if row.value is None or better[row.metric] else -row.value
-
-    known = [
-        (row.metric, spent, own)
-        for row in rows
-        if (spent := cost(row)) is not None and (own := rank(row)) is not None
-    ]
-
-    def wins(row: ComparisonRow) -> bool:
-        spent, own = cost(row), rank(row)
-        if spent is None or own is None:
-            return False
-        return not any(
-            name == row.metric
-            and price <= spent
-            and value >= own
-            and (price, value) != (spent, own)
-            for name, price, value in known
-        )
-
-    return list(map(wins, rows))
+    cost = row.latency_ms if latency else row.macs
+    if row.value is None or cost is None:
+        return None
+    return Point(_contest(row, latency), cost, row.value if better[row.metric] else -row.value)
 
 
-def _warnings(reports: Sequence[Report]) -> list[str]:
+def _warnings(reports: Sequence[Report], data: Sequence[str]) -> list[str]:
     notes = []
-    sources = sorted({str(r.data.get("source")) for r in reports})
-    if len(sources) > 1:
+    if len(sources := sorted(set(filter(None, data)))) > 1:
         notes.append(
             f"The runs were measured on different data ({', '.join(sources)}): "
-            "their accuracies do not compare."
+            "their accuracies do not compare, and each data set has a Pareto front of its own."
         )
-    places = sorted({x.device for r in reports for m in r.measurements for x in m.latency})
-    if len(places) > 1:
+    timed = [t for r in reports for m in r.measurements if (t := _first_latency(r, m)) is not None]
+    if len(places := sorted(set(map(_device, timed)))) > 1:
         notes.append(
-            f"Latencies come from different devices ({', '.join(places)}) and do not compare."
+            f"Latencies come from different devices ({'; '.join(places)}) and do not compare."
         )
-    runtimes = sorted({where for r in reports for m in r.measurements
-                       if (timed := _first_latency(r, m)) for where in timed[:1]})  # fmt: skip
-    if len(runtimes) > 1:
+    if len(runtimes := sorted(set(map(_timed_on, timed)))) > 1:
         notes.append(
             f"Latencies are of different runtimes ({'; '.join(runtimes)}) and do not compare."
         )

@@ -194,11 +194,11 @@ class CostAxis:
     title: str
     unit: str
     of: Callable[[ComparisonRow], float | None]
-    on_front: Callable[[ComparisonRow], bool]
+    is_latency: bool = False
 
 
-MACS = CostAxis("MACs (M)", "M MACs", lambda row: row.macs / 1e6, lambda row: row.pareto)
-LATENCY = CostAxis("latency (ms)", "ms", lambda row: row.latency_ms, lambda row: row.pareto_ms)
+MACS = CostAxis("MACs (M)", "M MACs", lambda row: row.macs / 1e6)
+LATENCY = CostAxis("latency (ms)", "ms", lambda row: row.latency_ms, is_latency=True)
 
 
 def comparison(compared: Comparison, cost: CostAxis = MACS) -> Figure:
@@ -211,10 +211,15 @@ def comparison(compared: Comparison, cost: CostAxis = MACS) -> Figure:
     }
     ways = list(dict.fromkeys(made for made, _ in series))
     colours = {made: COLOURS[n % len(COLOURS)] if made else "@ink" for n, made in enumerate(ways)}
-    front = sorted(filter(cost.on_front, compared.rows), key=lambda r: cost.of(r) or 0)
+    broad = {"mode": "lines", "line": {"width": 9, "color": "@front"}, "hoverinfo": "skip"}
     traces = [
-        _points("Pareto front", front, cost)
-        | {"mode": "lines", "line": {"width": 9, "color": "@front"}, "hoverinfo": "skip"}
+        _points(
+            ": ".join(filter(None, ("Pareto front", apart))),
+            sorted(front, key=lambda r: cost.of(r) or 0),
+            cost,
+        )
+        | broad
+        for apart, front in compared.fronts(cost.is_latency).items()
     ]
     for (made, stage), rows in series.items():
         colour, (symbol, dash) = colours[made], MARKS[stage]

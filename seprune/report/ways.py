@@ -61,6 +61,41 @@ def differences(ways: Sequence[Mapping[str, str]]) -> list[str]:
     ]
 
 
+def data_names(reports: Sequence[Report]) -> list[str]:
+    """What each run was measured on, by names that differ where the data do; "" for none.
+
+    Data are the same where their fingerprints are, or their names and the first half of the
+    fingerprints, which says nothing of the times of files; and as many images were reported on.
+    """
+    apart: list[Report] = []
+    for report in reports:
+        known = any(_same_data(report, other) for other in apart)
+        if _measured(report) and not known:
+            apart.append(report)
+    names = list(_numbered([_source(report) for report in apart]))
+    found = [[n for n, other in zip(names, apart) if _same_data(r, other)] for r in reports]
+    return [
+        own[0] if own and _measured(report) else ""
+        for report, own in zip(reports, found, strict=True)
+    ]
+
+
+def _measured(report: Report) -> bool:
+    return any(m.metrics for m in report.measurements)
+
+
+def _same_data(one: Report, other: Report) -> bool:
+    prints = [report.hashes.get("data", "") for report in (one, other)]
+    files = [(_source(r), p.partition("-")[0]) for r, p in zip((one, other), prints, strict=True)]
+    counts = [(r.data.get("counts") or {}).get("reporting") for r in (one, other)]
+    same = (prints[0] and prints[0] == prints[1]) or files[0] == files[1]
+    return bool(same) and counts[0] == counts[1]
+
+
+def _source(report: Report) -> str:
+    return str(report.data.get("source"))
+
+
 def run_names(reports: Sequence[Report], folders: Sequence[Path] = ()) -> list[str]:
     """The runs' names, each once: where two are called alike, with their folders."""
     names = [report.name for report in reports]

@@ -370,6 +370,7 @@ def test_the_demonstration_runs_the_quickstart_and_opens_its_report(seprune, mon
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # under a minute alone; 30 epochs where other work takes the processor
 def test_the_demonstration_ends_with_the_path_of_its_report(tmp_path):
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "seprune", "demo", "--out", str(out)]

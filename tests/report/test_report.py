@@ -25,10 +25,16 @@ from seprune.report import (
     Measurement,
     measurement,
     summary,
+    ways,
     words,
 )
 from seprune.report import html as page
-from seprune.report.artefacts import ArtefactReport, artefact_images
+from seprune.report.artefacts import (
+    ArtefactReport,
+    artefact_images,
+    keep_artefacts,
+    read_artefacts,
+)
 from seprune.report.card import model_card
 from seprune.report.compare import compare
 from seprune.report.compare import write_csv as write_comparison_csv
@@ -492,7 +498,8 @@ def test_the_front_by_latency_is_of_the_runtime_that_was_asked_for(tmp_path) -> 
     assert any("different runtimes" in warning for warning in found.warnings)  # dense: eager alone
     figure = comparison_figure(found, LATENCY)
     assert {trace["name"]: trace["x"] for trace in figure["data"]} == {
-        "Pareto front": [3.0, 20.0],
+        "Pareto front: onnx, batch 1": [3.0],
+        "Pareto front: eager, batch 1": [20.0],
         "baseline": [20.0],
         "gate_logit · fine-tuned": [3.0],
         "l2 · fine-tuned": [8.0],
@@ -516,7 +523,7 @@ def test_runs_on_different_data_are_warned_about(seprune, tmp_path) -> None:
     one, other = three_seeds("l2", [0.8, 0.8])
     other = dataclasses.replace(other, data={"source": "cifar10"})
     warning = "The runs were measured on different data (cifar10, digits): "
-    warning += "their accuracies do not compare."
+    warning += "their accuracies do not compare, and each data set has a Pareto front of its own."
     assert compare([one, other]).warnings == [warning]
     for name, report in (("one", one), ("other", other)):
         measurement.write(report, tmp_path / name / "report.json")
@@ -524,6 +531,58 @@ def test_runs_on_different_data_are_warned_about(seprune, tmp_path) -> None:
         status, _, err = seprune(command, tmp_path / "one", *more, tmp_path / "other")
         assert status == 0, err
         assert f"warning: {warning}" in " ".join(err.split())
+
+
+def on_data(report, source: str, digest: str = "", images: int = 400):
+    data = {"source": source, "counts": {"training": 9, "reporting": images}}
+    return dataclasses.replace(report, data=data, hashes={"data": digest} if digest else {})
+
+
+def test_networks_measured_on_different_data_are_on_fronts_of_their_own() -> None:
+    """The easier data would beat the other ones at every cost, and be averaged with seeds."""
+    (hard,), (easy,) = three_seeds("l2", [0.5]), three_seeds("l2", [0.95])
+    easy = dataclasses.replace(easy, seed=1)
+    found = compare([on_data(hard, "cifar10", "a-1"), on_data(easy, "digits", "b-1")])
+    tuned = [(r.data, r.label, r.value, r.seeds, r.pareto) for r in found.rows
+             if r.stage == "fine-tuned"]  # fmt: skip
+    assert tuned == [
+        ("cifar10", "cifar10 · l2", 0.5, [0], True),
+        ("digits", "digits · l2", 0.95, [1], True),
+    ]
+    fronts = {t["name"]: t["y"] for t in comparison_figure(found)["data"] if "Pareto" in t["name"]}
+    assert fronts == {"Pareto front: cifar10": [50.0, 90.0], "Pareto front: digits": [95.0]}
+
+
+def test_data_are_told_apart_by_their_content_not_by_how_they_are_written() -> None:
+    (run,) = three_seeds("l2", [0.8])
+    costs = Measurement("baseline", None, {}, None, 0, 0, 100, 10)
+    unmeasured = dataclasses.replace(run, measurements=[costs])
+    for others, expected in (
+        ([("data", "a-1"), ("./data", "a-1")], ["data", "data"]),  # the same files
+        ([("data", "a-1"), ("data", "a-2")], ["data", "data"]),  # with other times
+        ([("data", "a-1"), ("data", "b-1")], ["data #1", "data #2"]),  # other files
+        ([("data", "a-1"), ("copy", "a-2")], ["data", "copy"]),
+        ([("data", "a-1"), ("data", "a-1", 40)], ["data #1", "data #2"]),  # a part of them
+    ):
+        found = ways.data_names([*(on_data(run, *given) for given in others), unmeasured])
+        assert found == [*expected, ""]
+
+
+def test_networks_timed_on_different_machines_are_on_fronts_of_their_own() -> None:
+    reports = []
+    for criterion, ms, machine, threads in (("l2", 9.0, "old", 1), ("l1", 3.0, "new", 1),
+                                            ("taylor", 2.0, "new", 8)):  # fmt: skip
+        (report,) = three_seeds(criterion, [0.8])
+        dense, tuned = report.measurements
+        tuned = dataclasses.replace(
+            tuned, latency=[Latency("n", 1, ms, 0.1, machine, threads, "eager")]
+        )
+        reports.append(dataclasses.replace(report, measurements=[dense, tuned]))
+    found = compare(reports)
+    assert [r.pareto_ms for r in found.rows if r.stage == "fine-tuned"] == [True, True, True]
+    places = ["new, 1 thread", "new, 8 threads", "old, 1 thread"]
+    assert sorted(found.fronts(latency=True)) == places
+    assert any("; ".join(places) in warning for warning in found.warnings)
 
 
 def test_exported_files_say_which_images_their_metrics_are_of() -> None:
@@ -535,6 +594,38 @@ def test_exported_files_say_which_images_their_metrics_are_of() -> None:
     assert artefact_images([small, unmeasured, other]) == (
         "Metrics are of different images: ONNX 1,200 images of digits, int8 40 images of few."
     )
+
+
+def test_what_was_measured_of_a_file_stays_until_the_file_is_another(tmp_path) -> None:
+    def export(name, file, sha256, top1=None, data=None, ms=1.0):
+        rows = [("PyTorch", None, "weights"), (name, file, sha256)]
+        metrics = None if top1 is None else {"top1": top1}
+        keep_artefacts(
+            [{"name": n, "file": f, "bytes": 5, "metrics": metrics, "median_ms": {"1": ms},
+              "count": 40 if data else 0, "sha256": s} for n, f, s in rows],
+            tmp_path,
+            data=data,
+        )  # fmt: skip
+        return {
+            (a.file or a.name, a.data): (*(a.metrics or {}).values(), *a.median_ms.values())
+            for a in read_artefacts(tmp_path)
+        }
+
+    first = export("ONNX", "a.onnx", "a", 0.5, "digits")
+    assert first == {("PyTorch", "digits"): (0.5, 1), ("a.onnx", "digits"): (0.5, 1)}
+    other = export("torch.export", "a.pt2", "p", ms=2)
+    assert other == {**first, ("PyTorch", "digits"): (0.5, 2), ("a.pt2", None): (2,)}
+    assert export("ONNX", "a.onnx", "a", ms=3)["a.onnx", "digits"] == (0.5, 3)
+    more = export("pruned fp32", "a.onnx", "a", 0.25, "few", ms=4)
+    assert {key: value for key, value in more.items() if value[-1] == 4} == {
+        ("PyTorch", "digits"): (0.5, 4),
+        ("PyTorch", "few"): (0.25, 4),
+        ("a.onnx", "digits"): (0.5, 4),
+        ("a.onnx", "few"): (0.25, 4),
+    }
+    newer = export("ONNX", "a.onnx", "b", ms=5)
+    assert [value for key, value in newer.items() if key[0] == "a.onnx"] == [(5,)]
+    assert newer["PyTorch", "digits"] == (0.5, 5)
 
 
 def test_a_comparison_is_written_as_csv_json_and_html(tmp_path) -> None:
