@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -36,6 +37,10 @@ class Contents(Protocol):
 
     def name(self, row: int) -> str:
         """What people know an image by."""
+        ...
+
+    def holders(self) -> Sequence[Path]:
+        """The files that hold the images; none where they are in memory."""
         ...
 
 
@@ -140,7 +145,9 @@ def as_source(
     given = list(parts)
     collected = list(notes)
     facts = f"{tuple(classes)} {[p.labels.tolist() for p in given]}"
-    digests = [fingerprint.of_samples(facts, len(p.labels), p.sample) for p in given]
+    digests = [
+        fingerprint.of_samples(facts, len(p.labels), p.sample, p.contents.holders()) for p in given
+    ]
     masks = isinstance(given[0], EncodedMasks)
     if len(given) == 1:
         whole = given[0]

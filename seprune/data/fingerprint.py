@@ -33,14 +33,17 @@ def of_files(root: Path, paths: Sequence[Path]) -> str:
     return f"{names.hexdigest()[:32]}-{content.hexdigest()[:32]}"
 
 
-def of_samples(facts: str, count: int, read: Callable[[int], bytes]) -> str:
+def of_samples(
+    facts: str, count: int, read: Callable[[int], bytes], holders: Sequence[Path]
+) -> str:
     """The same two hashes of samples that are no files: of `facts`, and of the content of some.
 
     Args:
         facts: what is known of all of them: how many, their names, their labels.
         read: the content of one.
+        holders: files that they lie in, whose sizes and times belong to the content.
     """
-    content = hashlib.sha256()
+    content = hashlib.sha256(repr(list(map(_state, holders))).encode())
     for row in range(0, count, max(count // SAMPLED, 1)):
         content.update(hashlib.sha256(read(row)[:SAMPLED_BYTES]).digest())
     names = hashlib.sha256(facts.encode())

@@ -30,6 +30,9 @@ class _Rows:
     def name(self, row: int) -> str:
         return f"{self.title}, row {row}" + ("" if self.of == "image" else f", {self.of}")
 
+    def holders(self) -> Sequence[Path]:
+        return [Path(file["filename"]) for file in self.table.cache_files]
+
     def read(self, row: int) -> bytes:
         found = self.table[row][self.column] or {}
         if found.get("bytes"):

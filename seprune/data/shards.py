@@ -72,6 +72,9 @@ class _Images:
         shard, key = self.keys[row]
         return f"{self.paths[shard]}, sample {key}{self.of}"
 
+    def holders(self) -> Sequence[Path]:
+        return self.paths
+
     def read(self, row: int) -> bytes:
         with open_regular(self.paths[self.keys[row][0]]) as stream:
             return _read(stream, self.places[row])

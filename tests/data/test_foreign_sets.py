@@ -19,7 +19,7 @@ import torch
 from hub_server import Hub, serving
 from PIL import Image
 
-from seprune.data import DataSettings, open_data
+from seprune.data import DataSettings, fingerprint, open_data
 from seprune.data.fingerprint import difference
 from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageError
 
@@ -124,12 +124,29 @@ def test_grey_images_stay_grey_and_four_channels_are_asked_for(save):
 
 
 def test_fingerprints_follow_pixels_and_labels(save):
-    first = raw(save({"train": columns(range(COUNT))})).info.fingerprint
-    assert raw(save({"train": columns(range(COUNT))})).info.fingerprint == first
+    source = save({"train": columns(range(COUNT))})
+    first = raw(source).info.fingerprint
+    assert raw(source).info.fingerprint == first
     pixels = raw(save({"train": columns(range(1, COUNT + 1), lambda n: (n - 1) % 3)}))
     assert "the same names" in difference(first, pixels.info.fingerprint)
     labels = raw(save({"train": columns(range(COUNT), lambda n: (n + 1) % 3)})).info.fingerprint
     assert "other files" in difference(first, labels)
+
+
+def test_one_image_that_changes_in_its_place_is_seen_wherever_it_stands(save, shards, monkeypatch):
+    """Not only among those whose content is looked at."""
+    monkeypatch.setattr(fingerprint, "SAMPLED", 1)
+    table = save({"train": columns(range(COUNT))})
+    files = {f"wds:{shards}": shards / "train-004.tar"}
+    files[table] = next(Path(table.removeprefix("hf:")).rglob("*.arrow"))
+    was, now = png(24), png(23)
+    assert len(was) == len(now)
+    for source, path in files.items():
+        first = raw(source).info.fingerprint
+        content = path.read_bytes()
+        assert content.count(was) == 1
+        path.write_bytes(content.replace(was, now))
+        assert "the same names" in difference(first, raw(source).info.fingerprint)
 
 
 ODD = {
