@@ -8,11 +8,11 @@ from pathlib import Path
 import corpus
 import pytest
 import torch
-from folders import untouched
+from folders import tree, untouched
 
 import seprune
 from seprune.pruning.analyse import analyse
-from seprune.runtime.files import write_sums
+from seprune.runtime.files import ARTEFACTS, write_sums
 
 pytestmark = pytest.mark.fault(34)
 NET = "seprune/se_resnet8"
@@ -74,9 +74,12 @@ def test_places_with_spaces_and_other_letters(terminal, folder, tmp_path):
 
 @pytest.mark.slow
 def test_an_export_between_places_with_spaces_and_other_letters(terminal, folder, tmp_path):
-    file = tmp_path / "aus gabe ✂.pt2"
-    with untouched(folder):
-        ended = terminal("export", folder, "--pt2", file, "--json", seconds=60)
+    """It adds what it measured, and changes nothing that was there."""
+    file, before = tmp_path / "aus gabe ✂.pt2", tree(folder)
+    ended = terminal("export", folder, "--pt2", file, "--json", seconds=60)
+    after = tree(folder)
+    assert after.pop(ARTEFACTS)
+    assert after == before
     assert json.loads(ended.out)["pt2"]["file"] == str(file), ended.err
     assert file.is_file()
 
