@@ -23,6 +23,7 @@ _OWN = NETWORKS | dense.NETWORKS
 Size = tuple[int, int, int]
 _NOT_HERE = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path"}
 _NOT_HERE |= {"pretrained_cfg_overlay", "cache_dir", "encoder_weights", "auto_map"}
+_IN_TORCH = (None, "eager", "sdpa")  # for others transformers may fetch kernels from a Hub
 _ELSEWHERE = re.compile(r"[/\\:]")  # in a path, a URL, ORG/NAME of a Hub, a kernel of transformers
 
 
@@ -109,10 +110,11 @@ def _check_numbers(classes: int | None, input: Size | None) -> None:
 def _refuse_weights(name: str, args: Mapping[str, Any]) -> None:
     """Zoos hand arguments on to each other, so those in mappings and lists count as well."""
     for key, value in _flat(args):
-        if key in _NOT_HERE or (isinstance(value, str) and _ELSEWHERE.search(value)):
+        text = value if isinstance(value, str) else ""
+        fetched = "_implementation" in key and value not in _IN_TORCH
+        if key in _NOT_HERE or _ELSEWHERE.search(text) or fetched:
             raise UsageError(
-                f"{name}: {key} is not an argument here"
-                + (f": {value[:80]!r}" if isinstance(value, str) else ""),
+                f"{name}: {key} is not an argument here" + (f": {text[:80]!r}" if text else ""),
                 why="a network is built with random weights; nothing is downloaded or read on the "
                 "way",
                 fix="--pretrained in a command, seprune.from_pretrained(NAME) in Python; weights "

@@ -223,6 +223,14 @@ ENTRIES = {
         "usage",
         2,
     ),
+    "a kernel of a Hub by a usual name": (
+        {
+            "model": "transformers/vit",
+            "args": {"_attn_implementation": {"": "flash_attention_2"}},
+        },
+        "usage",
+        2,
+    ),
     "an unknown argument": ({"args": {"reduktion": 3}}, "usage", 2),
     "a wrong argument": ({"args": {"reduction": "x"}}, "usage", 2),
     "another network": ({"model": "seprune/se_resnet20"}, "mismatch", 3),
