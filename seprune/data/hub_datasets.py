@@ -22,6 +22,7 @@ from seprune.data.masks import classes_in
 from seprune.data.source import REPORTING, TRAINING, Source
 from seprune.errors import EnvironmentFault, InputError, SepruneError, first_line
 from seprune.models import hub
+from seprune.models.cache import cache_fault
 from seprune.runtime.extras import require
 
 PREFIX = "hf:"
@@ -87,13 +88,10 @@ def _fault(source: str, name: str, error: Exception) -> SepruneError:
     """What the library says, in our words."""
     message, kinds = first_line(error), {kind.__name__ for kind in type(error).__mro__}
     whole = str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "Not enough disk space" in whole:
-        return EnvironmentFault(
-            f"{source}: no space in the cache of `datasets`",
-            why=message,
-            fix="free some space, or let HF_HOME name a folder on another disk",
-        )
+    if "Not enough disk space" in whole:
+        error = OSError(errno.ENOSPC, message)
+    if (refused := cache_fault(source, "HF_HOME", error)) is not None:
+        return refused
     for words, what, fix in (
         (("gated", "ask for access"), "its owner has to let you in",
          "accept the terms on its page, then: hf auth login"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageError, first_line
+from seprune.models.cache import cache_fault
 from seprune.runtime.extras import require
 from seprune.runtime.files import sha256
 from seprune.runtime.reading import read_json, read_text
@@ -277,12 +277,8 @@ def _fault(repo: HubRepo, name: str, error: Exception, message: str) -> SepruneE
         if isinstance(error, kind):
             made = _NoSuchFile if kind is errors.RemoteEntryNotFoundError else InputError
             return made(f"{repo}: {what}", why=message, fix=fix, code="hub")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EnvironmentFault(
-            f"{repo}: no space for {name} in the cache of the Hub",
-            why=os.strerror(error.errno),
-            fix="free some space, or let HF_HOME name a folder on another disk",
-        )
+    if (refused := cache_fault(f"{repo}: {name}", "HF_HOME", error)) is not None:
+        return refused
     if type(error).__name__ in ("RemoteProtocolError", "ReadError") or "Consistency" in message:
         return InputError(
             f"{repo}: the transfer of {name} broke off",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import sys
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from seprune.errors import EnvironmentFault, InputError, UsageError, first_line
+from seprune.errors import InputError, UsageError, first_line
 from seprune.models import hub, zoos
+from seprune.models.cache import cache_fault
 from seprune.models.loader import NO_CODE, ModelLoader
 from seprune.models.preprocessing import Preprocessing, TrainedFor, of_timm, preprocessing_in
 from seprune.models.published import card_metrics, of_torchvision
@@ -250,13 +250,8 @@ def _download(url: str, what: str) -> Path:
                 code="hub-damaged",
             ) from error
         except OSError as error:
-            if error.errno is not None and not isinstance(error, ConnectionError):
-                raise EnvironmentFault(
-                    f"{path}: cannot be written",
-                    why=os.strerror(error.errno),
-                    fix="free some space, or let TORCH_HOME name a folder on another disk",
-                ) from error
-            raise hub.unreachable(
+            refused = cache_fault(f"{what}: {name}", "TORCH_HOME", error)
+            raise refused or hub.unreachable(
                 what, first_line(error), elsewhere=f"curl -fLO {url}", here=name
             ) from error
     if prefix and not sha256(path).startswith(prefix):

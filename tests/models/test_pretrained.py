@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import resource
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +29,7 @@ from seprune.data.preprocessing import fit, normalise, to_pixels
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.export.pruned_model import load
 from seprune.models import ModelLoader, zoos
+from seprune.models.cache import cache_fault
 from seprune.models.hub import HubRepo, fetch
 from seprune.models.preprocessing import of_transformers
 from seprune.models.pretrained import fetch_published
@@ -387,13 +391,46 @@ def test_pixels_are_those_of_transformers_own_processors(processor, given):
     assert torch.allclose(mine, wanted.float(), atol=2e-3)
 
 
-def test_no_space_in_the_cache_is_named(hub, monkeypatch):
-    def full(*given: object, **more: object) -> str:
-        raise OSError(28, "No space left on device")
+@contextmanager
+def files_of_at_most(size: int):
+    """A disk that takes no more than so many bytes of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", full)
-    with pytest.raises(EnvironmentFault, match=r"no space for config\.json in the cache"):
-        open_network(ModelSection(name="hf-hub:us/net"))
+
+def test_no_space_in_the_cache_is_named_and_the_same_command_goes_on(hub, tmp_path, monkeypatch):
+    hub_model = ModelSection(name="hf-hub:us/net")
+    with (
+        files_of_at_most(200_000),
+        pytest.raises(
+            EnvironmentFault, match=r"model\.safetensors cannot be kept in the cache"
+        ) as e,
+    ):
+        open_network(hub_model)
+    assert e.value.why == "File too large"
+    assert "let HF_HOME name a folder on another disk" in e.value.fix
+    assert torch.equal(answers(open_network(hub_model).model), wanted())
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EnvironmentFault, match="cannot be kept in the cache") as e:
+        open_network(hub_model)
+    assert "let HF_HOME name a folder that you may write to" in e.value.fix
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [(OSError(errno.ENOSPC, ""), "free some space, or let X name a folder on another disk"),
+     (OSError(errno.EROFS, ""), "let X name a folder that you may write to"),
+     (ConnectionRefusedError(errno.EACCES, ""), None), (OSError("no number"), None),
+     (RuntimeError("other"), None)],
+)  # fmt: skip
+def test_what_a_disk_says_is_told_from_what_a_connection_says(error, fix):
+    fault = cache_fault("a file", "X", error)
+    assert (fault and fault.fix) == fix
 
 
 def test_what_was_fetched_elsewhere_is_taken_with_its_preprocessing(tmp_path):
