@@ -13,18 +13,31 @@ from contextlib import AbstractContextManager, nullcontext
 
 from seprune.cli import console
 from seprune.cli.app import app as app
-from seprune.errors import SepruneError, StoppedError
+from seprune.errors import EnvironmentFault, SepruneError, StoppedError
+from seprune.runtime.launch import world_size
 
 PIPE_STATUS = 141  # as of a program that SIGPIPE ended
 
 
 def _united() -> AbstractContextManager[None]:
     """Under `torchrun`: the processes end together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return nullcontext()
     from seprune.runtime.distributed import united
 
     return united()
+
+
+def _require_folder() -> None:
+    """Paths are relative to the working folder, and torch's libraries end without one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise EnvironmentFault(
+            "the working folder is gone",
+            why=error.strerror or str(error),
+            fix="cd to a folder that is there, and run the same command again",
+        ) from error
 
 
 def main() -> None:
@@ -52,6 +65,7 @@ def _run() -> int:
     from seprune.runtime.interrupts import interrupts
 
     try:
+        _require_folder()
         with interrupts(), _united():
             status = app(standalone_mode=False)
         return status if isinstance(status, int) else 0

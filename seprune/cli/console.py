@@ -34,6 +34,7 @@ from seprune.errors import (
     first_line,
 )
 from seprune.runtime.interrupts import safe_point
+from seprune.runtime.launch import rank
 from seprune.runtime.text import null_for_nan, printable
 
 T = TypeVar("T")
@@ -44,7 +45,9 @@ _ASCII |= {ord("±"): "+-", ord("→"): "->"}  # type: ignore[dict-item]
 
 def process() -> int:
     """The number of this process among those of `torchrun`; only the first one, 0, speaks."""
-    return int(os.environ.get("RANK", "0"))
+    with suppress(UsageError):  # which is about to be said
+        return rank()
+    return 0
 
 
 class PlainConsole(Console):

@@ -136,9 +136,10 @@ def latency_table_export(
 
 def _tables() -> Iterator[tuple[Path, LatencyTable]]:
     """Those of the cache folder."""
-    from seprune.measure.latency_table import LatencyTable, cache_folder
+    from seprune.measure.latency_table import LatencyTable
+    from seprune.runtime.paths import cache_folder
 
-    for path in sorted(cache_folder().glob("*.json")):
+    for path in sorted(cache_folder("latency").glob("*.json")):
         yield path, LatencyTable.load(path)
 
 

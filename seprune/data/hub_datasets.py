@@ -7,7 +7,6 @@ import errno
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from seprune.data.encoded import as_source
@@ -24,6 +23,7 @@ from seprune.errors import EnvironmentFault, InputError, SepruneError, first_lin
 from seprune.models import hub
 from seprune.models.cache import cache_fault
 from seprune.runtime.extras import require
+from seprune.runtime.paths import expanded
 
 PREFIX = "hf:"
 
@@ -58,7 +58,7 @@ def hub_dataset(source: str, mode: str | None, task: str | None) -> Source:
 def _load(source: str, name: str, config: str | None) -> Mapping[str, Any]:
     """Every split of a data set."""
     datasets = require("datasets", extra="datasets", what=f"{source} needs a package")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not name or not folder.is_dir():
         _require_name(source, name)
         if not hub.answers(name, "README.md", kind="dataset"):

@@ -14,6 +14,7 @@ from typing import Any
 from seprune.errors import EnvironmentFault, InputError, first_line
 from seprune.runtime.files import write_with
 from seprune.runtime.interrupts import safe_point
+from seprune.runtime.paths import cache_folder, expanded
 
 CHUNK = 1 << 20
 PATIENCE = 20.0  # seconds without an answer
@@ -22,7 +23,7 @@ PATIENCE = 20.0  # seconds without an answer
 def local_file(url: str) -> Path:
     """The file of a shard; one behind a URL is downloaded into the cache, whole or not at all."""
     if not url.startswith(("http:", "https:")):
-        path = Path(url).expanduser()
+        path = expanded(url)
         if not path.is_file():
             raise InputError(
                 f"{path}: no such shard",
@@ -77,5 +78,4 @@ def _cache() -> Path:
     """Where downloaded shards lie; webdataset's own variable names another place."""
     if given := os.environ.get("WDS_CACHE"):
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "seprune" / "shards"
+    return cache_folder("shards")

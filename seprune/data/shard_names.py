@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from pathlib import Path
 
 from seprune.errors import InputError, UsageError, first_line
 from seprune.runtime.extras import require
+from seprune.runtime.paths import expanded
 
 PREFIX = "wds:"
 MOST_SHARDS, LONGEST = 100_000, 20  # digits of a number between braces that are looked at
@@ -18,7 +18,7 @@ LETTERS = 52  # of a range such as {a..f}, at most
 def shard_names(source: str) -> list[str]:
     """Every shard that the source names, in order."""
     spec = source.removeprefix(PREFIX)
-    folder = Path(spec).expanduser()
+    folder = expanded(spec)
     if os.path.isdir(folder):  # a list of names may be longer than a path
         found = sorted(map(str, folder.rglob("*.tar")))
         if not found:

@@ -22,6 +22,7 @@ from seprune.data.shard_names import PREFIX, shard_names
 from seprune.data.source import REPORTING, Source
 from seprune.errors import InputError, first_line
 from seprune.runtime.interrupts import safe_point
+from seprune.runtime.paths import expanded
 from seprune.runtime.reading import open_regular, parse_json, read_text
 from seprune.runtime.text import shell_word
 from seprune.runtime.timeout import at_most
@@ -124,7 +125,7 @@ def _holds_masks(path: Path, task: str | None) -> bool:
 
 def _reports(url: str, source: str) -> bool:
     """Whether the name of a shard, or of a folder below the one that was given, says so."""
-    root = str(Path(source.removeprefix(PREFIX)).expanduser())
+    root = str(expanded(source.removeprefix(PREFIX)))
     below = url.removeprefix(root) if url.startswith(root + os.sep) else url
     words = re.split(r"[^a-z]+", "/".join(below.split("/")[-2:]).lower())
     return bool(set(words) & set(REPORTING))

@@ -23,6 +23,7 @@ from seprune.data.loaders import Images
 from seprune.data.shapes import shapes
 from seprune.data.source import Source, stratified
 from seprune.errors import InputError, first_line
+from seprune.runtime.paths import expanded
 from seprune.runtime.reading import require_regular
 from seprune.runtime.timeout import at_most, memory_at_most
 
@@ -128,7 +129,7 @@ def _found(source: str, mode: str | None, task: str | None) -> Source:
         return hub_datasets.hub_dataset(source, mode, task)
     if source.startswith(shard_names.PREFIX):
         return shards.shards(source, mode, task)
-    root = Path(source).expanduser()
+    root = expanded(source)
     if source == "shapes" and not root.exists():
         return shapes(task or "classification")
     layout = find_layout(root, mode or "RGB", task)

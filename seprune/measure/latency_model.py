@@ -17,11 +17,11 @@ from seprune.measure.latency_table import (
     TableKey,
     Timer,
     build_table,
-    cache_folder,
     grid,
     open_table,
 )
 from seprune.measure.work_items import work_items
+from seprune.runtime.paths import cache_folder
 from seprune.runtime.progress import Track, silent
 from seprune.runtime.text import shell_word
 
@@ -59,7 +59,7 @@ def latency_model(
 
 def table_path(key: TableKey) -> Path:
     """Where the table of this key is kept."""
-    return cache_folder() / key.file_name()
+    return cache_folder("latency") / key.file_name()
 
 
 def adopt(path: Path, key: TableKey, note: Callable[[str], None]) -> None:

@@ -121,12 +121,6 @@ class _TableFile:
             raise ValueError("not a latency table of this format, or a time that cannot be")
 
 
-def cache_folder() -> Path:
-    """Where tables are kept: `seprune/latency` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "seprune" / "latency"
-
-
 def open_table(path: Path, key: TableKey, note: Callable[[str], None]) -> LatencyTable:
     """The table at `path`, or an empty one where there is none or it is of something else."""
     if not path.is_file():

@@ -17,6 +17,7 @@ from seprune.models import NO_CODE, ModelLoader, zoos
 from seprune.models.hub import PREFIX, HubAccess, HubRepo, is_hub
 from seprune.pipeline.network import open_network
 from seprune.recipe.sections import ModelSection
+from seprune.runtime.paths import expanded
 
 
 def from_pretrained(
@@ -46,15 +47,15 @@ def from_pretrained(
         EnvironmentFault: no connection, and not in the cache.
     """
     text = str(name)
-    if isinstance(name, Path) or Path(text).expanduser().is_dir():
+    if isinstance(name, Path) or expanded(text).is_dir():
         if revision is not None:
             raise UsageError(
                 f"{name}: a folder has no revision {revision}",
                 why="a folder of this name goes before a repository",
                 fix=f"hf-hub:{text} means the repository, whatever folders there are",
             )
-        return load(Path(name).expanduser(), loader=loader)
-    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+        return load(expanded(name), loader=loader)
+    cache = None if cache_dir is None else expanded(cache_dir)
     asking = replace(loader, hub=HubAccess(token, cache, local_files_only))
     zoo, _, rest = text.partition("/")
     if zoo in ("timm", "torchvision") and zoos.has(zoo, rest) and revision is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,13 +29,10 @@ from seprune.errors import (
     UsageError,
     first_line,
 )
+from seprune.runtime import launch
+from seprune.runtime.launch import patience
 
 T = TypeVar("T")
-PATIENCE = 600
-"""Seconds that a process waits in a collective, or for a sign of life of the first one.
-
-SEPRUNE_TIMEOUT says otherwise.
-"""
 _FAILED, _ALIVE = "seprune/failed", "seprune/alive"
 _CALLS = itertools.count()
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset", "NCCL")
@@ -51,7 +47,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         EnvironmentFault: the device is not there.
     """
     resolved = isinstance(name, torch.device)
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = launch.local_rank()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -81,7 +77,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 def _require_own(name: str, local: int) -> None:
     """Of several processes on one machine each has a GPU to itself."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = launch.world_size() > 1
     if several and name != "cuda":
         raise UsageError(
             f"device {name!r}: one GPU for several processes",
@@ -106,11 +102,12 @@ def out_of_memory(error: Exception) -> bool:
 def join(device: torch.device) -> tuple[int, int]:
     """(rank, number of processes); under `torchrun` the first call forms the process group."""
     if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if launch.world_size() == 1:
             return 0, 1
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        wait = timedelta(seconds=_patience())
+        launch.rank()  # what is no number is named before torch stumbles over it
+        wait = timedelta(seconds=patience())
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
         except (dist.DistError, ValueError) as error:
@@ -123,17 +120,13 @@ def join(device: torch.device) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def _patience() -> float:
-    return float(os.environ.get("SEPRUNE_TIMEOUT", PATIENCE))
-
-
 def _show_life(leaving: threading.Event) -> None:
     """The first process counts while it lives, so that nobody waits for one that does not.
 
     What it works on may take hours. One that is stopped, or on a lost machine, does not count.
     """
     with suppress(RuntimeError):  # whoever kept the store has gone
-        while not leaving.wait(_patience() / 10):
+        while not leaving.wait(patience() / 10):
             _store().add(_ALIVE, 1)
 
 
@@ -209,7 +202,7 @@ def _await(key: str) -> None:
     while not store.check([key]):
         if store.check([_FAILED]):
             raise _fellow(json.loads(store.get(_FAILED)))
-        if silent > _patience():
+        if silent > patience():
             raise _gone(TimeoutError(f"the first one has been silent for {silent:.0f} s"))
         time.sleep(pause)
         before, beats = beats, store.add(_ALIVE, 0)
@@ -279,7 +272,7 @@ def _lost(error: Exception | StoppedError) -> bool:
 
 def _gone(error: BaseException) -> EnvironmentFault:
     return EnvironmentFault(
-        f"another of the {os.environ.get('WORLD_SIZE')} processes ended without a word, or hangs",
+        f"another of the {launch.world_size()} processes ended without a word, or hangs",
         why=f"{first_line(error)}; most often one was killed for memory, or a machine was lost",
         fix="run the same command again; it goes on, also with fewer processes",
         code="process",

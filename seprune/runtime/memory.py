@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from seprune.errors import UsageError
+from seprune.runtime import launch
 
 _GPU_SHARE = 0.8  # of what is free; a GPU is rarely shared
 _CPU_SHARE = 0.5
@@ -33,7 +34,7 @@ def memory_budget(device: torch.device, memory: int | str = "auto") -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(_GPU_SHARE * (free + unused))
     found = (free_on_machine(), free_in_group())
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = launch.local_world_size()
     return int(_CPU_SHARE * min((n for n in found if n is not None), default=_UNKNOWN)) // processes
 
 

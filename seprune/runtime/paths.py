@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from seprune.errors import InputError, UsageError
+from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.runtime.text import shell_word
 
 LONGEST = 4096  # characters of a name; what Linux allows for a path
@@ -58,6 +59,27 @@ def inside(folder: Path, name: object) -> Path:
         fix=f"remove the entry or the link, or use another folder: ls -lR {shell_word(folder)}",
         code="path",
     )
+
+
+def expanded(text: Path | str) -> Path:
+    """A path in which `~` means what it means to a shell; it stays where there is no such user."""
+    return Path(os.path.expanduser(text))
+
+
+def cache_folder(name: str) -> Path:
+    """Where seprune keeps what it can make again, in the user's cache folder.
+
+    Raises:
+        EnvironmentFault: there is none, as for a user that the machine does not know.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise EnvironmentFault(
+            "there is no folder for a cache",
+            why="this user has no home folder, and XDG_CACHE_HOME is not set",
+            fix="export XDG_CACHE_HOME=FOLDER",
+        )
+    return Path(base) / "seprune" / name
 
 
 def refuse_special(path: Path) -> None:

@@ -9,6 +9,7 @@ any more, is removed (`clear`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -45,12 +46,14 @@ class Staging:
             self.path = Path(tempfile.mkdtemp(UNFINISHED, ".", folder))
             try:
                 self._handle = os.open(self.path, os.O_RDONLY)
+            except FileNotFoundError:  # somebody took it for a left-over before it was locked
+                continue
             except OSError:
                 self.path.rmdir()
                 raise
             with suppress(OSError):  # a file system without locks: nobody removes it then
                 fcntl.flock(self._handle, fcntl.LOCK_EX)
-            if self.path.exists():  # else somebody took it for a left-over before it was locked
+            if self.path.exists():  # else it was taken for a left-over likewise
                 return
             os.close(self._handle)
 
@@ -156,10 +159,13 @@ def undisturbed(folder: Path, last: str, read: Callable[[], T]) -> T:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file or the names of a folder."""
+    """Wait until the disk has a file or the names of a folder, which not every system can sync."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 

@@ -242,6 +242,60 @@ def command_line(words: str, before: str = "", *python: str) -> subprocess.Compl
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+ODD = {"RANK": "abc", "WORLD_SIZE": "two", "LOCAL_RANK": "-1", "SEPRUNE_TIMEOUT": "soon"}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_numbers_of_a_launcher_that_are_none_are_named(terminal, tiny_run, name):
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", name: ODD[name]}
+    words = ("evaluate", tiny_run.home / "whole" / "pruned", "--data", tiny_run.inputs)
+    error = terminal(*words, "--json", env=env).refused(2, "usage", says=f"{name}='{ODD[name]}'")
+    assert error["next"] == f"unset {name}"
+
+
+def test_a_number_that_a_cluster_gives_a_single_process_does_not_silence_it(terminal):
+    for env in ({"RANK": "3"}, {"RANK": "3", "WORLD_SIZE": ""}, {"RANK": "", "WORLD_SIZE": "1"}):
+        ended = terminal("models", "seprune/se_resnet8", "--json", env=env)
+        assert ended.status == 0, ended.err
+        assert "seprune/se_resnet8" in ended.out
+
+
+def test_a_working_folder_that_is_gone_is_named(terminal, tiny_run, tmp_path):
+    place = tmp_path / "gone"
+    place.mkdir()
+    gone = f"import os; os.rmdir({str(place)!r})"
+    for words in (("env",), ("inspect", tiny_run.home / "whole" / "pruned")):
+        ended = terminal(*words, "--json", cwd=str(place), before=gone)
+        ended.refused(4, "environment", says="the working folder is gone")
+        place.mkdir()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "{net}", "--data", "~nosuch/images"),
+        ("evaluate", "{net}", "--data", "hf:~nosuch/images"),
+        ("evaluate", "{net}", "--data", "wds:~nosuch/{0..1}.tar"),
+        ("inspect", "~nosuch/net"),
+    ],
+)
+def test_a_home_of_nobody_is_no_folder(terminal, tiny_run, words):
+    net = tiny_run.home / "whole" / "pruned"
+    ended = terminal(*(net if w == "{net}" else w for w in words), "--json")
+    assert ended.refused(3, "input" if words[0] == "evaluate" else ended.error["code"])
+
+
+def test_a_user_without_a_home_is_told_where_a_cache_may_be(terminal, tiny_run):
+    """As in a container that is started under a number that no user has."""
+    nobody = "import pwd; pwd.getpwuid = lambda number: {}[number]"
+    words = ("latency-table", "build", tiny_run.home / "whole" / "pruned", "--json")
+    env = {"XDG_CACHE_HOME": ""}
+    nobody += "; import os; os.environ.pop('HOME', None)"
+    ended = terminal(*words, env=env, before=nobody)
+    error = ended.refused(4, "environment", says="XDG_CACHE_HOME is not set")
+    assert error["next"] == "export XDG_CACHE_HOME=FOLDER"
+
+
 def test_memory_that_is_too_short_for_the_libraries_of_torch():
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (900 << 20, -1))"
     done = command_line("inspect seprune/se_resnet8", limit)

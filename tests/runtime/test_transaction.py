@@ -1,9 +1,12 @@
 """Files that are put in place together survive a kill at every rename and fsync, all or none."""
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -176,3 +179,34 @@ def test_a_filler_that_writes_nothing_is_an_error_and_the_old_files_stay(tmp_pat
     with pytest.raises(EnvironmentFault, match=r"b: cannot be written\nwhy: No such file"):
         files.write_together(tmp_path, parts)
     assert state(tmp_path)["a"] == "old a"
+
+
+def test_a_folder_that_another_writer_takes_for_a_left_over_is_made_anew(tmp_path, monkeypatch):
+    """Between the making of it and its lock."""
+    made, real = [], tempfile.mkdtemp
+
+    def taken(*given):
+        made.append(real(*given))
+        if len(made) < 3:
+            clear(tmp_path)
+            assert not os.path.exists(made[-1])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken)
+    write(tmp_path, "new")
+    assert len(made) == 3
+    assert state(tmp_path) == {n: f"new {n}" for n in NAMES}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path, "new")
+    assert state(tmp_path) == {n: f"new {n}" for n in NAMES}
