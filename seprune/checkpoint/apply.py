@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from seprune.checkpoint.weights import Weights, is_pruned_folder
 from seprune.errors import InputError
+from seprune.runtime.text import shell_word
 
 SHOWN = 2
 COUNTER = "num_batches_tracked"  # torch < 0.4.1 did not save it; BatchNorm loads without it
@@ -150,7 +151,9 @@ def _find_model(path: Path, weights: Weights) -> str:
         return f"these weights belong to a pruned model: give its folder, {path.parent}"
     arch = weights.metadata.get("arch") or weights.metadata.get("architecture")
     if arch:
-        return f"the file says that it is {arch!r}: seprune models '*{arch}*' finds it"
+        return (
+            f"the file says that it is {arch!r}: seprune models {shell_word(f'*{arch}*')} finds it"
+        )
     return "give the MODEL that these weights were trained as; `seprune models` lists them"
 
 

@@ -15,6 +15,7 @@ from seprune.runtime.reading import open_regular, read_text
 from seprune.runtime.text import shell_word
 from seprune.runtime.transaction import undisturbed
 
+MOST_FILES = 200  # of a repository
 MESSAGE = "Add a network that seprune pruned"
 
 
@@ -139,7 +140,15 @@ def pushed_folder(repo: HubRepo) -> Path | None:
     if repo.folder is not None:
         return repo.folder
     sums = fetch(repo, SUMS)
-    for name in _listed(sums):
+    names = _listed(sums)
+    if len(names) > MOST_FILES:
+        raise InputError(
+            f"{repo}: {len(names):,} files, more than the {MOST_FILES} that seprune asks for",
+            why="a network and its plans are a few",
+            fix=f"look at its {SUMS}, and do not use it unless you know why",
+            code="hub",
+        )
+    for name in names:
         if fault_in(sums.parent, name) is None:  # else refused where the folder is read
             fetch(repo, name)
     return sums.parent

@@ -32,6 +32,7 @@ from seprune.recipe import Recipe, dump_recipe
 from seprune.report import Measurement, Report
 from seprune.report.measurement import read as read_report
 from seprune.runtime.distributed import first, united
+from seprune.runtime.text import shell_word
 from seprune.statistics import GateStatistics
 
 
@@ -63,7 +64,7 @@ def run(
         context = Context(network, data, runtime)
         settings = CutSettings.of(recipe)
         work = Workspace(folder.path, context, settings, recipe.model, loader)
-        command = command or f"seprune run RECIPE --out {out}"
+        command = command or f"seprune run RECIPE --out {shell_word(out)}"
         return _carry_out(recipe, work, runner, command)
 
 

@@ -32,7 +32,7 @@ def model_card(report: Report, measurement: Measurement, *, picture: str | None 
     """
     budget = report.budget(measurement.budget)
     base = report.baseline
-    made = f", channels chosen by {budget.criterion} ({budget.allocation})" if budget else ""
+    made = _line(f", channels chosen by {budget.criterion} ({budget.allocation})" if budget else "")
     kept = words.percent(words.fraction_of(measurement.macs, base.macs if base else None), 1)
     sections = [
         _front_matter(report, measurement),
@@ -48,7 +48,7 @@ def model_card(report: Report, measurement: Measurement, *, picture: str | None 
         *_measured(report, measurement, picture),
         "## Made with",
         f"```sh\n{_code(report.command)}\n```",
-        f"Seed {report.seed}, {report.created}.",
+        f"Seed {report.seed}, {_line(report.created)}.",
     ]
     if remarks := words.missing(report):
         sections += ["## Not in the numbers", "\n".join(f"- {_line(x)}" for x in remarks)]
@@ -159,7 +159,7 @@ def _results(report: Report, measurement: Measurement) -> str:
     lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     for m in rows:
         cells = [
-            words.stage_name(m),
+            _line(words.stage_name(m)),
             *(metric_value(name, m.metrics.get(name)) for name in report.metrics),
             f"{m.macs:,}",
             f"{m.params:,}",

@@ -16,6 +16,7 @@ from seprune.report import sensitivity, summary, words
 from seprune.report.artefacts import artefact_images, artefact_table
 from seprune.report.measurement import BudgetReport, GateSummary, GroupCut, Measurement, Report
 from seprune.report.table import gates_of, ranks
+from seprune.runtime.text import shell_word
 
 BAR = 10
 SHOWN = ("mean", "variance", "minimum", "maximum", "low", "high")
@@ -251,7 +252,7 @@ def _unknown(kind: str, name: str, known: list[str]) -> NoReturn:
     raise UsageError(
         f"{kind} {name!r} is not in this report",
         why=f"it has {', '.join(known) or f'no {kind}s'}",
-        fix=f"seprune report RUN --{kind} {known[0] if known else 'NAME'}",
+        fix=f"seprune report RUN --{kind} {shell_word(known[0]) if known else 'NAME'}",
     )
 
 

@@ -243,6 +243,15 @@ def test_a_damaged_copy_on_the_hub_is_named(hub, folder):
     assert not any("/x" in request for request in hub.requests)
 
 
+def test_a_repository_does_not_make_one_ask_for_thousands_of_files(hub, folder):
+    seprune.push_to_hub(folder, "us/small")
+    lines = (f"{'0' * 64}  {number}\n" for number in range(1000))
+    hub.repos["us/small"]["SHA256SUMS"] += "".join(lines).encode()
+    with pytest.raises(InputError, match=r"1,00\d files, more than the 200"):
+        seprune.load("hf-hub:us/small")
+    assert len(hub.requests) < 60
+
+
 def test_other_repositories_are_no_folders_of_seprune(hub):
     hub.repos["us/other"] = {"config.json": b'{"model_type": "bert"}'}
     with pytest.raises(InputError, match="not pushed by seprune"):

@@ -398,6 +398,33 @@ def test_markup_in_any_text_of_a_report_is_text_in_every_figure() -> None:
     assert tried > 60
 
 
+def test_markup_in_any_text_of_a_report_is_text_in_its_card() -> None:
+    """But for the front matter, whose texts are quoted, and for the command in its fence."""
+    document = json.loads(json.dumps(measurement.to_json(make_report(((8, 2), (16, 2))))))
+    tried, shown = 0, []
+    for place in dict.fromkeys(kinds(document)):
+        try:
+            found = measurement.from_json(marked(document, place))
+        except InputError:
+            continue
+        if not found.measurements:  # under another key
+            continue
+        tried += 1
+        text = model_card(found, found.measurements[-1]).split("---", 2)[2]
+        if MARK in "".join(text.split("```")[::2]):
+            shown.append(place)
+    assert shown == []
+    assert tried > 60
+
+
+def test_an_advised_command_has_a_foreign_name_as_one_word() -> None:
+    cut = GroupCut("x; touch run", 1, 1, keep=[0])
+    budget = BudgetReport("macs 0.5", 0.5, 0.5, "l2", "global", groups=[cut])
+    with pytest.raises(UsageError) as caught:
+        printed(dataclasses.replace(make_report(), budgets=[budget]), group="nowhere")
+    assert caught.value.fix == "seprune report RUN --group 'x; touch run'"
+
+
 def test_no_color_leaves_no_escape_codes(monkeypatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
