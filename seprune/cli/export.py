@@ -95,7 +95,8 @@ def export(
         dense = open_inputs.network(options.recipe(of), loader=loader, like=job.network)
     found = _measured(job, paths, int8, dense)
     _keep(found, Path(run), job)
-    next_step.show(next_step.look(Path(run)))
+    if Path(run).is_dir():  # else of a Hub: there is no report of it here
+        next_step.show(next_step.look(Path(run)))
     if json:
         console.give(_document(written, found, _int8_of(paths) if int8 else {}))
 

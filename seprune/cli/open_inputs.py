@@ -51,9 +51,10 @@ def network_of_run(run: str, command: str) -> Path:
     for name in ("finetuned", "pruned"):
         found = [p.parent for p in sorted(folder.rglob(f"{name}/config.json"))]
         if len(found) > 1:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise UsageError(
                 f"{run}: holds {len(found)} networks",
-                why=", ".join(str(p.relative_to(folder)) for p in found),
+                why=", ".join(str(p.relative_to(folder)) for p in found[:5]) + more,
                 fix=f"seprune {command} {shell_word(found[0])} ...",
             )
         if found:

@@ -191,13 +191,22 @@ def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: boo
         raise InputError(
             f"{repo}: its weights are a pickle, {PICKLED}",
             why=f"it has no {names[0]}, and a pickle from elsewhere is not read without permission",
-            fix="add --allow-pickle; seprune reads tensors only and runs nothing in the file",
+            fix="add --allow-pickle, in Python loader=seprune.ModelLoader(pickles=True): tensors "
+            "are read, and nothing in the file is run",
             code="hub-pickle",
         )
     missing = f"it has neither {' nor '.join(names)} nor {PICKLED}"
     if not there:
         raise InputError(
             f"{repo}: no weights", why=missing, fix="name a repository that has weights", code="hub"
+        )
+    if parts := [name for name in there if re.search(r"-\d+-of-\d+\.", name)]:
+        raise InputError(
+            f"{repo}: its weights are in {len(parts)} files",
+            why="seprune reads weights that are one file",
+            fix="save them as one where they were made, such as by transformers: "
+            "model.save_pretrained(FOLDER, max_shard_size='99GB'); then --checkpoint FOLDER",
+            code="hub",
         )
     raise InputError(
         f"{repo}: its weights have another name: {', '.join(there[:5])}",

@@ -272,3 +272,26 @@ def test_the_command_pushes_the_network_of_a_run(hub, folder, monkeypatch, capsy
     assert not stop.value.code, output.err
     assert json.loads(output.out)["name"] == "us/run"
     assert "model.safetensors" in hub.repos["us/run"]
+
+
+def test_a_folder_of_many_networks_is_not_listed_to_its_end(request, tmp_path):
+    command = request.getfixturevalue("seprune")
+    for number in range(7):
+        place = tmp_path / f"run{number}" / "pruned"
+        place.mkdir(parents=True)
+        (place / "config.json").touch()
+    status, _, err = command("push", tmp_path, "us/small")
+    assert status == 2
+    assert "holds 7 networks" in err
+    assert "run4/pruned and 2 more" in " ".join(err.split())
+    assert f"seprune push {tmp_path}/run0/pruned" in err
+
+
+@pytest.mark.slow
+def test_a_network_of_a_hub_is_exported_and_has_no_report_here(hub, folder, tmp_path, request):
+    command = request.getfixturevalue("seprune")
+    seprune.push_to_hub(folder, "us/small")
+    status, _, err = command("export", "hf-hub:us/small", "--onnx", tmp_path / "small.onnx")
+    assert status == 0, err
+    assert (tmp_path / "small.onnx").is_file()
+    assert "next:" not in err

@@ -182,6 +182,7 @@ REFUSED = {
     "us/bert": "its config.json says model_type 'bert', and BertForMaskedLM",
     "us/bare": "no weights",
     "us/named": "its weights have another name: best.pth",
+    "us/shards": "its weights are in 2 files",
     "us/page": "its config.json is not JSON",
 }
 
@@ -193,6 +194,8 @@ def test_what_a_hub_refuses_is_named(hub, name):
                   b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'},
                   "us/bare": {"config.json": FILES["config.json"]},
                   "us/named": {"config.json": FILES["config.json"], "best.pth": b"0"},
+                  "us/shards": {"config.json": FILES["config.json"], "model.safetensors.index.json":
+                  b"{}", **{f"model-0000{n}-of-00002.safetensors": b"" for n in (1, 2)}},
                   "us/page": {"config.json": b"<html>"}}  # fmt: skip
     hub.gated.add("us/gated")
     hub.private.add("us/private")
