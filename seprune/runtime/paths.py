@@ -38,10 +38,11 @@ def fault_in(folder: Path, name: object) -> str | None:
 
 
 def _is_blob(folder: Path, link: Path) -> bool:
-    """Whether a link in a snapshot of a Hub's cache leads to the blobs of the same repository."""
+    """Whether a link in a snapshot of a Hub's cache leads to a blob of the same repository."""
     if folder.absolute().parent.name != "snapshots":
         return False
-    return link.resolve().parent == (folder.absolute().parents[1] / "blobs").resolve()
+    blobs, blob = folder.absolute().parents[1] / "blobs", link.resolve()
+    return not blobs.is_symlink() and blob.parent == blobs.resolve() and not blob.is_dir()
 
 
 def inside(folder: Path, name: object) -> Path:

@@ -35,6 +35,29 @@ def test_a_link_below_the_folder_is_refused_and_the_folder_itself_may_be_one(tmp
         inside(tmp_path / "here", "away/secret")
 
 
+def test_a_link_into_the_blobs_of_a_cache_stays_in_it_whatever_is_called_so(tmp_path):
+    """As an archive may hold them: blobs that are a link, or a folder among the blobs."""
+    secret = tmp_path / "home" / "secret"
+    (secret / "deeper").mkdir(parents=True)
+    (secret / "key").write_text("x")
+    snapshot = tmp_path / "repo" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blobs = tmp_path / "repo" / "blobs"
+    (snapshot / "README.md").symlink_to("../../blobs/key")
+    (snapshot / "pruned").symlink_to("../../blobs/deeper")
+    blobs.symlink_to(secret)
+    for name in ("README.md", "pruned/model.safetensors"):
+        assert "is a link" in str(fault_in(snapshot, name))
+    blobs.unlink()
+    (blobs / "deeper").mkdir(parents=True)
+    (blobs / "key").write_text("of this repository")
+    assert fault_in(snapshot, "README.md") is None
+    assert "is a link" in str(fault_in(snapshot, "pruned/model.safetensors"))
+    (blobs / "key").unlink()
+    (blobs / "key").symlink_to(secret / "key")
+    assert "is a link" in str(fault_in(snapshot, "README.md"))
+
+
 def test_writing_replaces_a_link_and_adding_refuses_it(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
