@@ -41,8 +41,12 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
 
 def grow(folder: Path, size: str) -> None:
     """Give the disk more room, with what is on it."""
-    command = ["mount", "-o", f"remount,size={size}", str(folder)]
-    subprocess.run(command, check=True)
+    remount(folder, f"size={size}")
+
+
+def remount(folder: Path, how: str) -> None:
+    """Change the mount, with what is on it."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
 
 
 def fill(folder: Path, leave: int) -> None:
@@ -127,6 +131,26 @@ def test_each_command_that_writes_keeps_the_previous_files(
         assert contents(folder) == before
         assert checkpoint.read_bytes() == given
         assert warm.run(log, *words).status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("name", ["convert", "collect", "prune", "report", "finetune"])
+def test_each_command_on_a_disk_that_can_only_be_read(tiny_run, warm, tmp_path, checkpoint, name):
+    """As a system makes it of one that fails."""
+    with disk(tmp_path / "disk", "64m") as folder:
+        words = commands(tiny_run, checkpoint, folder)[name]
+        log = tmp_path / "log"
+        assert warm.run(log, *words).status == 0
+        before = contents(folder)
+        remount(folder, "ro")
+        done = warm.run(log, *words)
+        reported(done, 4)
+        assert "Read-only file system" in done.output
+        assert contents(folder) == before
+        remount(folder, "rw")
+        assert warm.run(log, *words).status == 0
+        assert leftovers(folder) == []
 
 
 @pytest.mark.fault(27)

@@ -243,9 +243,10 @@ def command_line(words: str, before: str = "", *python: str) -> subprocess.Compl
 
 
 ODD = {"RANK": "abc", "WORLD_SIZE": "two", "LOCAL_RANK": "-1", "SEPRUNE_TIMEOUT": "soon"}
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ["RANK", *(pytest.param(n, marks=SLOW) for n in list(ODD)[1:])])
 def test_numbers_of_a_launcher_that_are_none_are_named(terminal, tiny_run, name):
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", name: ODD[name]}
     words = ("evaluate", tiny_run.home / "whole" / "pruned", "--data", tiny_run.inputs)
@@ -274,9 +275,9 @@ def test_a_working_folder_that_is_gone_is_named(terminal, tiny_run, tmp_path):
     "words",
     [
         ("evaluate", "{net}", "--data", "~nosuch/images"),
-        ("evaluate", "{net}", "--data", "hf:~nosuch/images"),
-        ("evaluate", "{net}", "--data", "wds:~nosuch/{0..1}.tar"),
-        ("inspect", "~nosuch/net"),
+        pytest.param(("evaluate", "{net}", "--data", "hf:~nosuch/images"), marks=SLOW),
+        pytest.param(("evaluate", "{net}", "--data", "wds:~nosuch/{0..1}.tar"), marks=SLOW),
+        pytest.param(("inspect", "~nosuch/net"), marks=SLOW),
     ],
 )
 def test_a_home_of_nobody_is_no_folder(terminal, tiny_run, words):
@@ -304,6 +305,7 @@ def test_memory_that_is_too_short_for_the_libraries_of_torch():
     assert "error: torch cannot be imported" in done.stderr
 
 
+@pytest.mark.slow
 def test_files_that_are_larger_than_the_memory_are_named(terminal, tmp_path):
     """What maps them into memory says so as a RuntimeError."""
     path, header = (

@@ -172,17 +172,22 @@ NET = ("seprune/se_resnet8", "--classes", "3", "--input", "3x12x12")
 @pytest.mark.parametrize(
     "words",
     [
-        ("inspect", LONG),
         ("inspect", *NET, "--checkpoint", LONG),
         ("evaluate", *NET, "--data", LONG),
-        ("rank", *NET, "--importance", "l2", "--out", f"{LONG}.csv"),
-        ("run", LONG, "--out", "x"),
         ("run", "quickstart", "--out", LONG),
-        ("report", LONG),
-        ("verify", LONG),
-        ("compare", LONG, LONG),
-        ("convert", LONG),
-        ("push", LONG, "a/b"),
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (
+                ("inspect", LONG),
+                ("rank", *NET, "--importance", "l2", "--out", f"{LONG}.csv"),
+                ("run", LONG, "--out", "x"),
+                ("report", LONG),
+                ("verify", LONG),
+                ("compare", LONG, LONG),
+                ("convert", LONG),
+                ("push", LONG, "a/b"),
+            )
+        ),
     ],
     ids=lambda words: " ".join(w[:9] for w in words),
 )

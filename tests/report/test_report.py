@@ -383,7 +383,7 @@ def marked(tree, place, path=()):
 
 def test_markup_in_any_text_of_a_report_is_text_in_every_figure() -> None:
     """Plotly reads markup wherever it shows a text."""
-    document = json.loads(json.dumps(measurement.to_json(make_report(((8, 2), (16, 2))))))
+    document = json.loads(json.dumps(measurement.to_json(make_report(((8, 2),), budgets=(0.5,)))))
     tried = 0
     for place in dict.fromkeys(kinds(document)):
         try:
@@ -400,7 +400,7 @@ def test_markup_in_any_text_of_a_report_is_text_in_every_figure() -> None:
 
 def test_markup_in_any_text_of_a_report_is_text_in_its_card() -> None:
     """But for the front matter, whose texts are quoted, and for the command in its fence."""
-    document = json.loads(json.dumps(measurement.to_json(make_report(((8, 2), (16, 2))))))
+    document = json.loads(json.dumps(measurement.to_json(make_report(((8, 2),), budgets=(0.5,)))))
     tried, shown = 0, []
     for place in dict.fromkeys(kinds(document)):
         try:
