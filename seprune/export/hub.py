@@ -143,7 +143,7 @@ def pushed_folder(repo: HubRepo) -> Path | None:
     names = _listed(sums)
     if len(names) > MOST_FILES:
         raise InputError(
-            f"{repo}: {len(names):,} files, more than the {MOST_FILES} that seprune asks for",
+            f"{repo}: {len(names):,} files, more than the {MOST_FILES} that a network may have",
             why="a network and its plans are a few",
             fix=f"look at its {SUMS}, and do not use it unless you know why",
             code="hub",
