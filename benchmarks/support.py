@@ -36,6 +36,7 @@ from seprune.runtime.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "support.csv"
+DRAWN = RESULTS.with_name("random_networks.csv")
 PAGE = ROOT / "docs" / "support.md"
 COLUMNS = ("network", "failed", "input", "other", "gates", "groups", "whole", "macs", "least",
            "masked", "across", "refitted", "skipped", "gap", "seconds", "hardware", "torch",
@@ -130,7 +131,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"  # of children
     if not arguments.render:
         run(arguments)
-    write_text(PAGE, render(rows(), ROWS))
+    write_text(PAGE, render(rows(), ROWS, csv_rows.read(DRAWN)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
             for member in group.members if gone else ():
                 if member.layer in parameters and member.side.startswith("dim"):
                     _silence(parameters[member.layer], member, gone)
-                elif _unread(group):  # queries and keys meet in a product of two maps
+                elif _unread(group) and not is_size(
+                    member.side
+                ):  # queries and keys meet in a product of two maps
                     hook = modules[member.layer].register_forward_hook(_zeroed(member, gone))
                     stack.callback(hook.remove)
         for layer, factors in heard.items():

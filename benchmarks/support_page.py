@@ -29,6 +29,13 @@ same outputs, bit for bit.
 | family | rows | pass | dependency groups | left whole | output error, cut -> refitted | s |
 |---|--:|--:|--:|--:|--:|--:|
 """
+DRAWN = """
+`python benchmarks/random_networks.py` draws networks of {kinds} kinds of blocks, in 1 to {dims}
+dimensions (`tests/random_networks.py`), cuts each by a random plan, and checks it: forward at other
+batch and image sizes, the masked parent, costs, save and load, statistics, sensitivities against
+autograd image by image, and that the caller's network is as it was. {wrong} of {all} have a problem
+(`benchmarks/results/random_networks.csv`).
+"""
 COLUMNS = """
 ## What the columns mean
 
@@ -46,8 +53,8 @@ own, and why; `gap`, the output error before and after the refit.
 """
 
 
-def render(rows: Rows, names: Sequence[str], images: int = 8) -> str:
-    """The page: `rows` by network, of the `names` that belong to the table."""
+def render(rows: Rows, names: Sequence[str], drawn: Sequence[Row] = (), images: int = 8) -> str:
+    """The page: `rows` by network, of the `names` that belong to the table; `drawn` at random."""
     run = {name: rows[name] for name in names if name in rows}
     left = [name for name in names if name not in run]
     own = ("seprune", "timm", "torchvision")
@@ -65,7 +72,7 @@ def render(rows: Rows, names: Sequence[str], images: int = 8) -> str:
         _section("Left whole, by reason", _reasons(run)),
         _section("Layers that keep their weights in the refit", _skipped(run)),
     )
-    return head + _families(run, names) + "".join(sections) + COLUMNS
+    return head + _families(run, names) + "".join(sections) + _drawn(drawn) + COLUMNS
 
 
 def family(name: str) -> str:
@@ -159,6 +166,14 @@ def _reasons(run: Rows) -> list[str]:
         f"- {reason}: {number} groups of {networks[reason]} networks"
         for reason, number in sorted(total.items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def _drawn(rows: Sequence[Row]) -> str:
+    wrong = [f"- {row['seed']}: {row['problems']}" for row in rows if row["problems"]]
+    kinds = len({kind for row in rows for kind in row["kinds"].split()})
+    dims = max((int(row["dims"]) for row in rows), default=0)
+    text = DRAWN.strip().format(kinds=kinds, dims=dims, wrong=len(wrong), all=f"{len(rows):,}")
+    return _section("Networks drawn at random", [text, *([""] if wrong else []), *wrong])
 
 
 def _skipped(run: Rows) -> list[str]:
