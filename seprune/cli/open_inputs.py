@@ -154,8 +154,11 @@ def context(
 def _tell_notes(opened: LoadedNetwork, *, quiet: bool = False) -> None:
     for note in opened.notes:
         console.tell(f"note: {note}")
-    if opened.checkpoint is None and not quiet:
+    if opened.checkpoint is not None:
+        return
+    zoo, _, rest = opened.architecture.name.partition("/")
+    named = zoo in ("timm", "torchvision") and "." in rest
+    if named or not quiet:
         console.tell("note: no checkpoint is given, so the weights are random")
-        zoo, _, rest = opened.architecture.name.partition("/")
-        if zoo in ("timm", "torchvision") and "." in rest:
-            console.tell(f"note: {rest} names weights, which only --pretrained loads")
+    if named:
+        console.tell(f"note: {rest} names weights, which only --pretrained loads")

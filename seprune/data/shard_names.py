@@ -18,6 +18,12 @@ LETTERS = 52  # of a range such as {a..f}, at most
 def shard_names(source: str) -> list[str]:
     """Every shard that the source names, in order."""
     spec = source.removeprefix(PREFIX)
+    if not spec:  # else the folder where the command is typed
+        raise UsageError(
+            f"{source}: names no shards",
+            why="nothing stands behind the colon",
+            fix="write wds:train-{000..009}.tar, or wds:FOLDER",
+        )
     folder = expanded(spec)
     if os.path.isdir(folder):  # a list of names may be longer than a path
         found = sorted(map(str, folder.rglob("*.tar")))

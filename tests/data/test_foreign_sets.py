@@ -517,6 +517,7 @@ def test_an_odd_shard_is_named_in_one_sentence(shards):
         ("pipe:cat x.tar", UsageError, "pipe: is not read"),
         ("s3://bucket/x.tar", UsageError, "s3: is not read"),
         ("gone-{000..002}.tar", InputError, "gone-000.tar: no such shard"),
+        ("", UsageError, "names no shards"),
         ("{0..99999999999}.tar", UsageError, "names 100,000,000,000 shards"),
         ("{0..999}-{0..999}.tar", UsageError, "names 1,000,000 shards"),
         ("{0..-99999999999..7}.tar", UsageError, "names 100,000,000,000 shards"),
