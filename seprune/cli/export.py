@@ -71,13 +71,24 @@ def export(
       seprune export runs/quickstart --onnx small.onnx --pt2 small.pt2
       seprune export small --onnx small.onnx --int8 --data D
     """
-    if onnx is None and pt2 is None and timm is None:
+    if onnx is None and pt2 is None and (timm is None or int8):
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
-    if int8 and data is None:
-        raise UsageError("--int8 needs --data",
-                         why="scales come from the activations on calibration images",
-                         fix="--onnx FILE --int8 --data FOLDER")  # fmt: skip
+    for option, wanted, needs, there, why in (
+        ("--int8", int8, "--data FOLDER", data, "scales come from activations on its images"),
+        ("--parent", parent, "--int8", int8, "it is measured beside int8 files"),
+        (
+            "--parent-checkpoint",
+            parent_checkpoint,
+            "--parent MODEL",
+            parent,
+            "they are its weights",
+        ),
+        ("--opset", opset, "--onnx FILE", onnx, "only ONNX has opsets"),
+    ):
+        if wanted and not there:
+            raise UsageError(f"{option} needs {needs.partition(' ')[0]}", why=why,
+                             fix=f"add {needs}")  # fmt: skip
     from seprune.cli import next_step, open_inputs
 
     folder = open_inputs.network_of_run(run, "export")

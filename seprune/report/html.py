@@ -20,6 +20,7 @@ from seprune.measure.metric_names import metric_title, metric_value
 from seprune.report import drawing, figures, gate_figures, sensitivity, summary, training, words
 from seprune.report.artefacts import artefact_images, artefact_table
 from seprune.report.axes import Figure
+from seprune.report.card import data_name
 from seprune.report.compare import Comparison
 from seprune.report.measurement import BudgetReport, GateSummary, Measurement, Report
 from seprune.runtime import files
@@ -65,7 +66,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "sections": [(id, text) for id, text in SECTIONS if filled.get(id, True)],
         "report": report,
         "model": report.model.get("name") or "an unnamed network",
-        "source": Path(str(report.data.get("source") or "")).name,
+        "source": data_name(source) if (source := report.data.get("source")) else "",
         "others": [other.name for other in others],
         "tiles": [summary.tile(report, budget) for budget in report.budgets],
         "metric": metric_title(report.metric),

@@ -341,6 +341,7 @@ def _environment_fault(path: Path, error: OSError) -> EnvironmentFault:
         errno.EACCES: "choose a folder you may write to with --out",
         errno.EROFS: "choose a folder you may write to with --out",
         errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EISDIR: "choose another name: there is a folder of this one",
         errno.ELOOP: f"it is a link, which is never followed for writing: rm {shell_word(path)}",
     }
     return EnvironmentFault(

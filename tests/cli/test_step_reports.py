@@ -72,6 +72,25 @@ def test_each_step_ends_with_its_accuracy_and_the_command_that_comes_next(
     assert seprune("report", "small net")[1].count("refitted") >= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "fix"),
+    [
+        (["--onnx", "a.onnx", "--int8"], "--int8 needs --data", "add --data FOLDER"),
+        (["--onnx", "a.onnx", "--parent", NET], "--parent needs --int8", "add --int8"),
+        (["--onnx", "a.onnx", "--parent-checkpoint", "F"], "-checkpoint needs --parent",
+         "add --parent MODEL"),
+        (["--pt2", "a.pt2", "--opset", "18"], "--opset needs --onnx", "add --onnx FILE"),
+        (["--timm", "a", "--int8", "--data", "digits"], "nothing to export to", "--onnx FILE"),
+    ],
+)  # fmt: skip
+def test_options_of_export_without_a_meaning_are_refused(seprune, tmp_path, words, said, fix):
+    status, _, err = seprune("export", tmp_path, *words)
+    assert status == 2
+    assert said in err
+    assert f"next: {fix}" in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_export_leaves_its_numbers_for_the_report(seprune, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
