@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from seprune.checkpoint import is_pruned_folder
 from seprune.cli import console
 from seprune.errors import UsageError
+from seprune.export.hub import pushed_folder
 from seprune.export.pruned_model import read_architecture
 from seprune.models import ModelLoader
+from seprune.models.hub import HubRepo, is_hub
 from seprune.models.usercode import is_code
 from seprune.pipeline import inputs
 from seprune.pipeline.context import Context, Runtime
@@ -31,11 +33,12 @@ def permission(network: NetworkOptions) -> ModelLoader:
 
 
 def loader(allow_code: bool, model: str, *, pickles: bool = False) -> ModelLoader:
-    """What `--allow-code` permits: the one file that MODEL names, or that its folder names."""
+    """What `--allow-code` permits: the file that MODEL names, or its folder, here or on a Hub."""
     if not allow_code:
         return ModelLoader(pickles=pickles)
-    if is_pruned_folder(Path(model)):
-        model = read_architecture(Path(model)).name
+    folder = pushed_folder(HubRepo.of(model)) if is_hub(model) else Path(model)
+    if folder is not None and is_pruned_folder(folder):
+        model = read_architecture(folder).name
     return ModelLoader.allowing(*filter(is_code, [model]), pickles=pickles)
 
 

@@ -129,8 +129,12 @@ def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any]) -> PublishedWeights:
             return _of_transformers(repo, kind, config)
         raise InputError(
             f"{repo}: not a network of timm or transformers, and not pushed by seprune",
-            why=f"its config.json names the architecture {str(architecture)[:60]!r}",
-            fix="write a FILE.py:FUNCTION that builds it and loads its weights; --allow-code",
+            why=f"its config.json names the architecture {architecture[:60]!r}, which timm lacks"
+            if isinstance(architecture, str)
+            else "its config.json has neither an architecture of timm nor a model_type",
+            fix="its author's code builds it, in a FILE.py:FUNCTION: "
+            f"hf download {repo.name} --local-dir FOLDER; then FILE.py:FUNCTION --allow-code "
+            "--checkpoint FOLDER",
             code="hub",
         )
     how = _prepared(repo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -295,3 +296,37 @@ def test_a_network_of_a_hub_is_exported_and_has_no_report_here(hub, folder, tmp_
     assert status == 0, err
     assert (tmp_path / "small.onnx").is_file()
     assert "next:" not in err
+
+
+OWN = """
+from torch import nn
+
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down, self.up = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        x = x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.fc(x.mean((2, 3)))
+
+def network():
+    return Squeezed()
+"""
+
+
+def test_a_network_of_ones_own_code_comes_back_where_its_file_is_and_may_run(
+    hub, tmp_path, monkeypatch, request
+):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    loader = seprune.ModelLoader.allowing("own.py:network")
+    seprune.push_to_hub(loader.build("own.py:network", input=(3, 16, 16)), "us/own")
+    command = request.getfixturevalue("seprune")
+    status, _, err = command("inspect", "hf-hub:us/own")
+    assert (status, "add --allow-code" in err) == (2, True)
+    status, out, err = command("inspect", "hf-hub:us/own", "--allow-code", "--json")
+    assert status == 0, err
+    assert [gate["channels"] for gate in json.loads(out)["gates"]] == [8]

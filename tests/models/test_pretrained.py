@@ -180,6 +180,8 @@ REFUSED = {
     "us/net@v9": "no such revision",
     "us/empty": "there is no config.json in it",
     "us/bert": "its config.json says model_type 'bert', and BertForMaskedLM",
+    "us/own": "its config.json has neither an architecture of timm nor a model_type",
+    "us/new": "the architecture 'resnet9000', which timm lacks",
     "us/bare": "no weights",
     "us/named": "its weights have another name: best.pth",
     "us/shards": "its weights are in 2 files",
@@ -192,6 +194,8 @@ def test_what_a_hub_refuses_is_named(hub, name):
     hub.repos |= {"us/gated": dict(FILES), "us/private": dict(FILES), "us/empty": {"x": b""},
                   "us/bert": {"config.json":
                   b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'},
+                  "us/own": {"config.json": b'{"width": 16}'},
+                  "us/new": {"config.json": b'{"architecture": "resnet9000"}'},
                   "us/bare": {"config.json": FILES["config.json"]},
                   "us/named": {"config.json": FILES["config.json"], "best.pth": b"0"},
                   "us/shards": {"config.json": FILES["config.json"], "model.safetensors.index.json":
