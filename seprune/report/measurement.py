@@ -264,7 +264,30 @@ def from_json(document: Any, *, source: str = "report.json") -> Report:
     for place, kind, value in _facts(report):
         if value:
             typed(kind, value, source=f"{source}: {place}", fix=fix)
+    _require_few(report, source, fix)
     return report
+
+
+def _require_few(report: Report, source: str, fix: str) -> None:
+    """Each row takes its time in a table and in a figure; a file may hold millions of them."""
+    groups, epochs = ([b.groups for b in report.budgets], [t.epochs for t in report.training])
+    for what, rows, limit in (
+        ("measurements", len(report.measurements), 2_000),
+        ("budgets", len(report.budgets), 300),
+        ("groups", sum(map(len, groups)), 20_000),
+        ("gates", len(report.gates), 5_000),
+        ("trainings", len(report.training), 1_000),
+        ("epochs", sum(map(len, epochs)), 20_000),
+        ("examples", len(report.examples), 5_000),
+        ("exported files", len(report.artefacts), 1_000),
+        ("notes", len(report.warnings) + len(report.not_pruned), 20_000),
+    ):
+        if rows > limit:
+            raise InputError(
+                f"{source}: {rows:,} {what}, more than a report can show",
+                why=f"it shows {limit:,} at most",
+                fix=fix,
+            )
 
 
 def _facts(report: Report) -> Iterator[tuple[str, type[Any], Mapping[str, Any]]]:
@@ -297,7 +320,10 @@ def read(path: Path) -> Report:
     path = path / files.REPORT if path.is_dir() else path
     found = from_json(read_json(path), source=str(path))
     exported = read_artefacts(path.parent)
-    return replace(found, artefacts=exported) if exported else found
+    if exported:
+        found = replace(found, artefacts=exported)
+        _require_few(found, str(path.parent / files.ARTEFACTS), "remove it, and export again")
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -425,6 +425,29 @@ def test_an_advised_command_has_a_foreign_name_as_one_word() -> None:
     assert caught.value.fix == "seprune report RUN --group 'x; touch run'"
 
 
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [("measurements", 2_001), ("gates", 5_001), ("artefacts", 1_001), ("budgets", 301)],
+)
+def test_a_report_of_more_rows_than_can_be_shown_is_refused(place, count) -> None:
+    """A file of 60 MB had a table of 170,000 rows made of it, for minutes."""
+    document = measurement.to_json(make_report(((8, 1),), budgets=(0.5,)))
+    row = {"name": "x", "file": None, "bytes": 1}
+    rows = document[place] or [row]
+    measurement.from_json({**document, place: [*rows, *rows[-1:] * (count - 1 - len(rows))]})
+    with pytest.raises(InputError, match="more than a report can show"):
+        measurement.from_json({**document, place: rows[-1:] * count})
+
+
+def test_groups_and_epochs_count_together() -> None:
+    report = make_report(((8, 1),), budgets=(0.5, 0.7))
+    document = json.loads(json.dumps(measurement.to_json(report)))
+    for budget in document["budgets"]:
+        budget["groups"] = budget["groups"][:1] * 10_001
+    with pytest.raises(InputError, match="20,002 groups, more than a report can show"):
+        measurement.from_json(document)
+
+
 def test_no_color_leaves_no_escape_codes(monkeypatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
