@@ -140,11 +140,9 @@ def _write(job: _Job, form: Form, path: Path) -> Exported:
         opset=job.opset if form == "onnx" else None,
         images=images,
     )
-    alone = ""
-    if form == "onnx":
-        run_alone(path, job.network.example(3) if images is None else images[:3])
-        alone = ", runs by itself in a process without seprune"
-    console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}{alone}")
+    run_alone(path, job.network.example(3) if images is None else images[:3], form)
+    console.tell(f"{path}: {made.bytes:,} bytes, largest difference {made.max_error:.1e}, "
+                 "runs by itself in a process without seprune")  # fmt: skip
     return made
 
 

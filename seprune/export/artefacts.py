@@ -153,17 +153,19 @@ def run_alone(path: Path, images: Tensor, form: str = "onnx") -> None:
     )
     if ended.returncode:
         errors = ended.stderr.decode(errors="replace").strip().splitlines()
-        raise _does_not_run(path, errors[-1] if errors else f"exit status {ended.returncode}")
-    expected = torch.cat([own(part)[0].float().flatten() for part in (given[:1], given)])
+        raise _does_not_run(path, form, errors[-1] if errors else f"exit status {ended.returncode}")
+    expected = torch.cat([own(part)[0].detach().float().flatten() for part in (given[:1], given)])
     answer = torch.frombuffer(bytearray(ended.stdout), dtype=torch.float32)
     if not (apart := difference([answer], [expected])) <= CLOSE:
-        raise _does_not_run(path, f"its answer differs by {apart:.1e}")
+        raise _does_not_run(path, form, f"its answer differs by {apart:.1e}")
 
 
-def _does_not_run(path: Path, why: str) -> InputError:
+def _does_not_run(path: Path, form: str, why: str) -> InputError:
     return InputError(
         f"{path}: does not run by itself",
         why=why,
-        fix="export again with another --opset",
+        fix="export again with another --opset"
+        if form == "onnx"
+        else "import what its operators come from, such as torchvision, before it is loaded",
         code="export-mismatch",
     )
