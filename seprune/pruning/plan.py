@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from seprune.pruning.removals import Removals
 from seprune.runtime.files import write_text
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.short_table import ShortTable, Tabular
-from seprune.runtime.typed import typed
+from seprune.runtime.typed import few, typed
 
 FORMAT = 1
 _SIDE = re.compile(r"out|in|dim\d|[a-z_0-9]{1,20}#\d{1,6}(/\d{1,6})?\[\d{1,2}\]")
@@ -257,7 +257,7 @@ class _PlanFacts(TypedDict, total=False):
 class _PlanEntry:
     """What surrounds the groups in the file."""
 
-    groups: list[Any]
+    groups: Annotated[list[Any], few(20_000)]  # each takes its time
     facts: dict[str, Any] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
     removed: Removals = field(default_factory=Removals)

@@ -29,6 +29,11 @@ def within(least: int, most: int) -> Any:
     return msgspec.Meta(ge=least, le=most)
 
 
+def few(most: int) -> Any:
+    """For `Annotated`: a list of `most` items at most."""
+    return msgspec.Meta(max_length=most)
+
+
 def typed(kind: type[T], value: Any, *, source: str, fix: str, code: str = "input") -> T:
     """`value`, as JSON has it, as `kind`: a dataclass, a TypedDict, lists and dicts of them.
 

@@ -195,6 +195,14 @@ def test_a_missing_or_damaged_file_is_named(plan, tmp_path):
         PruningPlan.load(tmp_path / "cut.json")
 
 
+def test_a_plan_of_more_groups_than_any_network_has_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": 1, "groups": [0] * 20_001}))
+    with pytest.raises(InputError, match=r"length <= 20000") as caught:
+        PruningPlan.load(path)
+    assert caught.value.code == "plan"
+
+
 def test_a_plan_that_claims_more_than_any_network_has_is_refused_by_arithmetic(tmp_path):
     """60 kB of JSON that would become 8 GB of positions."""
     member = {"layer": "conv1", "side": "out", "total": 10**6, "at": 0}
