@@ -17,6 +17,7 @@ from seprune.checkpoint.sniff import locate
 from seprune.checkpoint.weights import Choice, Weights, load_weights, select
 from seprune.errors import InputError, SepruneError, UsageError
 from seprune.runtime import files
+from seprune.runtime.checksums import sha256
 from seprune.runtime.child_process import child_environment, python_command
 from seprune.runtime.text import shell_word
 
@@ -66,7 +67,7 @@ def main(path: str, out: str, *, weights: Choice) -> None:
     file = Path(path)
     content = _without_modules(read_pickled(file))
     try:
-        digest = files.sha256(file)
+        digest = sha256(file)
         state = select(file, content, choice=weights, notes=(), sha256=digest, metadata={})
         _write(state, Path(out))
     except SepruneError as error:

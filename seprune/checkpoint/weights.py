@@ -12,7 +12,7 @@ from seprune.checkpoint.pickles import LONGEST, MOST_NUMBERS
 from seprune.checkpoint.read import read, read_metadata
 from seprune.checkpoint.sniff import damaged, locate, sniff, unreadable
 from seprune.errors import InputError
-from seprune.runtime import files
+from seprune.runtime.checksums import sha256
 from seprune.runtime.reading import read_json
 from seprune.runtime.transaction import settle
 
@@ -61,7 +61,7 @@ def load_weights(path: Path, *, weights: Choice = "auto") -> Weights:
     try:
         kind = sniff(file)
         content, notes = read(file, kind)
-        digest = files.sha256(file)
+        digest = sha256(file)
         metadata = read_metadata(file) if kind == "safetensors" else _plain_values(content)
     except OSError as error:
         raise unreadable(file, error) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seprune.cli import console, options
-from seprune.runtime.files import REPORT
+from seprune.runtime.checksums import REPORT
 from seprune.runtime.text import shell_word
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import typer
 from seprune.cli import console, options
 from seprune.errors import InputError
 from seprune.pipeline.journal import JOURNAL
-from seprune.runtime.files import REPORT
+from seprune.runtime.checksums import REPORT
 from seprune.runtime.text import shell_word
 
 

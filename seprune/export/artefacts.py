@@ -16,7 +16,7 @@ from seprune.errors import InputError
 from seprune.export.onnx import difference, open_exported
 from seprune.measure.latency import latency
 from seprune.measure.metrics import evaluate
-from seprune.runtime.files import sha256
+from seprune.runtime.checksums import sha256
 from seprune.runtime.progress import Track, silent
 from seprune.tasks import Task
 

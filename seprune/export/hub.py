@@ -9,7 +9,7 @@ from pathlib import Path
 from seprune.errors import EnvironmentFault, InputError, first_line
 from seprune.models.hub import PREFIX, HubAccess, HubRepo, fetch, fetch_config, hub_api
 from seprune.report.card import HERE, folder_card
-from seprune.runtime.files import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
+from seprune.runtime.checksums import CARD, PICTURE, SUMS, SUMS_LIMIT, check_sums
 from seprune.runtime.paths import fault_in, inside
 from seprune.runtime.reading import open_regular, read_text
 from seprune.runtime.text import shell_word

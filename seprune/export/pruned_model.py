@@ -26,15 +26,8 @@ from seprune.models.preprocessing import (
 )
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import tied
-from seprune.runtime.files import (
-    SUMS,
-    Fill,
-    bytes_of,
-    check_sums,
-    json_text,
-    tensors_of,
-    write_folder,
-)
+from seprune.runtime.checksums import SUMS, check_sums
+from seprune.runtime.files import Fill, bytes_of, json_text, tensors_of, write_folder
 from seprune.runtime.reading import read_json
 from seprune.runtime.transaction import settle, undisturbed
 from seprune.runtime.typed import typed, within

@@ -13,8 +13,8 @@ from typing import Any
 
 from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageError, first_line
 from seprune.models.cache import cache_fault
+from seprune.runtime.checksums import sha256
 from seprune.runtime.extras import require
-from seprune.runtime.files import sha256
 from seprune.runtime.reading import read_json, read_text
 from seprune.runtime.text import shell_word
 from seprune.runtime.timeout import at_most

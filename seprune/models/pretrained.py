@@ -17,7 +17,7 @@ from seprune.models.cache import cache_fault
 from seprune.models.loader import NO_CODE, ModelLoader
 from seprune.models.preprocessing import Preprocessing, TrainedFor, of_timm, preprocessing_in
 from seprune.models.published import card_metrics, of_torchvision
-from seprune.runtime.files import sha256
+from seprune.runtime.checksums import sha256
 from seprune.runtime.text import shell_word
 
 SILENCE_SECONDS = 15.0

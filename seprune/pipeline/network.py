@@ -26,7 +26,7 @@ from seprune.models.preprocessing import (
 from seprune.models.pretrained import fetch_published
 from seprune.models.usercode import is_code
 from seprune.recipe.sections import ModelSection
-from seprune.runtime.files import SUMS, sha256
+from seprune.runtime.checksums import SUMS, sha256
 from seprune.runtime.random_state import cpu_random
 from seprune.runtime.transaction import undisturbed
 

@@ -26,9 +26,10 @@ from seprune.recipe import CommandRecipe, dump_recipe
 from seprune.recovery.finetune import METRICS
 from seprune.report import ClassExamples, GateSummary, Measurement, Report, TrainingCurve, words
 from seprune.report.training import read_training
+from seprune.runtime.checksums import CARD, PICTURE
 from seprune.runtime.distributed import first
 from seprune.runtime.environment import environment
-from seprune.runtime.files import CARD, PICTURE, bytes_of, write_together
+from seprune.runtime.files import bytes_of, write_together
 from seprune.statistics import GateStatistics
 
 SHOWN_CLASSES = 10

@@ -13,17 +13,9 @@ from typing import Any, TypedDict
 
 from seprune.errors import InputError, UsageError
 from seprune.pipeline.journal import JOURNAL, Record, add, mend, read_journal, stage_key
+from seprune.runtime.checksums import SUMS, check_sums, holds, sha256
 from seprune.runtime.environment import environment
-from seprune.runtime.files import (
-    SUMS,
-    bytes_of,
-    check_sums,
-    holds,
-    json_text,
-    remove_folders,
-    sha256,
-    write_together,
-)
+from seprune.runtime.files import bytes_of, json_text, remove_folders, write_together
 from seprune.runtime.interrupts import safe_point, unbroken
 from seprune.runtime.lock import hold, now
 from seprune.runtime.paths import inside

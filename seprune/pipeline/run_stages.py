@@ -25,8 +25,9 @@ from seprune.pruning.limits import Budget
 from seprune.recipe import sections
 from seprune.recovery.finetune import METRICS, Teacher, finetune
 from seprune.report import words
+from seprune.runtime.checksums import SUMS
 from seprune.runtime.distributed import first
-from seprune.runtime.files import SUMS, remove_folders, write_json
+from seprune.runtime.files import remove_folders, write_json
 from seprune.statistics import GateStatistics
 from seprune.statistics.result import FORMAT
 

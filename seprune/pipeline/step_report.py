@@ -25,7 +25,8 @@ from seprune.recovery.finetune import METRICS
 from seprune.report import Report
 from seprune.report import measurement as reports
 from seprune.report.training import read_training
-from seprune.runtime.files import REPORT, Fill, bytes_of, sha256, write_together
+from seprune.runtime.checksums import REPORT, sha256
+from seprune.runtime.files import Fill, bytes_of, write_together
 from seprune.statistics import GateStatistics
 
 _WEIGHTS = "weights"  # among the hashes of a report: which weights it ends with

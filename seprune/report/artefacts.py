@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from seprune.measure.metric_names import metric_title, metric_value
-from seprune.runtime.files import ARTEFACTS, write_json
+from seprune.runtime.checksums import ARTEFACTS
+from seprune.runtime.files import write_json
 from seprune.runtime.typed import read_typed, typed
 
 _FIX = "export again, or remove the file"

@@ -15,7 +15,8 @@ from seprune.errors import InputError
 from seprune.measure.latency import Latency
 from seprune.report import facts
 from seprune.report.artefacts import ArtefactReport, read_artefacts
-from seprune.runtime import files
+from seprune.runtime.checksums import ARTEFACTS, REPORT
+from seprune.runtime.files import write_text
 from seprune.runtime.reading import read_json
 from seprune.runtime.text import null_for_nan
 from seprune.runtime.typed import typed
@@ -303,7 +304,7 @@ def _facts(report: Report) -> Iterator[tuple[str, type[Any], Mapping[str, Any]]]
 
 def write(report: Report, path: Path) -> None:
     """Write `report.json`."""
-    files.write_text(path, dumps(report))
+    write_text(path, dumps(report))
 
 
 def dumps(report: Report) -> str:
@@ -317,12 +318,12 @@ def dumps(report: Report) -> str:
 
 def read(path: Path) -> Report:
     """The report in a file, or in the `report.json` of a folder, with what was exported from it."""
-    path = path / files.REPORT if path.is_dir() else path
+    path = path / REPORT if path.is_dir() else path
     found = from_json(read_json(path), source=str(path))
     exported = read_artefacts(path.parent)
     if exported:
         found = replace(found, artefacts=exported)
-        _require_few(found, str(path.parent / files.ARTEFACTS), "remove it, and export again")
+        _require_few(found, str(path.parent / ARTEFACTS), "remove it, and export again")
     return found
 
 

@@ -1,35 +1,30 @@
-"""Atomic writes and hashes: the only way anything is written."""
+"""Atomic writes: the only way anything is written."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from seprune.errors import EnvironmentFault, InputError
+from seprune.errors import EnvironmentFault
+from seprune.runtime.checksums import SUMS, is_content, sha256, sums_of
 from seprune.runtime.interrupts import unbroken
-from seprune.runtime.paths import fault_in, inside, refuse_special
-from seprune.runtime.reading import open_regular, read_text
+from seprune.runtime.paths import inside, refuse_special
 from seprune.runtime.text import shell_word
-from seprune.runtime.transaction import Staging, clear, put_in_place, settle, sync
+from seprune.runtime.transaction import Staging, clear, put_in_place, sync
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Fill = Callable[[Path], None]
 """Writes the whole of a file to the path that it is given."""
-SUMS, CARD, PICTURE = "SHA256SUMS", "README.md", "accuracy.png"
-REPORT, ARTEFACTS = "report.json", "artefacts.json"  # what was measured, of whatever is beside it
-_NOT_CONTENT = (SUMS, CARD, PICTURE, REPORT, ARTEFACTS, "lock", "lock.json")
-SUMS_LIMIT = 1 << 20  # bytes
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -90,9 +85,9 @@ def write_folder(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> N
         return both
 
     def sums(temporary: Path) -> None:
-        temporary.write_bytes(_sums_of(folder, hashes).encode())
+        temporary.write_bytes(sums_of(folder, hashes).encode())
 
-    filled = {n: hashed(n, fill) if _is_content(n) else fill for n, fill in parts.items()}
+    filled = {n: hashed(n, fill) if is_content(n) else fill for n, fill in parts.items()}
     write_together(folder, {**filled, SUMS: sums}, need=need)
 
 
@@ -233,44 +228,13 @@ def log(path: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a regular file."""
-    with open_regular(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write_sums(folder: Path) -> None:
     """Write `SHA256SUMS` over the content of `folder` (the format of sha256sum).
 
     Content is every file directly in it but the card with its picture, which people edit, what was
     measured of it, which this machine and its paths are part of, hidden files and locks.
     """
-    write_text(folder / SUMS, _sums_of(folder, {}))
-
-
-def check_sums(folder: Path, sums: str = SUMS, *, need: Collection[str] = ()) -> list[str]:
-    """Names of the files in `folder` that are missing or differ from its `SHA256SUMS`.
-
-    Args:
-        sums: another name of that file.
-        need: names that it has to list.
-    """
-    settle(folder)
-    try:
-        text = read_text(inside(folder, sums), limit=SUMS_LIMIT)
-    except (OSError, InputError):
-        return [sums]
-    lines = text.split("\n")
-    if lines.pop():  # the last line is cut short
-        return [sums]
-    listed = {line.partition("  ")[2] for line in lines}
-    complete = lines and listed.issuperset(need) and len(listed) == len(lines)
-    wrong = [] if complete else [sums]
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        if "/" in name or not holds(folder, name, digest):
-            wrong.append(name or line)
-    return wrong
+    write_text(folder / SUMS, sums_of(folder, {}))
 
 
 def scratch(size: int) -> Tensor:
@@ -295,25 +259,6 @@ def need_space(folder: Path, size: int) -> None:
     """Refuse to start a write of `size` bytes where the disk under `folder` has less free."""
     if size and shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def holds(folder: Path, name: str, digest: str) -> bool:
-    """Whether `name`, as a file in `folder` has it, is a file there with this SHA-256."""
-    try:
-        return fault_in(folder, name) is None and sha256(folder / name) == digest
-    except (OSError, InputError):  # missing, or a file that cannot be read
-        return False
-
-
-def _sums_of(folder: Path, known: Mapping[str, str]) -> str:
-    """The lines of `SHA256SUMS`: `known` hashes, and those of whatever else is there."""
-    there = {p.name: p for p in folder.iterdir() if p.is_file() and _is_content(p.name)}
-    hashes = {name: known.get(name) or sha256(path) for name, path in there.items()} | dict(known)
-    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
-
-
-def _is_content(name: str) -> bool:
-    return name not in _NOT_CONTENT and not name.startswith(".")
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -26,7 +26,8 @@ from seprune.models import ModelLoader, build
 from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
-from seprune.runtime.files import SUMS, check_sums, write_sums
+from seprune.runtime.checksums import SUMS, check_sums
+from seprune.runtime.files import write_sums
 
 ROOT = Path(__file__).parents[2]
 NAME = "seprune/se_resnet20"

@@ -26,7 +26,7 @@ from warm import Done, Warm
 
 from seprune.measure.latency_table import LatencyTable, TableKey
 from seprune.pipeline.run_folder import verify
-from seprune.runtime.files import check_sums
+from seprune.runtime.checksums import check_sums
 from seprune.runtime.transaction import is_staged, settle
 
 PUT = ("replace", "rename", "fsync")  # what puts files in place

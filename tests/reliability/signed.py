@@ -62,7 +62,8 @@ from seprune.report.card import model_card
 from seprune.report.html import write_html
 from seprune.report.terminal import show
 from seprune.report.training import read_training
-from seprune.runtime.files import ARTEFACTS, CARD, write_json, write_sums
+from seprune.runtime.checksums import ARTEFACTS, CARD
+from seprune.runtime.files import write_json, write_sums
 from seprune.runtime.threads import choose_threads
 from seprune.runtime.transaction import RECORD, settle
 

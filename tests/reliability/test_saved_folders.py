@@ -12,7 +12,8 @@ from folders import tree, untouched
 
 import seprune
 from seprune.pruning.analyse import analyse
-from seprune.runtime.files import ARTEFACTS, write_sums
+from seprune.runtime.checksums import ARTEFACTS
+from seprune.runtime.files import write_sums
 
 pytestmark = pytest.mark.fault(34)
 NET = "seprune/se_resnet8"

@@ -11,7 +11,7 @@ from harness import Subject, reported, stopped
 from warm import Done, Warm
 
 import seprune
-from seprune.runtime.files import check_sums
+from seprune.runtime.checksums import check_sums
 
 CUT = ("--importance", "l2", "--recover", "none", "--no-measure", "--set", "plan.min_channels=2")
 

@@ -12,6 +12,7 @@ import pytest
 
 from seprune.errors import EnvironmentFault, UsageError
 from seprune.runtime import files
+from seprune.runtime.checksums import check_sums, sha256
 from seprune.runtime.reading import read_json
 
 
@@ -141,15 +142,15 @@ def test_lines_are_added_at_the_end(tmp_path):
 
 def test_sha256_is_the_well_known_one(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-    assert files.sha256(tmp_path / "a").startswith("ba7816bf")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256(tmp_path / "a").startswith("ba7816bf")
 
 
 def test_sums_are_those_of_sha256sum(tmp_path):
     files.write_text(tmp_path / "config.json", json.dumps({}))
     files.write_text(tmp_path / "größe 1.txt", "x")
     files.write_sums(tmp_path)
-    assert files.check_sums(tmp_path) == []
+    assert check_sums(tmp_path) == []
     done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path)
     assert done.returncode == 0
 
@@ -162,11 +163,11 @@ def test_sums_find_every_flipped_bit_and_what_is_missing(tmp_path):
         damaged = bytearray(range(64))
         damaged[bit // 8] ^= 1 << bit % 8
         (tmp_path / "model.safetensors").write_bytes(damaged)
-        assert files.check_sums(tmp_path) == ["model.safetensors"]
+        assert check_sums(tmp_path) == ["model.safetensors"]
     (tmp_path / "plan.json").unlink()
-    assert files.check_sums(tmp_path) == ["model.safetensors", "plan.json"]
+    assert check_sums(tmp_path) == ["model.safetensors", "plan.json"]
     (tmp_path / "SHA256SUMS").unlink()
-    assert files.check_sums(tmp_path) == ["SHA256SUMS"]
+    assert check_sums(tmp_path) == ["SHA256SUMS"]
 
 
 @pytest.mark.parametrize("damage", [b"\x0c", b" ", b"\n", b"\r\n"])
@@ -176,15 +177,15 @@ def test_sums_that_are_not_as_seprune_spells_them_are_damaged(tmp_path, damage):
     content = (tmp_path / "SHA256SUMS").read_bytes()
     for changed in (content + damage, damage + content, content[:-1]):
         (tmp_path / "SHA256SUMS").write_bytes(changed)
-        assert files.check_sums(tmp_path) != []
+        assert check_sums(tmp_path) != []
 
 
 def test_sums_never_look_outside_their_folder(tmp_path):
     (tmp_path / "secret").write_text("x")
     inside = tmp_path / "inside"
-    digest = files.sha256(tmp_path / "secret")
+    digest = sha256(tmp_path / "secret")
     files.write_text(inside / "SHA256SUMS", f"{digest}  ../secret\n")
-    assert files.check_sums(inside) == ["../secret"]
+    assert check_sums(inside) == ["../secret"]
 
 
 def test_of_files_that_belong_together_none_is_replaced_if_one_fails(tmp_path):
@@ -210,10 +211,10 @@ def test_a_folder_is_written_with_the_hashes_of_all_that_it_holds(tmp_path):
     files.write_folder(tmp_path, {"a": files.bytes_of(b"x"), "b": files.bytes_of(b"y")})
     listed = [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()]
     assert listed == ["a", "b", "other.json"]
-    assert files.check_sums(tmp_path) == []
-    assert files.check_sums(tmp_path, need=["c"]) == ["SHA256SUMS"]
+    assert check_sums(tmp_path) == []
+    assert check_sums(tmp_path, need=["c"]) == ["SHA256SUMS"]
     (tmp_path / "SHA256SUMS").write_bytes(b"")
-    assert files.check_sums(tmp_path) == ["SHA256SUMS"]
+    assert check_sums(tmp_path) == ["SHA256SUMS"]
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):

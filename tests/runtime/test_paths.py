@@ -6,6 +6,7 @@ import pytest
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime import files
+from seprune.runtime.checksums import check_sums
 from seprune.runtime.lock import hold, waiting_for
 from seprune.runtime.paths import fault_in, inside
 
@@ -108,4 +109,4 @@ def test_sums_name_files_of_their_own_folder_that_are_no_links(tmp_path):
     files.write_folder(folder, {"a": files.bytes_of(b"x")})
     (folder / "a").unlink()
     (folder / "a").symlink_to(tmp_path / "secret")
-    assert files.check_sums(folder) == ["a"]
+    assert check_sums(folder) == ["a"]

@@ -9,7 +9,7 @@ import pytest
 from seprune.checkpoint import load_weights
 from seprune.errors import InputError
 from seprune.runtime import reading
-from seprune.runtime.files import sha256
+from seprune.runtime.checksums import sha256
 from seprune.runtime.reading import parse_json, read_bytes, read_json, require_regular
 
 

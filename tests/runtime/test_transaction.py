@@ -12,6 +12,7 @@ import pytest
 
 from seprune.errors import EnvironmentFault, InputError
 from seprune.runtime import files
+from seprune.runtime.checksums import check_sums
 from seprune.runtime.transaction import RECORD, Staging, clear, settle
 
 NAMES = ("a", "b", "c")
@@ -58,7 +59,7 @@ def test_a_kill_at_every_rename_and_fsync_leaves_the_old_or_the_new(tmp_path):
         folder = tmp_path / f"at{at}"
         write(folder, "old")
         assert dying(folder, at).returncode == 9
-        assert files.check_sums(folder) == []  # completes what was committed
+        assert check_sums(folder) == []  # completes what was committed
         words = {text.split()[0] for text in state(folder).values()}
         assert len(state(folder)) == 3
         assert words in ({"old"}, {"new"}), at

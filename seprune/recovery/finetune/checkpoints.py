@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from seprune.errors import InputError
-from seprune.runtime.files import sha256, tensors_of, write_text, write_with
+from seprune.runtime.checksums import sha256
+from seprune.runtime.files import tensors_of, write_text, write_with
 from seprune.runtime.reading import parse_json, read_bytes
 from seprune.runtime.typed import require_like
 
