@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m seprune run recipes/quickstart.yaml --out runs/quickstart
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .

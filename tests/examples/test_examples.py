@@ -34,6 +34,7 @@ def test_a_plain_loop_goes_on_with_the_pruned_network(main):
     assert top1["tuned"] > 0.85
 
 
+@pytest.mark.slow
 def test_a_pruner_of_torch_pruning_takes_the_scores(main):
     top1 = main("torch_pruning_pruner")()
     assert top1["dense"] > 0.85

@@ -209,17 +209,17 @@ def test_several_small_cuts_reach_the_same_budget(tmp_path):
 
 
 def test_a_small_cut_that_an_earlier_one_has_made_already_takes_nothing():
-    words = ("plan.steps=12", "plan.round_to=16", "importance.criterion=l2", "prune.recover=none")
+    words = ("plan.steps=6", "plan.round_to=16", "importance.criterion=l2", "prune.recover=none")
     made = recipe(*words)
     context, settings = opened(made)
     cut = stages.cut_in_steps(context, settings, None, Budget.parse(macs=0.8))
     costs = [plan.facts["macs"] for plan in cut.architecture.plans]
-    assert len(costs) == 12
+    assert len(costs) == 6
     assert any(before == after for before, after in costs)
     assert costs[-1][1] == count(cut.pruned, context.network.example(1)).macs <= 0.8 * costs[0][0]
 
 
-@pytest.mark.parametrize("more", [{}, {"macs": 0.8}])
+@pytest.mark.parametrize("more", [pytest.param({}, marks=pytest.mark.slow), {"macs": 0.8}])
 def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
     """A device on which half of the MACs take half of the time; fractions of the uncut network."""
     made = recipe("plan.steps=3", "importance.criterion=l2", "prune.recover=none")

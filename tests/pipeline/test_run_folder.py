@@ -247,6 +247,7 @@ def test_a_second_process_exits_6_and_names_the_holder(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_of_eight_processes_one_works_and_seven_exit_6(tmp_path):
     body = """
     with open_run(out, RECIPE) as run:
@@ -527,6 +528,7 @@ def test_environment_names_versions_extras_devices_and_the_pair(tmp_path):
     json.dumps(facts, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_environment_says_what_to_type_for_a_pair_that_does_not_fit(tmp_path, monkeypatch):
     (tmp_path / "torchvision").mkdir()
     reason = "operator torchvision::nms does not exist"

@@ -30,7 +30,7 @@ INEXACT = {
 }  # fmt: skip
 FIXED = {"timm/coatnet_nano_rw_224": 224, "timm/maxvit_nano_rw_256": 256,
          "timm/sebotnet33ts_256": 256, "timm/haloregnetz_b": 224}  # fmt: skip
-FAST = ["torchvision/mobilenet_v3_small", "timm/lcnet_050"]
+FAST = ["torchvision/mobilenet_v3_small"]
 SLOW = [
     "timm/mixnet_s", "timm/seresnet18", "timm/skresnet18",
     "torchvision/regnet_y_400mf", "timm/ghostnet_100", "timm/rexnet_100",

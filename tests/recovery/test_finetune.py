@@ -614,7 +614,7 @@ def test_one_nan_is_survived_at_half_the_learning_rate():
 # resuming
 
 
-@pytest.mark.parametrize("batch", [0, 3, 17])
+@pytest.mark.parametrize("batch", [0, 3, pytest.param(17, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, batch):
     data = open_data("digits")
     settings = FineTuneSettings(epochs=3, batch_size=64, ema=0.9, mixup=0.2, save_steps=4)

@@ -108,7 +108,10 @@ def commands(subject: Subject, checkpoint: Path, out: Path) -> dict[str, tuple[o
 
 
 @pytest.mark.fault(27)
-@pytest.mark.parametrize("name", ["convert", "collect", "prune", "report", "finetune"])
+@pytest.mark.parametrize(
+    "name",
+    ["convert", "prune", *(pytest.param(n, marks=SLOW) for n in ("collect", "report", "finetune"))],
+)
 def test_each_command_that_writes_keeps_the_previous_files(
     tiny_run, warm, tmp_path, checkpoint, name
 ):

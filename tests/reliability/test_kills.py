@@ -40,7 +40,7 @@ def stop_often(subject: Subject, out: Path, rounds: int, *signums: int) -> None:
     [
         (signal.SIGKILL, 70),
         (signal.SIGTERM, 310),
-        (signal.SIGINT, 70),
+        pytest.param(signal.SIGINT, 70, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 310, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 70, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 310, marks=pytest.mark.slow),

@@ -26,7 +26,7 @@ def write(warm: Warm, folder: Path, content: str, **fail: object) -> tuple[int, 
     return done.status, done.output
 
 
-SOME = [("exit", 5), ("ENOSPC", 2), ("EIO", 5), ("EACCES", 7)]
+SOME = [("exit", 5), ("ENOSPC", 4), ("EIO", 5), ("EACCES", 7)]
 ALL = [pytest.param(how, 1, marks=pytest.mark.slow) for how in WAYS]
 
 
@@ -68,7 +68,7 @@ def test_every_operation_of_every_writer(warm, tmp_path, how, every):
 @pytest.mark.parametrize(
     ("how", "every"),
     [
-        ("exit", 520),
+        ("exit", 1040),
         *(pytest.param(*p, marks=pytest.mark.slow) for p in (("ENOSPC", 260), ("EIO", 330))),
     ],
 )

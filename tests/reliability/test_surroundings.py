@@ -59,7 +59,9 @@ def no_home(path: str = "/nonexistent") -> dict[str, str]:
     return {"HOME": path, "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TORCH_HOME": ""}
 
 
-@pytest.mark.parametrize("where", ["read-only", "nonexistent"])
+@pytest.mark.parametrize(
+    "where", ["read-only", pytest.param("nonexistent", marks=pytest.mark.slow)]
+)
 def test_a_home_that_cannot_be_written_is_not_missed(tiny_run, tmp_path, home, where):
     env = no_home(str(home) if where == "read-only" else "/nonexistent/home")
     same_run(tiny_run, tmp_path / "run", env=env, ordinary=True)

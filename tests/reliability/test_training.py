@@ -212,7 +212,7 @@ generations.sha256 = sha256
     ("before", "status"),
     [
         (PRESS.format(signals="(signal.SIGINT,)"), 130),
-        (PRESS.format(signals="(signal.SIGTERM,)"), 143),
+        pytest.param(PRESS.format(signals="(signal.SIGTERM,)"), 143, marks=pytest.mark.slow),
         pytest.param(
             PRESS.format(signals="(signal.SIGINT, signal.SIGINT)"), 130, marks=pytest.mark.slow
         ),

@@ -284,7 +284,7 @@ def test_one_call_compresses_a_network_of_any_inputs():
     assert made[1].scores["baseline"] == made[0].scores["baseline"]
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labelled", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_one_call_compresses_a_detector(labelled):
     pytest.importorskip("pycocotools", reason="the extra tasks is not installed")
     torch.manual_seed(0)
@@ -303,7 +303,7 @@ def test_one_call_compresses_a_detector(labelled):
     assert after < 0.8 * before
 
 
-@pytest.mark.parametrize("side", [64, None])
+@pytest.mark.parametrize("side", [pytest.param(64, marks=pytest.mark.slow), None])
 def test_a_detector_is_recovered_at_boxes_that_do_not_depend_on_it(side):
     torch.manual_seed(0)
     model = detector()
