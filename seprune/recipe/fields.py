@@ -60,15 +60,27 @@ def _is_time(value: Any) -> bool:
     return limit.milliseconds if isinstance(value, str) else isinstance(value, float)
 
 
-def _rate(value: Any) -> float | str:
+def _rate(value: Any) -> Any:
+    value = _number_or_auto(value)
+    if value != "auto" and value <= 0:
+        raise ValueError("must be greater than 0")
+    return value
+
+
+def _weight(value: Any) -> Any:
+    value = _number_or_auto(value)
+    if value != "auto" and not 0 <= value <= 1:
+        raise ValueError("must be between 0 and 1")
+    return value
+
+
+def _number_or_auto(value: Any) -> Any:
     if value == "auto":
         return "auto"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("must be a number or auto")
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
-    if value <= 0:
-        raise ValueError("must be greater than 0")
     return float(value)
 
 
@@ -125,6 +137,11 @@ Rate = Annotated[
     Any,
     BeforeValidator(_rate),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
+]
+Weight = Annotated[
+    Any,
+    BeforeValidator(_weight),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"const": "auto"}]}),
 ]
 Memory = Annotated[
     Any,

@@ -25,6 +25,7 @@ from seprune.recipe.fields import (
     Tasks,
     Times,
     TrackerNames,
+    Weight,
 )
 
 
@@ -116,8 +117,8 @@ class DataSection(Section):
 class DistillSection(Section):
     """Learning from the dense parent."""
 
-    weight: float = Field(
-        default=0.5, ge=0, le=1, description="of the parent's targets in the loss"
+    weight: Weight = Field(
+        default="auto", description="of the parent's targets in the loss; auto: what fits the steps"
     )
     temperature: float = Field(default=4.0, gt=0, description="softens both sides")
     features: Amount = Field(

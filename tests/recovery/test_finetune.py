@@ -41,7 +41,7 @@ from seprune.recovery.finetune.features import Features, shared_features
 from seprune.recovery.finetune.loss import decay_groups, loss_of, mix, rate
 from seprune.recovery.finetune.metrics_log import LiveMetrics
 from seprune.recovery.finetune.progress import rank_of
-from seprune.recovery.finetune.significance import clearly_lower, image_losses
+from seprune.recovery.finetune.significance import PairedTest, clearly_lower, image_losses
 from seprune.recovery.finetune.step import TrainState
 from seprune.runtime.interrupts import interrupts
 from seprune.tasks import Classification
@@ -436,6 +436,34 @@ def test_a_gain_within_chance_is_no_gain():
     scale = 1 / (1 + model[0].eps) ** 0.5
     wanted = [math.log1p(math.exp(-2 * x * scale)) for x in (1, 2)]
     assert losses.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_teacher_tells_networks_apart_where_labels_cannot():
+    """KL(teacher || model) image by image, against numpy; three labels in ten are wrong."""
+    x = torch.linspace(-2, 2, 64)[:, None]
+    labels = ((x[:, 0] < 0) ^ (torch.arange(64) % 10 > 6)).long()
+    wide, narrow, teacher = (nn.Linear(1, 2, bias=False).double() for _ in range(3))
+    for network, slope in ((wide, 0.8), (narrow, 0.3), (teacher, 0.0)):
+        network.weight.data = torch.tensor([[slope], [-slope]], dtype=torch.float64)
+    images = [(x.double(), labels)]
+    cpu, task = torch.device("cpu"), Classification()
+    measured = [image_losses(n, images, cpu, task=task, teacher=teacher) for n in (wide, narrow)]
+    for slope, losses in zip((0.8, 0.3), measured):
+        p = 1 / (1 + np.exp(-2 * slope * x[:, 0].numpy()))
+        entropy = math.log(2)  # of the teacher, whose two answers are equally likely
+        divergence = 0.5 * np.log(0.5 / p) + 0.5 * np.log(0.5 / (1 - p))
+        assert losses.numpy() == pytest.approx(divergence + entropy, rel=1e-6)
+    plain = [image_losses(n, images, cpu, task=task) for n in (wide, narrow)]
+    assert not clearly_lower(plain[1], plain[0])
+    assert not PairedTest(wide, task, None, cpu).clearly_better(narrow, images)
+    assert PairedTest(wide, task, teacher, cpu).clearly_better(narrow, images)
+    assert not PairedTest(narrow, task, teacher, cpu).clearly_better(wide, images)
+
+
+def test_few_steps_learn_more_from_the_teacher():
+    asked = FineTuneSettings()
+    assert [settle(asked, steps).distill_alpha for steps in (999, 1000)] == [0.8, 0.5]
+    assert settle(replace(asked, distill_alpha=0.1), 9).distill_alpha == 0.1
 
 
 def test_trials_leave_nothing_behind(monkeypatch):

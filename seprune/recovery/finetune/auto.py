@@ -1,4 +1,4 @@
-"""What `auto` means: optimizer, schedule, norms and learning rate that fit the number of steps.
+"""What `auto` means: optimizer, schedule, norms, rate and distillation that fit the steps.
 
 A calibration set is not a training set: in some hundred steps BatchNorm cannot find new statistics
 and momentum carries weights away from where a refit has put them. Such a training leaves the
@@ -36,6 +36,8 @@ RATES = {
 }
 # AdamW's rate was measured with 10 epochs of 2,048 images (docs/finetuning.md)
 REFERENCE_STEPS, REFERENCE_IMAGES = 160, 2048
+# the teacher's part of the loss: of few images its answers say more than the labels do
+ALPHA, ALPHA_SHORT = 0.5, 0.8
 
 
 def settle(settings: FineTuneSettings, steps: int) -> FineTuneSettings:
@@ -52,7 +54,12 @@ def settle(settings: FineTuneSettings, steps: int) -> FineTuneSettings:
     if norms == "auto":
         # momentum without the batch to normalise by carries weights away: 83 % became 25 %
         norms = "eval" if short and optimizer == "adamw" else "train"
-    return replace(settings, optimizer=optimizer, schedule=schedule, norms=norms)
+    alpha = settings.distill_alpha
+    if alpha == "auto":
+        alpha = ALPHA_SHORT if short else ALPHA
+    return replace(
+        settings, optimizer=optimizer, schedule=schedule, norms=norms, distill_alpha=alpha
+    )
 
 
 def warmup_steps(settings: FineTuneSettings, steps: int) -> int:

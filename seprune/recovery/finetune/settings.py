@@ -53,7 +53,7 @@ class FineTuneSettings:
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False
     compile: bool = False
-    distill_alpha: float = 0.5
+    distill_alpha: float | Literal["auto"] = "auto"
     distill_temperature: float = 4.0
     distill_features: float = 0.0
     distill_precision: Literal["as training", "no", "bf16"] = "as training"

@@ -46,6 +46,7 @@ class TrainState:
         self.task = settings.task or Classification()
         self.accelerator = _accelerator(settings.precision, device)
         self.parts = settings.accumulate
+        self.alpha = float(settings.distill_alpha) if teacher else 0.0
         self.raw = copy.deepcopy(model).to(device)
         self._training_mode()
         self.teacher = copy.deepcopy(teacher.model).to(device).eval() if teacher else None
@@ -134,7 +135,7 @@ class TrainState:
             labels,
             smoothing=settings.label_smoothing or self.task.smoothing,
             teacher=taught,
-            alpha=settings.distill_alpha,
+            alpha=self.alpha,
             temperature=settings.distill_temperature,
         )
         if self.features is not None:
@@ -155,7 +156,7 @@ class TrainState:
         if self.teacher is not None:
             with torch.no_grad():
                 taught = task.forward(self.teacher, batch)
-            temperature, alpha = settings.distill_temperature, settings.distill_alpha
+            temperature, alpha = settings.distill_temperature, self.alpha
             soft = task.distillation(outputs, taught, temperature=temperature)
             loss = (1 - alpha) * loss + alpha * soft
         if self.features is not None:

@@ -39,7 +39,7 @@ from seprune.recovery.finetune.loss import rate
 from seprune.recovery.finetune.metrics_log import LiveMetrics, write_metrics
 from seprune.recovery.finetune.progress import MANY, DivergedError, Progress, SavedFacts, rank_of
 from seprune.recovery.finetune.settings import Epoch, FineTuned, FineTuneSettings
-from seprune.recovery.finetune.significance import clearly_lower, image_losses
+from seprune.recovery.finetune.significance import PairedTest
 from seprune.recovery.finetune.step import TrainState, detach, part
 from seprune.recovery.finetune.trackers import Subject, Trackers
 from seprune.recovery.recalibrate import recalibrate
@@ -86,7 +86,7 @@ class Trainer:
         self.stepping = False  # in the middle of a step, weights fit no step number
         self.best: dict[str, Tensor] = {}
         self.last = Generation({}, {})
-        self.given_losses: Tensor | None = None  # image by image, where the split is small
+        self.paired_test = PairedTest(model, self.task, self.state.teacher, self.device)
         self.identity: dict[str, str] = {}
 
     def resume(self, identity: dict[str, str]) -> bool:
@@ -265,10 +265,7 @@ class Trainer:
         """Few images say that a candidate beats the network given only if it is beyond chance."""
         if score.count >= MANY or validation is None:
             return True
-        if self.given_losses is None:
-            self.given_losses = image_losses(self.given, validation, self.device, task=self.task)
-        losses = image_losses(self.state.judged, validation, self.device, task=self.task)
-        return clearly_lower(losses, self.given_losses)
+        return self.paired_test.clearly_better(self.state.judged, validation)
 
     def roll_back(self) -> None:
         """Back to the last good generation at half the learning rate; the second time, give up."""
