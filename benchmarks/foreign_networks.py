@@ -6,6 +6,8 @@ Installed for the benchmark, not by the project:
     pip install --no-deps segmentation-models-pytorch monai pytorchcv transformers geffnet \
         pretrainedmodels efficientnet-pytorch speechbrain hyperpyyaml torchaudio munch tokenizers \
         regex sentencepiece joblib scipy
+    pip install --no-deps ultralytics ultralytics-thop opencv-python-headless psutil matplotlib \
+        contourpy cycler fonttools kiwisolver pyparsing    # AGPL-3.0
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,33 @@ def speechbrain(module: str, network: str, **args: Any) -> nn.Module:
     random.seed(0)
     found = importlib.import_module(f"speechbrain.lobes.models.{module}")
     model: nn.Module = getattr(found, network)(**args)
+    return model
+
+
+class SqueezeExcitation(nn.Sequential):
+    """A squeeze-and-excitation block (arXiv:1709.01507) to put behind a layer."""
+
+    def __init__(self, channels: int) -> None:
+        hidden = max(channels // 16, 4)
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, hidden, 1), nn.ReLU(),
+            nn.Conv2d(hidden, channels, 1), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        gate: Tensor = super().forward(x)
+        return x * gate
+
+
+def ultralytics(network: str) -> nn.Module:
+    """A YOLO of ultralytics with a squeeze-and-excitation block in each of its C2f blocks."""
+    tasks = importlib.import_module("ultralytics.nn.tasks")
+    modules = importlib.import_module("ultralytics.nn.modules")
+    model: nn.Module = tasks.DetectionModel(f"{network}.yaml", ch=3, nc=4, verbose=False)
+    for block in [m for m in model.modules() if isinstance(m, modules.C2f)]:
+        squeezed: Any = block.cv2
+        channels = squeezed.conv.out_channels
+        block.cv2 = nn.Sequential(squeezed, SqueezeExcitation(channels))
     return model
 
 
@@ -171,6 +200,8 @@ def _listed() -> dict[str, Foreign]:
     )
     for kind, size, args in _TRANSFORMERS:
         found[f"transformers/{kind}.{size}"] = Foreign("transformers", {"kind": kind, **args})
+    for name in ("yolov8n", "yolo11n"):
+        found[f"ultralytics/{name}"] = Foreign("ultralytics", {"network": name}, ((3, 128, 128),))
     for module, name, args, shape in _SPEECHBRAIN:
         found[f"speechbrain/{name}"] = Foreign(
             "speechbrain", {"module": module, "network": name, **args}, (shape,)

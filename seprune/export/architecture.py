@@ -70,10 +70,7 @@ def readable(
         _require_function(architecture.name)  # nobody has allowed to run that file
         return architecture
     loader = ModelLoader.allowing(architecture.name)  # this process has built it before
-    try:
-        made = rebuilt(architecture, loader=loader)
-    except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
-        made = rebuilt(architecture, loader=loader, device="cpu")
+    made = rebuilt(architecture, loader=loader)
     named = {**dict(made.named_buffers()), **made.state_dict()}
     _require_same(architecture, {n: tuple(t.shape) for n, t in named.items()}, tensors)
     return architecture
@@ -126,11 +123,34 @@ def rebuilt(
 ) -> nn.Module:
     """The network of an architecture, cuts included, without its weights.
 
+    Args:
+        device: on `meta` nothing is allocated; a network that computes with values while it is
+            built (rates by `linspace`, strides by a forward) is built on the CPU instead.
+
     Raises:
         InputError: building it takes more than `BUILD_SECONDS`; a plan that does not fit.
         UsageError: it cannot be built, also not within `BUILD_BYTES` of memory.
     """
+    try:
+        return _rebuilt(architecture, loader, device)
+    except (NotImplementedError, RuntimeError, InputError) as error:
+        if device != "meta" or not _wants_values(error):
+            raise
+    return _rebuilt(architecture, loader, "cpu")
 
+
+def _wants_values(error: BaseException | None) -> bool:
+    """Whether torch complained that a tensor on the meta device has no values."""
+    while error is not None:
+        if isinstance(error, NotImplementedError):
+            return True
+        if isinstance(error, (RuntimeError, TypeError)) and "meta" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _rebuilt(architecture: Architecture, loader: ModelLoader, device: str) -> nn.Module:
     def too_slow() -> Exception:
         return InputError(
             f"{architecture.name}: building it does not end within {seconds} s",

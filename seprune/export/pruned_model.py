@@ -98,16 +98,13 @@ def _load(folder: Path, device: str, loader: ModelLoader) -> nn.Module:
             fix="save the model again, or copy the folder again",
             code="damaged",
         ) from error
-    try:
-        model = rebuilt(architecture, loader=loader)
-    except NotImplementedError:  # widths computed with tensors (torchvision's RegNet)
-        model = rebuilt(architecture, loader=loader, device="cpu").to(device)
+    model = rebuilt(architecture, loader=loader)
     _fill(model, tensors, folder)
     if _unfilled(model):  # tensors that only a real build computes (anchors, index tables)
-        model = rebuilt(architecture, loader=loader, device="cpu").to(device)
+        model = rebuilt(architecture, loader=loader, device="cpu")
         _fill(model, tensors, folder)
     remember_training(model, read_trained_for(folder))
-    return model.eval()
+    return model.to(device).eval()
 
 
 def read_architecture(folder: Path | str) -> Architecture:

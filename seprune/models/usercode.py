@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,13 +61,16 @@ def _load(name: str) -> Callable[..., Any]:
     matched = CODE.fullmatch(name)
     assert matched
     path, function = Path(matched[1]), matched[2]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{digest[:8]}", path)
     if not path.is_file() or not spec or not spec.loader:
         raise InputError(f"{path}: no such file", why=f"{name} names it", fix="check the path")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and type hints look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's code may raise anything
+        del sys.modules[spec.name]
         raise _failed(name, error) from error
     found = getattr(module, function, None)
     if not callable(found):

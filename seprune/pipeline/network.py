@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -129,9 +128,10 @@ def _published(
     args = {**found.args, **section.args}
     architecture = Architecture(found.name, classes, shape, args)
     file = found.file or Path(section.checkpoint or "")
-    with suppress(NotImplementedError):  # of networks that compute widths with tensors
-        _require_size(rebuilt(architecture, loader=loader), found.name, file)
-    model = rebuilt(architecture, loader=loader, device="cpu")
+    model = rebuilt(architecture, loader=loader)
+    _require_size(model, found.name, file)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model = rebuilt(architecture, loader=loader, device="cpu")
     shape = shape or models.input_size(found.name, model)
     remember_training(model, found.trained_for)
     network = LoadedNetwork(model.eval(), replace(architecture, input=shape), shape)

@@ -172,12 +172,49 @@ def test_tied_weights_loose_buffers_and_loose_tensors_come_back(tmp_path):
         load(folder)
 
 
+VALUES = """
+import numpy as np
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        rates = torch.linspace(0.1, 0.3, 2)
+        self.rates = {
+            "item": lambda: [r.item() for r in rates], "tolist": rates.tolist,
+            "numpy": lambda: np.array(rates.numpy()).tolist(),
+            "float": lambda: list(map(float, rates)),
+            "branch": lambda: [0.1 if rates.sum() > 0 else 0.0] * 2,
+        }[how]()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+        with torch.no_grad():
+            side = self.a(torch.zeros(1, 3, 9, 9)).shape[2]
+        self.scale = torch.tensor(1.0 + side)
+    def forward(self, x):
+        return self.b(self.a(x).relu() * (1 - self.rates[0]) * self.scale).mean((2, 3))
+"""
+
+
+@pytest.mark.parametrize("how", ["item", "tolist", "numpy", "float", "branch"])
+def test_a_network_that_computes_with_values_while_it_is_built_comes_back(how, tmp_path):
+    """Such as rates by `linspace`, which have none on the meta device."""
+    (tmp_path / "net.py").write_text(VALUES)
+    name = f"{tmp_path / 'net.py'}:Net"
+    loader = ModelLoader.allowing(name)
+    model = loader.build(name, how=how).eval()
+    plan = random_plan(find_structure(model, images(2, 32)))
+    small = prune(model, plan).eval()
+    save(small, tmp_path / "m", Architecture(name, args={"how": how}).cut(plan))
+    again = load(tmp_path / "m", loader=loader)
+    assert not any(t.is_meta for t in [*again.parameters(), again.scale])
+    assert torch.equal(answer(again), answer(small))
+
+
 def test_a_network_that_cannot_be_built_without_data_is_built_on_the_cpu(tmp_path):
     """torchvision's RegNet computes its widths with tensors."""
     name = "torchvision/regnet_y_400mf"
     architecture = Architecture(name, 4)
-    with pytest.raises(NotImplementedError):
-        rebuilt(architecture)
+    assert not any(t.is_meta for t in rebuilt(architecture).parameters())
     torch.manual_seed(0)
     model = build(name, classes=4).eval()
     plan = random_plan(find_structure(model, images(2, 32)))

@@ -241,6 +241,30 @@ def test_faults_in_the_users_file(file: Path, function: str, what: str, why: str
     assert caught.value.fix
 
 
+def test_a_file_may_hold_dataclasses_and_names_of_types(tmp_path: Path) -> None:
+    """Both look their module up by its name; two files of one name do not meet there."""
+    text = """
+from __future__ import annotations
+import typing
+from dataclasses import dataclass, field
+from torch import nn
+@dataclass
+class Widths:
+    out: int = WIDTH
+    sizes: list[int] = field(default_factory=list)
+def net():
+    width = Widths().out if typing.get_type_hints(Widths)["out"] is int else 1
+    return nn.Conv2d(3, width, 1)
+"""
+    for width in (4, 6):
+        (tmp_path / str(width)).mkdir()
+        path = tmp_path / str(width) / "torch.py"
+        path.write_text(text.replace("WIDTH", str(width)))
+        model = models.ModelLoader.allowing(path).build(f"{path}:net")
+        assert isinstance(model, nn.Conv2d)
+        assert model.out_channels == width
+
+
 def test_a_file_that_is_not_there_or_not_python(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         models.ModelLoader(any_file=True).build(f"{tmp_path}/none.py:net")
