@@ -27,7 +27,8 @@ _LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
 def masked(model: nn.Module, plan: PruningPlan) -> Iterator[nn.Module]:
     """A copy of `model` that reads zeros where `plan` removes channels."""
     twin = copy.deepcopy(model)
-    modules, parameters = dict(twin.named_modules()), dict(twin.named_parameters())
+    modules = dict(twin.named_modules())
+    parameters = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
     heard = _heard(plan)
     with ExitStack() as stack:
         for group in plan.groups:

@@ -39,6 +39,8 @@ def convolution(walker: Walker, node: Node) -> None:
     if transposed and groups > 1:
         walker.result.transposed_groups.add(layer)
     walker.slot(Slot(layer, out, made, node.id, produces=not depthwise))
+    if node.args[2] is not None:
+        _bias(walker, node, (layer, node.args[2].value), made)
     _cost_of_layer(walker, node, channels, made, groups)
     walker.set(node, made.view(1, -1, *[1] * (len(shape) - 2)))
 
@@ -85,10 +87,9 @@ def addmm(walker: Walker, node: Node) -> None:
         bmm(walker, node, (x, weight))
         tie_all(walker, node, [walker.ids(bias), walker.result.values[node.outputs[0]]])
         return
-    name, _ = walker.parameter_name(bias)
-    if name and walker.modules.get(node.module) is None:
-        made = walker.result.values[node.outputs[0]]
-        walker.tie(walker.ids(bias), along(made, -1), walker.place(node))  # type: ignore[arg-type]
+    made = walker.result.values[node.outputs[0]]
+    if along(made, -1) is not None:  # else a layer over positions
+        _bias(walker, node, (_layer(walker, node, weight), bias), made)
 
 
 def mm(walker: Walker, node: Node) -> None:
@@ -100,7 +101,7 @@ def mm(walker: Walker, node: Node) -> None:
 
 def linear(walker: Walker, node: Node) -> None:
     """A linear layer."""
-    x, weight = node.args[0].value, node.args[1].value
+    x, weight, bias = node.args[0].value, node.args[1].value, walker.arg(node, 2)
     name, _ = walker.parameter_name(weight)
     channels = along(walker.ids(x), -1)
     if not name or channels is None:
@@ -110,6 +111,8 @@ def linear(walker: Walker, node: Node) -> None:
     made = walker.fresh(walker.trace.shape(weight)[0])
     walker.slot(Slot(layer, "in", channels, node.id))
     walker.slot(Slot(layer, "out", made, node.id, produces=True))
+    if bias is not None:
+        _bias(walker, node, (layer, bias.value), made)
     walker.cost(node, (channels, made))
     walker.set(node, made)
 
@@ -141,6 +144,15 @@ def _matmul_parameter(walker: Walker, node: Node, x: int, weight: int) -> bool:
     walker.cost(node, (channels, made))
     walker.set(node, made)
     return True
+
+
+def _bias(walker: Walker, node: Node, pair: tuple[str, int], made: Tensor) -> None:
+    """The bias (value) that a layer is given lies along its outputs; its own is cut with it."""
+    layer, bias = pair
+    owner, _, leaf = walker.parameter_name(bias)[0].rpartition(".")
+    own = getattr(walker.modules.get(layer), "bias", None)
+    if own is None or getattr(walker.modules.get(owner), leaf, None) is not own:
+        tie_all(walker, node, [walker.ids(bias), made])
 
 
 def _layer(walker: Walker, node: Node, weight: int, turned: bool = False) -> str:
