@@ -124,30 +124,22 @@ def rebuilt(
     """The network of an architecture, cuts included, without its weights.
 
     Args:
-        device: on `meta` nothing is allocated; a network that computes with values while it is
-            built (rates by `linspace`, strides by a forward) is built on the CPU instead.
+        device: on `meta` nothing is allocated; a network of a user's file, and one that computes
+            with values while it is built, are built on the CPU instead.
 
     Raises:
         InputError: building it takes more than `BUILD_SECONDS`; a plan that does not fit.
         UsageError: it cannot be built, also not within `BUILD_BYTES` of memory.
     """
+    if is_code(architecture.name):  # what its file imports would stay without values for good
+        device = "cpu"
     try:
         return _rebuilt(architecture, loader, device)
-    except (NotImplementedError, RuntimeError, InputError) as error:
-        if device != "meta" or not _wants_values(error):
+    except (RuntimeError, TypeError) as error:
+        wants_values = isinstance(error, NotImplementedError) or "meta" in str(error)
+        if device != "meta" or not wants_values:
             raise
     return _rebuilt(architecture, loader, "cpu")
-
-
-def _wants_values(error: BaseException | None) -> bool:
-    """Whether torch complained that a tensor on the meta device has no values."""
-    while error is not None:
-        if isinstance(error, NotImplementedError):
-            return True
-        if isinstance(error, (RuntimeError, TypeError)) and "meta" in str(error):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _rebuilt(architecture: Architecture, loader: ModelLoader, device: str) -> nn.Module:

@@ -142,6 +142,7 @@ def transformers_model(
     """`transformers/KIND` with random weights; `args` are the entries of its configuration."""
     transformers = _import("transformers")
     config = transformers.AutoConfig.for_model(name, **args)
+    _import(type(config).__module__.replace(".configuration_", ".modeling_"))
     if classes is not None:
         config.num_labels = classes
     if input is not None:
@@ -253,8 +254,11 @@ def _torchvision_names() -> list[str]:
 def _import(module: str) -> ModuleType:
     package = module.partition(".")[0]
     extra = f"'seprune[{EXTRAS[package]}]'" if package in EXTRAS else package
+    import torch
+
     try:
-        return importlib.import_module(module)
+        with torch.device("cpu"):  # tensors of modules outlive a build on the meta device
+            return importlib.import_module(module)
     except Exception as error:  # under -OO, or of a version that fits no other
         raise EnvironmentFault(
             f"{package}: cannot be imported",

@@ -22,7 +22,7 @@ from seprune.errors import InputError, UsageError
 from seprune.export.architecture import Architecture, architecture_of, rebuilt
 from seprune.export.pruned_model import load, read_architecture, save
 from seprune.graph.groups import find_structure
-from seprune.models import ModelLoader, build
+from seprune.models import ModelLoader, build, zoos
 from seprune.pruning.analyse import analyse
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import prune
@@ -208,6 +208,26 @@ def test_a_network_that_computes_with_values_while_it_is_built_comes_back(how, t
     again = load(tmp_path / "m", loader=loader)
     assert not any(t.is_meta for t in [*again.parameters(), again.scale])
     assert torch.equal(answer(again), answer(small))
+
+
+def test_what_a_build_imports_has_values_ever_after(tmp_path, monkeypatch):
+    """A module's tensors are made once, by whichever build comes first."""
+    (tmp_path / "constants_of_net.py").write_text("import torch\nMEAN = torch.tensor([0.5])\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    from constants_of_net import MEAN\n"
+        "    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Flatten())\n"
+        "    model.mean = MEAN\n    return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"{tmp_path / 'net.py'}:net"
+    made = rebuilt(Architecture(name), loader=ModelLoader.allowing(name))
+    assert made.mean.tolist() == [0.5]
+    with torch.device("meta"):
+        found = zoos._import("constants_of_net")
+        monkeypatch.delitem(sys.modules, "constants_of_net")
+        again = zoos._import("constants_of_net")
+    assert found.MEAN.tolist() == again.MEAN.tolist() == [0.5]
 
 
 def test_a_network_that_cannot_be_built_without_data_is_built_on_the_cpu(tmp_path):
