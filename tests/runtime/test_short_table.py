@@ -71,3 +71,34 @@ def test_what_people_print_is_a_short_table():
     assert shown.plan.splitlines()[2].split() == ["stem", "512", str(after)]
     assert max(map(len, vars(shown).values())) < 500
     assert all(v._repr_html_().startswith("<table>") for v in (structure, plan))
+
+
+def test_results_that_hold_a_network_do_not_print_it():
+    torch.manual_seed(0)
+    model, x = Wide(), torch.rand(40, 3, 8, 8)
+    structure = seprune.analyse(model, x[:2])
+    statistics = seprune.collect_statistics(model, [x], structure=structure)
+    plan = seprune.make_plan(structure, seprune.score(structure, statistics), macs=0.5)
+    refitted = seprune.refit(model, seprune.prune(model, plan, x[:1]), plan, [x])
+    lines = repr(refitted).splitlines()
+    assert lines[0] == f"refitted layers: {len(refitted.layers)}, skipped: {len(refitted.skipped)}"
+    name, (before, after) = next(iter(refitted.errors.items()))
+    assert lines[2].split() == [name, f"{before:.4f}", f"{after:.4f}"]
+    batches = [(x, torch.arange(40) % 9)]
+    settings = seprune.FineTuneSettings(epochs=2, lr=0.01, recalibrate=0)
+    tuned = seprune.finetune(model, (batches, batches), settings)
+    rows = [line.split() for line in repr(tuned).splitlines()]
+    assert rows[0] == ["chosen:", *tuned.chosen.split()]
+    assert rows[2] == ["start", f"{tuned.before.value:.4f}", f"{tuned.before.loss:.4f}"]
+    assert rows[4][:2] == ["epoch", "2"]
+    assert rows[4][3] == f"{tuned.history[1].validation_loss:.4f}"
+    holding = [
+        getattr(seprune, name)
+        for name in seprune.__all__
+        if "model" in getattr(getattr(seprune, name), "__dataclass_fields__", {})
+    ]
+    assert {c for c in holding if not hasattr(c, "_short_table")} <= {
+        seprune.Teacher,
+        seprune.Report,
+    }
+    assert {seprune.Refitted, seprune.FineTuned, seprune.Compressed} <= set(holding)

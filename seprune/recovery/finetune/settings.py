@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from seprune.measure.metrics import Evaluation
+from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.tasks import Task
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -92,8 +93,8 @@ class Epoch:
         return {name: value for name, value in row.items() if name != "metrics"}
 
 
-@dataclass(frozen=True)
-class FineTuned:
+@dataclass(frozen=True, repr=False)
+class FineTuned(Tabular):
     """The best candidate on the validation split; without a split the last epoch.
 
     Candidates are the network as given (`start`), with its BatchNorm statistics measured anew
@@ -120,6 +121,19 @@ class FineTuned:
     accumulate: int
     rollbacks: int
 
+    def _short_table(self) -> ShortTable:
+        judged = [("start", self.before), ("recalibrated", self.recalibrated)]
+        rows = [
+            (name, f"{score.value:.4f}", f"{score.loss:.4f}") for name, score in judged if score
+        ]
+        metric = self.task.metric
+        rows += [
+            (f"epoch {row.epoch + 1}", _shown(row.metrics.get(metric)), _shown(row.validation_loss))
+            for row in self.history
+        ]
+        title = f"chosen: {self.chosen or 'the last epoch'}"
+        return ShortTable.of(title, ("validation", metric, "loss"), rows)
+
     def numbers(self) -> dict[str, float | str | None]:
         """For reports: what was chosen, by which value of `metric` on the split, how trained."""
         metrics = self.history[self.best_epoch].metrics if self.best_epoch >= 0 else {}
@@ -139,3 +153,7 @@ class FineTuned:
             "accumulate": self.accumulate,
             "rollbacks": self.rollbacks,
         }
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from seprune.errors import UsageError
+from seprune.runtime.short_table import ShortTable, Tabular
 from seprune.tasks import Task
 
 _ROWS_PER_COLUMN, _IMAGES_PER_ROW = 32, 32
@@ -82,8 +83,8 @@ def _refused(name: str, value: object, wanted: str) -> UsageError:
     )
 
 
-@dataclass(frozen=True)
-class Refitted:
+@dataclass(frozen=True, repr=False)
+class Refitted(Tabular):
     """The refitted network.
 
     Attributes:
@@ -107,6 +108,11 @@ class Refitted:
             layers.setdefault(reason, []).append(layer)
         kept = (f"not refitted: {_named(names)}: {reason}" for reason, names in layers.items())
         return (*self.warnings, *kept)
+
+    def _short_table(self) -> ShortTable:
+        title = f"refitted layers: {len(self.layers)}, skipped: {len(self.skipped)}"
+        rows = [(name, f"{a:.4f}", f"{b:.4f}") for name, (a, b) in self.errors.items()]
+        return ShortTable.of(title, ("relative squared error", "before", "after"), rows)
 
 
 def _named(layers: Sequence[str], most: int = 3) -> str:
