@@ -15,6 +15,7 @@ from torch import nn
 
 from seprune.errors import InputError
 from seprune.models.origin import Origin
+from seprune.runtime.text import shell_word
 
 CODE = re.compile(r"(.+\.py):(\w+)")
 
@@ -88,8 +89,18 @@ def _failed(name: str, error: Exception) -> InputError:
     while place and place.tb_next:
         place = place.tb_next
     where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else name
+    beside = _beside(file_of(name), error)
     return InputError(
         f"{name}: the file's code failed",
         why=f"{type(error).__name__}: {error} ({where})",
-        fix=f"mend {where}",
+        fix=f"PYTHONPATH={shell_word(beside)} before the command" if beside else f"mend {where}",
     )
+
+
+def _beside(file: Path, error: Exception) -> Path | None:
+    """The folder that has to be on the path, if the module that is missing lies near the file."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    top = error.name.partition(".")[0]
+    near = list(file.parents)[:3]
+    return next((d for d in near if (d / f"{top}.py").is_file() or (d / top).is_dir()), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +264,28 @@ def net():
         model = models.ModelLoader.allowing(path).build(f"{path}:net")
         assert isinstance(model, nn.Conv2d)
         assert model.out_channels == width
+
+
+@pytest.mark.parametrize("module", ["blocks.py", "blocks/se.py", "../blocks/se.py"])
+def test_a_module_beside_the_file_is_not_imported_but_named(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "my nets" / "net.py"
+    other = (path.parent / module).resolve()
+    other.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    other.write_text("def make():\n    from torch import nn\n    return nn.Conv2d(3, 4, 1)\n")
+    name = "blocks" if module == "blocks.py" else "blocks.se"
+    path.write_text(f"def net():\n    from {name} import make\n    return make()\n")
+    with pytest.raises(InputError, match="the file's code failed") as caught:
+        models.ModelLoader.allowing(path).build(f"{path}:net")
+    folder = path.parent if module.startswith("blocks") else tmp_path
+    assert caught.value.fix == f"PYTHONPATH={shlex.quote(str(folder))} before the command"
+    monkeypatch.syspath_prepend(folder)
+    made = models.ModelLoader.allowing(path).build(f"{path}:net")
+    assert isinstance(made, nn.Conv2d)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "blocks"]:
+        del sys.modules[name]
 
 
 def test_a_file_that_is_not_there_or_not_python(tmp_path: Path) -> None:
