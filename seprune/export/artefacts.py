@@ -17,6 +17,7 @@ from seprune.export.onnx import difference, open_exported
 from seprune.measure.latency import latency
 from seprune.measure.metrics import evaluate
 from seprune.runtime.checksums import sha256
+from seprune.runtime.child_process import child_environment
 from seprune.runtime.progress import Track, silent
 from seprune.tasks import Task
 
@@ -146,8 +147,9 @@ def run_alone(path: Path, images: Tensor, form: str = "onnx") -> None:
     given, threads = images.float().contiguous(), str(torch.get_num_threads())
     size = ",".join(map(str, given.shape))
     ended = subprocess.run(
-        [sys.executable, "-I", "-c", script, str(path.absolute()), size, threads],
+        [sys.executable, "-P", "-c", script, str(path.absolute()), size, threads],
         input=given.numpy().tobytes(),
+        env=child_environment(),  # packages may come from PYTHONPATH, or from the user's own folder
         capture_output=True,
         check=False,
     )

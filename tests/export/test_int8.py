@@ -100,6 +100,21 @@ def test_it_runs_where_there_is_no_seprune_and_a_broken_file_is_named(files, dat
     assert caught.value.code == "export-mismatch"
 
 
+def test_alone_it_finds_packages_of_pythonpath_and_nothing_in_the_working_folder(
+    files, data, tmp_path, monkeypatch
+):
+    packages, here = tmp_path / "packages", tmp_path / "here"
+    for folder in (packages, here):
+        folder.mkdir()
+    (packages / "sitecustomize.py").write_text(f"open({str(tmp_path / 'found')!r}, 'w').close()\n")
+    (here / "random.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", f"{packages}:")  # the empty entry is the working folder
+    run_alone(files[1], next(iter(data.reporting(3)))[0])
+    assert (tmp_path / "found").exists()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_files_are_measured_as_numpy_measures_them(files, data):
     found = measure_artefacts({"float": files[0], "int8": files[1]}, SHAPE, data.reporting())
     for artefact, path in zip(found, files):
