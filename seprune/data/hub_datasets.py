@@ -21,7 +21,7 @@ from seprune.data.masks import classes_in
 from seprune.data.source import REPORTING, TRAINING, Source
 from seprune.errors import EnvironmentFault, InputError, SepruneError, first_line
 from seprune.models import hub
-from seprune.models.cache import cache_fault
+from seprune.models.cache import NO_SPACE, cache_fault
 from seprune.runtime.extras import require
 from seprune.runtime.paths import expanded
 
@@ -88,9 +88,10 @@ def _fault(source: str, name: str, error: Exception) -> SepruneError:
     """What the library says, in our words."""
     message, kinds = first_line(error), {kind.__name__ for kind in type(error).__mro__}
     whole = str(error)
+    disk = next((e for e in _chain(error) if getattr(e, "errno", 0) in NO_SPACE), error)
     if "Not enough disk space" in whole:
-        error = OSError(errno.ENOSPC, message)
-    if (refused := cache_fault(source, "HF_HOME", error)) is not None:
+        disk = OSError(errno.ENOSPC, message)
+    if (refused := cache_fault(source, "HF_HOME", disk)) is not None:
         return refused
     for words, what, fix in (
         (("gated", "ask for access"), "its owner has to let you in",
@@ -117,20 +118,26 @@ def _fault(source: str, name: str, error: Exception) -> SepruneError:
             "FOLDER; then here, with what it wrote: --data hf:FOLDER",
             code="offline",
         )
+    vague = error.__cause__ if "DatasetGenerationError" in kinds else None
+    first = vague or error
     return InputError(
         f"{source}: `datasets` cannot read it",
-        why=_short(f"{type(error).__name__}: {whole}"),
+        why=_short(f"{type(first).__name__}: {first}"),
         fix="choose another data set, or write its images to train/CLASS/IMAGE",
     )
 
 
-def _causes(error: BaseException | None) -> set[str]:
-    """The names of an error's classes and of those that led to it."""
-    found = set[str]()
-    while error is not None:
-        found |= {kind.__name__ for kind in type(error).__mro__}
-        error = error.__cause__ or error.__context__
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it, the first of all last."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(cause)
     return found
+
+
+def _causes(error: BaseException) -> set[str]:
+    """The names of an error's classes and of those that led to it."""
+    return {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
 
 
 def _short(text: str) -> str:

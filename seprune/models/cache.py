@@ -7,7 +7,7 @@ import os
 
 from seprune.errors import EnvironmentFault
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
 
 
@@ -20,9 +20,9 @@ def cache_fault(what: str, variable: str, error: BaseException) -> EnvironmentFa
     """
     if isinstance(error, ConnectionError) or not isinstance(error, OSError):
         return None
-    if error.errno not in (*_NO_SPACE, *_NO_PLACE):
+    if error.errno not in (*NO_SPACE, *_NO_PLACE):
         return None
-    space = "free some space, or " if error.errno in _NO_SPACE else ""
+    space = "free some space, or " if error.errno in NO_SPACE else ""
     disk = "on another disk" if space else "that you may write to"
     return EnvironmentFault(
         f"{what} cannot be kept in the cache",

@@ -85,6 +85,12 @@ class HubRepo:
             return str(self.folder)
         return PREFIX + self.name + (f"@{self.revision}" if self.revision else "")
 
+    @property
+    def download(self) -> str:
+        """The command that fetches it, to which a folder or names of files are added."""
+        at = f" --revision {shell_word(self.revision)}" if self.revision else ""
+        return f"hf download {self.name}{at}"
+
 
 def is_hub(name: str) -> bool:
     """Whether a name of a network means a repository of a Hub."""
@@ -211,7 +217,7 @@ def fetch_weights(repo: HubRepo, *, names: Sequence[str] = (SAFE,), pickles: boo
     raise InputError(
         f"{repo}: its weights have another name: {', '.join(there[:5])}",
         why=missing,
-        fix=f"take one that is whole: hf download {repo.name} {shell_word(there[0])} "
+        fix=f"take one that is whole: {repo.download} {shell_word(there[0])} "
         f"--local-dir FOLDER; then --checkpoint {shell_word(f'FOLDER/{there[0]}')}",
         code="hub",
     )
@@ -297,7 +303,7 @@ def _fault(repo: HubRepo, name: str, error: Exception, message: str) -> SepruneE
         )
     folder = shell_word(repo.name.partition("/")[2])
     return unreachable(
-        str(repo), message, elsewhere=f"hf download {repo.name} --local-dir {folder}", here=folder
+        str(repo), message, elsewhere=f"{repo.download} --local-dir {folder}", here=folder
     )
 
 

@@ -133,7 +133,7 @@ def _of_hub(repo: hub.HubRepo, config: Mapping[str, Any]) -> PublishedWeights:
             if isinstance(architecture, str)
             else "its config.json has neither an architecture of timm nor a model_type",
             fix="its author's code builds it, in a FILE.py:FUNCTION: "
-            f"hf download {repo.name} --local-dir FOLDER; then FILE.py:FUNCTION --allow-code "
+            f"{repo.download} --local-dir FOLDER; then FILE.py:FUNCTION --allow-code "
             "--checkpoint FOLDER",
             code="hub",
         )

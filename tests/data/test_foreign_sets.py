@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -182,6 +183,33 @@ def test_an_odd_data_set_is_named_in_one_sentence(save, odd):
     assert "\n" not in caught.value.what
     assert caught.value.fix
     assert caught.value.exit_status == 3
+
+
+def test_a_disk_that_is_full_when_a_table_is_written_is_named(sets, tmp_path, monkeypatch):
+    """The file that was fetched had room; what the library makes of it has none."""
+    monkeypatch.setattr(sets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    table = sets.Dataset.from_dict(columns(range(COUNT))).cast_column("image", sets.Image())
+    table.to_parquet(tmp_path / "set" / "train.parquet")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(EnvironmentFault, match="cannot be kept in the cache") as caught:
+            raw(f"hf:{tmp_path / 'set'}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "let HF_HOME name a folder on another disk" in caught.value.fix
+    assert len(seen(raw(f"hf:{tmp_path / 'set'}").training(5))) > 0  # nothing half-made stays
+
+
+def test_a_damaged_table_is_named_by_what_is_wrong_with_it(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"image": 1, "label": 0}\n{"image": \n')
+    with pytest.raises(InputError, match="`datasets` cannot read it") as caught:
+        raw(f"hf:{tmp_path / 'set'}")
+    assert "JSON" in caught.value.why
+    assert "DatasetGenerationError" not in caught.value.why
 
 
 def test_a_folder_that_is_none_of_theirs_is_named(sets, tmp_path, monkeypatch):

@@ -236,12 +236,14 @@ def test_another_head_is_named(hub):
     assert caught.value.code == "checkpoint-classes"
 
 
-def test_no_connection_says_how_to_fetch_the_file_elsewhere(hub, monkeypatch):
+@pytest.mark.parametrize(("at", "option"), [("", ""), ("@half", " --revision half")])
+def test_no_connection_says_how_to_fetch_the_file_elsewhere(hub, monkeypatch, at, option):
+    """The revision that was asked for, and no other one."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(EnvironmentFault, match="cannot be downloaded, and is not in") as caught:
-        open_network(ModelSection(name="hf-hub:us/net"))
+        open_network(ModelSection(name=f"hf-hub:us/net{at}"))
     assert caught.value.code == "offline"
-    assert "hf download us/net --local-dir net" in caught.value.fix
+    assert f"hf download us/net{option} --local-dir net" in caught.value.fix
     assert caught.value.fix.endswith("--checkpoint net")
 
 
