@@ -104,7 +104,7 @@ class _Trial:
 
     def fault(self, groups: Sequence[ChannelGroup]) -> tuple[str, str] | None:
         """(layer, reason) of the first failure, or None."""
-        keep = {g.name: _half(g.units) for g in groups if g.prunable}
+        keep = {g.name: _half(g.units, n) for n, g in enumerate(groups) if g.prunable}
         plan = plan_of(groups, keep, {})
         small = self._copy()
         for layer, sides in plan.layers().items():
@@ -172,9 +172,15 @@ class _Trial:
         return [list(t.shape) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
 
 
-def _half(units: int) -> list[int]:
-    """About half of the units, spread; no divisor of their number: sizes in code then show up."""
-    count = next((k for k in range(units // 2 + 1, units) if math.gcd(k, units) == 1), 1)
+def _half(units: int, number: int) -> list[int]:
+    """About half of the units, spread; no divisor of their number: sizes in code then show up.
+
+    Args:
+        number: of the group. Groups of one width keep different counts, so that a size which is
+            read from the map of one and written into a call for another shows up too.
+    """
+    counts = [k for k in range(units // 2 + 1, units) if math.gcd(k, units) == 1] or [1]
+    count = counts[number % len(counts)]
     return [i * units // count for i in range(count)]
 
 

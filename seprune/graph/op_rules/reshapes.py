@@ -12,6 +12,7 @@ from seprune.graph.trace import Node
 MOVES = COPIES | {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "unsqueeze",
 }  # fmt: skip
+ACROSS = MEANS | MAXES | {"select", "unbind", "_softmax", "_log_softmax"}
 LOOK_AHEAD = 8  # operators
 
 
@@ -81,11 +82,11 @@ def _by_itself(walker: Walker, reader: Node) -> bool:
 
 
 def _lost(walker: Walker, reader: Node, dims: set[int]) -> bool:
-    """Whether an operator takes `dims` for positions."""
+    """Whether an operator takes `dims` for positions, or for branches that it weighs or picks."""
     read = reader.inputs()[0]
     if base(reader) in ("convolution", "native_batch_norm"):
         return dims != {1}
-    if base(reader) not in MEANS | MAXES or "pool" in reader.op or len(reader.args) < 2:
+    if base(reader) not in ACROSS or "pool" in reader.op or len(reader.args) < 2:
         return False
     over = reader.args[1] if isinstance(reader.args[1], (list, tuple)) else [reader.args[1]]
     return any(d % len(walker.trace.shape(read)) in dims for d in over or [])
