@@ -94,6 +94,8 @@ def shake(model: nn.Module) -> None:
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
                 low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.5)
                 parameter.uniform_(low, high)
+            elif parameter.numel() == 1 and not parameter.any() and not name.endswith("bias"):
+                parameter.fill_(0.5)  # a gain of a branch (SkipInit), which would hide the branch
 
 
 def enliven(model: nn.Module, inputs: Any) -> None:
