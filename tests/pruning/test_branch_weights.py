@@ -1,4 +1,4 @@
-"""Weights of branches (SK) whose channels take their number from another map, or lie before them."""
+"""Weights of branches (SK) that read their width from another map, or lie behind the channels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_every_width_beside_the_weights_of_branches_is_cut_exactly(spelling: str
     assert not [g.caveat for g in structure.groups if g.caveat]
     plan = random_plan(structure, share=0.5)
     kept = {g.name: len(g.keep) for g in plan.groups}
-    assert kept["stem"] < 16 and kept["one"] < 16
+    assert kept["stem"] < 16
+    assert kept["one"] < 16
     small = prune(model, plan).eval()
     with torch.no_grad(), masked(copy.deepcopy(model), plan) as parent:
         torch.testing.assert_close(small(x), parent(x), rtol=1e-10, atol=1e-12)
