@@ -64,7 +64,7 @@ def readable(
             f"{type(model).__name__}: not saved, since nothing says how to build it again",
             why="the folder holds weights and plans, and `load` builds the network by its name",
             fix="build it by seprune.build('timm/seresnet50', classes=10), or give "
-            "seprune.Architecture('FILE.py:FUNCTION').cut(plan) as third argument",
+            "seprune.Architecture('FILE.py:FUNCTION').cut(plan) as third argument of seprune.save",
         )
     if is_code(architecture.name) and (known is None or known.name != architecture.name):
         _require_function(architecture.name)  # nobody has allowed to run that file
@@ -93,7 +93,7 @@ def _require_same(
         why=f"{name}: the model has {have}, it makes {makes}",
         fix="build the model with its own number of outputs, "
         f"seprune.build('{architecture.name}', classes=N), and cut it with seprune.prune; or give "
-        "the seprune.Architecture that makes it as third argument",
+        "the seprune.Architecture that makes it as third argument of seprune.save",
     )
 
 

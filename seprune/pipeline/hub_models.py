@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from seprune.errors import UsageError
-from seprune.export.hub import push_folder
+from seprune.export.hub import push_folder, pushed_folder
 from seprune.export.pruned_model import load, save
 from seprune.models import NO_CODE, ModelLoader, zoos
 from seprune.models.hub import PREFIX, HubAccess, HubRepo, is_hub
@@ -61,7 +61,9 @@ def from_pretrained(
     if zoo in ("timm", "torchvision") and zoos.has(zoo, rest) and revision is None:
         return open_network(ModelSection(name=text, pretrained=True), loader=asking).model
     there = (text if is_hub(text) else f"{PREFIX}{text}") + (f"@{revision}" if revision else "")
-    HubRepo.of(there)  # names what is no name
+    repo = HubRepo.of(there, access=asking.hub)  # names what is no name
+    if pushed_folder(repo) is not None:
+        return load(there, loader=asking)  # of any network, also where no input size is known
     return open_network(ModelSection(name=there), loader=asking).model
 
 

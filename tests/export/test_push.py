@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -330,3 +331,24 @@ def test_a_network_of_ones_own_code_comes_back_where_its_file_is_and_may_run(
     status, out, err = command("inspect", "hf-hub:us/own", "--allow-code", "--json")
     assert status == 0, err
     assert [gate["channels"] for gate in json.loads(out)["gates"]] == [8]
+
+
+def test_a_network_that_python_made_is_pushed_as_the_error_says(hub, tmp_path, monkeypatch):
+    """A class of the user's own, made by calling it and cut, says nothing of how it is made."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    names: dict[str, Any] = {}
+    exec(compile(OWN, "own.py", "exec"), names)
+    model = names["network"]().eval()
+    given = images(4, 16)
+    plan = random_plan(seprune.analyse(model, given))
+    small = seprune.prune(model, plan).eval()
+    with pytest.raises(InputError) as caught:
+        seprune.push_to_hub(small, "us/own")
+    assert "as third argument of seprune.save" in caught.value.fix
+    made = seprune.Architecture("own.py:network").cut(plan)
+    seprune.save(small, tmp_path / "small", made)
+    seprune.push_to_hub(tmp_path / "small", "us/own")
+    loader = seprune.ModelLoader.allowing("own.py:network")
+    back = seprune.from_pretrained("us/own", loader=loader)
+    assert torch.equal(back(given), small(given))
