@@ -26,6 +26,7 @@ from seprune.runtime.timeout import at_most
 
 READ_SECONDS, READ_RATE = 60, 20e6  # and bytes a second, at the least
 MOST_SIDES = 64  # of a tensor
+MOST_TENSORS = 100_000  # of a .safetensors file; a few seconds, the largest networks have a tenth
 HEADER_LIMIT = 100_000_000  # the format's own
 _ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16}
 _ITEM_BITS |= {"BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8}
@@ -202,6 +203,8 @@ def _check_header(path: Path) -> None:
                 incomplete(path, f"its header takes {length:,} bytes, the file has {size:,}")
             damaged(path, f"it claims a header of {length:,} bytes; the format allows 100,000,000")
         text = stream.read(length)
+    if (count := text.count(b"{")) > MOST_TENSORS:  # each is an object, before any is parsed
+        damaged(path, f"its header has {count:,} objects; there can be {MOST_TENSORS:,}")
     try:
         entries = parse_json(text)
         for name, entry in entries.items():

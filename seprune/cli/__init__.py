@@ -67,16 +67,12 @@ def _run() -> int:
     try:
         _require_folder()
         with interrupts(), _united():
-            status = app(standalone_mode=False)
+            status = _called()
         return status if isinstance(status, int) else 0
     except (SepruneError, StoppedError) as error:
         if error.process is not None:  # torchrun stops whom it finds still leaving
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         fault: SepruneError | StoppedError = error
-    except SystemExit as end:  # the parser's way out of a broken pipe
-        if isinstance(end.__context__, BrokenPipeError):
-            raise end.__context__ from None
-        raise
     except BrokenPipeError:
         raise
     except OSError as error:  # a disk that fails where nobody writes: reading, or stdout
@@ -88,3 +84,20 @@ def _run() -> int:
         fault = known or console.bug(error)
     console.fail(fault)
     return fault.exit_status
+
+
+def _called() -> object:
+    """What the command returns.
+
+    Raises:
+        InputError: code of the user or of a package ends the process, whose own status would say
+            that another thing went wrong, or nothing.
+    """
+    try:
+        return app(standalone_mode=False)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the parser's way out of a broken pipe
+            raise end.__context__ from None
+        if not console.is_foreign(end):
+            raise
+        raise console.ended_by_code(end) from end

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -277,6 +278,29 @@ def bug(error: Exception) -> SepruneError:
         why=first_line(error),
         fix="please report it with the traceback above; finished stages are kept",
     )
+
+
+def is_foreign(end: SystemExit) -> bool:
+    """Whether something else than the parser of the command line ends the process."""
+    root = str(_last_frame(end).f_globals.get("__name__")).partition(".")[0]
+    return root not in ("typer", "click")
+
+
+def ended_by_code(end: SystemExit) -> InputError:
+    """What to say of a file, or a package, that ends the process while it works."""
+    frame = _last_frame(end)
+    code = "" if end.code is None else first_line(end)
+    return InputError(
+        "code that was called ended the process",
+        why=f"{frame.f_code.co_filename}:{frame.f_lineno}: sys.exit({code})",
+        fix='put what a program does, and what ends it, under if __name__ == "__main__":',
+    )
+
+
+def _last_frame(error: BaseException) -> FrameType:
+    assert error.__traceback__ is not None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame
 
 
 def help_line() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import torch
@@ -148,6 +149,21 @@ def nothing() -> nn.Module:
 
 def fails() -> nn.Module:
     raise RuntimeError("the dog ate it")
+
+
+def leaves() -> nn.Module:
+    sys.exit(7)
+
+
+class Leaving(nn.Module):
+    """What a script does at its end, in the middle of a network."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        sys.exit("done")
+
+
+def leaves_later() -> nn.Module:
+    return Leaving()
 
 
 def number() -> int:

@@ -241,6 +241,15 @@ def test_a_tensor_of_a_hundred_thousand_sides(tmp_path, refuse):
 
 
 @pytest.mark.fault(9)
+def test_safetensors_of_more_tensors_than_any_network_has(tmp_path, refuse):
+    """300,000 empty ones, which take no bytes, took 13 s."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {f"a{i}": entry for i in range(100_001)}
+    path = evil.safetensors_with(tmp_path / "w.safetensors", header, b"")
+    refuse(path, code="checkpoint-damaged", says="its header has 100,002 objects")
+
+
+@pytest.mark.fault(9)
 def test_safetensors_with_a_header_longer_than_the_file(tmp_path, refuse):
     path = evil.safetensors_with(tmp_path / "w.safetensors", {"w": ENTRY}, b"", 5_000_000)
     says = "its header takes 5,000,000 bytes, the file has "

@@ -177,3 +177,13 @@ def test_a_forward_without_end_is_ended_and_names_the_layer(terminal, tmp_path, 
 def test_code_that_gives_no_network_names_the_place(terminal, name, says):
     ended = terminal("inspect", f"{NETS}:{name}", "--allow-code", "--json")
     ended.refused(3, "input", says=says)
+
+
+@pytest.mark.fault(36)
+@pytest.mark.parametrize(
+    ("name", "says"), [("leaves", "sys.exit(7)"), ("leaves_later", "sys.exit(done)")]
+)
+def test_code_that_ends_the_process_ends_it_with_a_message(terminal, name, says):
+    """Its own status would say that another thing went wrong, or that nothing did."""
+    ended = terminal("inspect", f"{NETS}:{name}", "--allow-code", "--input", "1x8x8", "--json")
+    ended.refused(3, "input", says=says)
