@@ -16,6 +16,7 @@ from seprune.models import NO_CODE, ModelLoader, origin_of
 from seprune.models.usercode import CODE, is_code
 from seprune.pruning.plan import PruningPlan
 from seprune.pruning.prune import apply, plans_of
+from seprune.runtime.reading import read_text
 from seprune.runtime.timeout import at_most, memory_at_most
 
 BUILD_SECONDS = 45, 9  # with weights; on the meta device, without; a library may be imported
@@ -102,7 +103,7 @@ def _require_function(name: str) -> None:
     matched = CODE.fullmatch(name)
     path, function = (Path(matched[1]), matched[2]) if matched else (Path(name), "")
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_text(path))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read as Python",

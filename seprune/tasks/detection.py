@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from seprune.errors import InputError, UsageError
+from seprune.errors import InputError, UsageError, first_line
 from seprune.tasks.batches import TARGETS, as_mapping, flatten_outputs, leaves, to_device
 from seprune.tasks.callables import total_of
 from seprune.tasks.protocol import Meter, Sample
@@ -114,11 +114,9 @@ class Detection:
         """
         sample = self.split(batch)
         if not training:
-            return model(*sample.args)
-        if model.training:
-            return model(*sample.args, sample.target)
-        with _losing(model):
-            return model(*sample.args, sample.target)
+            return _called(model, *sample.args)
+        with nullcontext() if model.training else _losing(model):
+            return _called(model, *sample.args, sample.target)
 
     def flat_outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """What the heads give for every anchor and proposal, before boxes are picked.
@@ -172,6 +170,17 @@ class Detection:
     def meter(self) -> Meter:
         """COCO's mean average precision, and that at an overlap of 0.5."""
         return _BoxMeter()
+
+
+def _called(model: nn.Module, *args: Any) -> Any:
+    try:
+        return model(*args)
+    except (TypeError, AttributeError) as error:  # of what takes no list: a classifier
+        raise InputError(
+            f"{type(model).__name__} does not take a list of images and their boxes",
+            why=first_line(error),
+            fix="give a detector of torchvision's convention, or the task of the network: --task",
+        ) from error
 
 
 class _HeadAnswers:

@@ -44,7 +44,7 @@ from seprune.recovery.finetune.progress import rank_of
 from seprune.recovery.finetune.significance import PairedTest, clearly_lower, image_losses
 from seprune.recovery.finetune.step import TrainState
 from seprune.runtime.interrupts import interrupts
-from seprune.tasks import Classification
+from seprune.tasks import Classification, Segmentation
 
 
 @pytest.fixture(autouse=True)
@@ -464,6 +464,7 @@ def test_few_steps_learn_more_from_the_teacher():
     asked = FineTuneSettings()
     assert [settle(asked, steps).distill_alpha for steps in (999, 1000)] == [0.8, 0.5]
     assert settle(replace(asked, distill_alpha=0.1), 9).distill_alpha == 0.1
+    assert settle(replace(asked, task=Segmentation()), 9).distill_alpha == 0.5
 
 
 def test_trials_leave_nothing_behind(monkeypatch):

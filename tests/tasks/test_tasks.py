@@ -379,3 +379,20 @@ def test_the_precision_of_every_class_averages_to_that_of_all():
     assert found.by_class[1] == pytest.approx(1)  # the wrong one comes after both right ones
     assert found.by_class[3] == pytest.approx(51 / 101)  # COCO asks at 101 recalls; one of two
     assert found.value == pytest.approx((found.by_class[1] + found.by_class[3]) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_that_takes_no_boxes_is_named(training):
+    class Strange(nn.Module):
+        def forward(self, images):
+            return images.mean()
+
+    batch = (
+        [torch.zeros(3, 8, 8)],
+        [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}],
+    )
+    for network in (nn.Conv2d(3, 4, 1), Strange()):
+        with pytest.raises(InputError, match="does not take a list of images") as caught:
+            Detection().forward(network.train(training), batch, training=training)
+        assert type(network).__name__ in caught.value.what
+        assert caught.value.why == str(caught.value.__cause__).strip().splitlines()[0]

@@ -23,6 +23,7 @@ from seprune.recovery.finetune.loss import rate
 from seprune.recovery.finetune.settings import FineTuneSettings
 from seprune.recovery.finetune.step import TrainState
 from seprune.runtime.progress import Track
+from seprune.tasks import Classification
 
 SHORT = 1000  # optimizer steps below which a training is short
 WARMUP = 0.2  # of all steps, at most
@@ -36,7 +37,8 @@ RATES = {
 }
 # AdamW's rate was measured with 10 epochs of 2,048 images (docs/finetuning.md)
 REFERENCE_STEPS, REFERENCE_IMAGES = 160, 2048
-# the teacher's part of the loss: of few images its answers say more than the labels do
+# the teacher's part of the loss: of few images its answers say more than their labels do; masks
+# have labels enough (0.8 cost segmentation half a point, benchmarks/tasks.py)
 ALPHA, ALPHA_SHORT = 0.5, 0.8
 
 
@@ -56,7 +58,8 @@ def settle(settings: FineTuneSettings, steps: int) -> FineTuneSettings:
         norms = "eval" if short and optimizer == "adamw" else "train"
     alpha = settings.distill_alpha
     if alpha == "auto":
-        alpha = ALPHA_SHORT if short else ALPHA
+        classes = settings.task is None or isinstance(settings.task, Classification)
+        alpha = ALPHA_SHORT if short and classes else ALPHA
     return replace(
         settings, optimizer=optimizer, schedule=schedule, norms=norms, distill_alpha=alpha
     )
