@@ -46,6 +46,7 @@ OF_OTHERS = {
     "--head",
     "--local-dir",
     "--repo-type",
+    "--revision",
     "--nproc-per-node",
     "--upgrade",
     "--force-reinstall",

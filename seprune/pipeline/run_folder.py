@@ -125,7 +125,7 @@ def verify(folder: Path) -> list[str]:
     Raises:
         InputError: nothing in the folder says what should be in it, or a newer seprune wrote it.
     """
-    for unfinished in sorted(folder.rglob(RECORD)):
+    for unfinished in _written(folder, RECORD):
         settle(unfinished.parent)
     sums = _written(folder, SUMS)
     if not (folder / JOURNAL).is_file() and not sums:

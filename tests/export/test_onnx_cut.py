@@ -67,6 +67,7 @@ def test_a_cut_file_answers_as_the_cut_network(mixed):
 
 
 def test_a_width_that_stands_in_the_graph_is_found_out():
+    torch.manual_seed(0)  # of one seed in twelve the outputs hardly depend on the middle
     model, plan = network(Chain(Shuffle()))  # half of the channels
     parent, small = ExportedParent.of(model, images().shape[1:]), prune(model, plan)
     assert parent.cut(plan, small, images()) is None

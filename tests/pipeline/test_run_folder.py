@@ -23,6 +23,7 @@ from seprune.runtime.environment import environment
 from seprune.runtime.files import write_sums, write_text
 from seprune.runtime.interrupts import interrupts, safe_point, unbroken
 from seprune.runtime.progress import silent
+from seprune.runtime.transaction import RECORD, UNFINISHED
 
 RECIPE = "name: a\nplan:\n  macs: [0.5]\n  floor: 0.1\ndata:\n  workers: 2\n"
 PREAMBLE = """
@@ -195,6 +196,14 @@ def test_paths_with_spaces_and_letters_from_everywhere(tmp_path):
 
 
 # Verifying
+
+
+def test_verify_reads_no_record_that_a_killed_writer_has_begun(tmp_path):
+    (tmp_path / "journal.jsonl").write_text("")
+    begun = tmp_path / "trained" / "state" / f".x{UNFINISHED}"
+    begun.mkdir(parents=True)
+    (begun / RECORD).write_text('{"a": ".x')
+    assert verify(tmp_path) == []
 
 
 def test_verify_checks_saved_folders_inside_a_run(tmp_path):
