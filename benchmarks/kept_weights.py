@@ -11,7 +11,6 @@ given.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seprune.runtime.files import write_with
+from seprune.runtime.paths import cache_folder
 
 FOLDER = Path(__file__).parent / "weights"
 MOST = 5_000_000  # bytes of a file
@@ -41,8 +41,7 @@ def kept(network: str) -> Path | None:
     if not any(name.endswith(_SCALE) for name in tensors):
         return path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    whole = Path(base) / "seprune" / "weights" / f"{digest}.safetensors"
+    whole = cache_folder("weights") / f"{digest}.safetensors"
     whole.parent.mkdir(parents=True, exist_ok=True)
     write_with(whole, lambda target: save_file(unpacked(tensors), target), need=MOST)
     return whole

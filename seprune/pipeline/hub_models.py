@@ -62,8 +62,8 @@ def from_pretrained(
         return open_network(ModelSection(name=text, pretrained=True), loader=asking).model
     there = (text if is_hub(text) else f"{PREFIX}{text}") + (f"@{revision}" if revision else "")
     repo = HubRepo.of(there, access=asking.hub)  # names what is no name
-    if pushed_folder(repo) is not None:
-        return load(there, loader=asking)  # of any network, also where no input size is known
+    if (folder := pushed_folder(repo)) is not None:
+        return load(folder, loader=asking)  # of any network, also where no input size is known
     return open_network(ModelSection(name=there), loader=asking).model
 
 

@@ -64,8 +64,8 @@ def differences(ways: Sequence[Mapping[str, str]]) -> list[str]:
 def data_names(reports: Sequence[Report]) -> list[str]:
     """What each run was measured on, by names that differ where the data do; "" for none.
 
-    Data are the same where their fingerprints are, or their names and the first half of the
-    fingerprints, which says nothing of the times of files; and as many images were reported on.
+    Data are the same where their fingerprints are equal, or their names and the first half of the
+    fingerprints, which does not depend on file times; and as many images were reported on.
     """
     apart: list[Report] = []
     for report in reports:

@@ -1,4 +1,7 @@
-"""What whoever starts the processes says in the environment: `torchrun`, a cluster, a user."""
+"""What whoever starts the processes says in the environment: `torchrun`, a cluster, a user.
+
+Every function raises UsageError where its variable is set to something else.
+"""
 
 from __future__ import annotations
 
@@ -13,47 +16,27 @@ LONGEST = 1e8  # seconds; what a clock can add to the time
 
 
 def world_size() -> int:
-    """How many processes work together.
-
-    Raises:
-        UsageError: the variable is no number.
-    """
+    """How many processes work together."""
     return max(_number("WORLD_SIZE", 1), 1)
 
 
 def rank() -> int:
-    """The number of this process among them; 0 where it is alone, whatever a cluster numbers.
-
-    Raises:
-        UsageError: the variable is no number.
-    """
+    """The number of this process among them; 0 where it is alone, whatever a cluster numbers."""
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Its number among those of this machine.
-
-    Raises:
-        UsageError: the variable is no number.
-    """
+    """Its number among those of this machine."""
     return _number("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine.
-
-    Raises:
-        UsageError: the variable is no number.
-    """
+    """How many of them are on this machine."""
     return max(_number("LOCAL_WORLD_SIZE", 1), 1)
 
 
 def patience() -> float:
-    """Seconds without a word from another process, after which it counts as gone.
-
-    Raises:
-        UsageError: `SEPRUNE_TIMEOUT` is no such number.
-    """
+    """Seconds without a word from another process, after which it counts as gone."""
     text = os.environ.get("SEPRUNE_TIMEOUT") or str(PATIENCE)
     try:
         seconds = float(text)

@@ -42,26 +42,26 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         if not stat.S_ISREG(mode):
             _refuse(path, "not a regular file", why=f"it is {_kind(mode)}")
         if _is_sparse(handle):
-            _refuse(path, "a file of holes", why="hardly anything of its length was ever written")
+            _refuse(path, "a sparse file", why="almost none of its length is allocated on the disk")
         yield stream
 
 
 def _is_sparse(handle: int) -> bool:
-    """Whether a long file is hardly more than holes, which take no room on a disk.
+    """Whether a long file is almost entirely sparse: holes, which occupy no disk blocks.
 
-    An archive of a kilobyte unpacks to one of a terabyte, which whoever reads it would read or
-    keep in memory. Where a file system knows no holes, there are none.
+    An archive of a kilobyte can unpack to a sparse file of a terabyte, all of which a reader would
+    read or keep in memory. A file system without SEEK_HOLE reports none.
     """
     size = os.fstat(handle).st_size
     if size <= HOLES_LIMIT:
         return False
-    held = end = 0
+    allocated = end = 0
     try:
         for _ in range(MOST_PARTS):
             start = os.lseek(handle, end, os.SEEK_DATA)
             end = os.lseek(handle, start, os.SEEK_HOLE)
-            held += end - start
-            if held > WRITTEN * size:
+            allocated += end - start
+            if allocated > WRITTEN * size:
                 return False
     except OSError as error:
         return error.errno == errno.ENXIO  # nothing but a hole is left

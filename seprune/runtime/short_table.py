@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seprune.runtime.text import printable
@@ -26,6 +26,12 @@ class ShortTable:
         """The table of the first rows; every cell by `str`."""
         shown = tuple(tuple(map(_cell, row)) for row in rows[:ROWS])
         return cls(title, tuple(header), shown, max(0, len(rows) - ROWS))
+
+    @classmethod
+    def of_errors(cls, title: str, errors: Mapping[str, tuple[float, float]]) -> ShortTable:
+        """Relative squared errors, before and after."""
+        rows = [(name, f"{a:.4f}", f"{b:.4f}") for name, (a, b) in errors.items()]
+        return cls.of(title, ("relative squared error", "before", "after"), rows)
 
     def text(self) -> str:
         """Aligned columns under the title."""

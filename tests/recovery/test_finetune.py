@@ -432,7 +432,7 @@ def test_a_gain_within_chance_is_no_gain():
     assert verdicts == {True, False}
     assert not clearly_lower(torch.zeros(1), torch.ones(1))
     model, images = threshold(0.0), pixels(-1.0, 2.0)
-    losses = image_losses(model, images, torch.device("cpu"))
+    (losses,) = image_losses(model, images, torch.device("cpu"))
     scale = 1 / (1 + model[0].eps) ** 0.5
     wanted = [math.log1p(math.exp(-2 * x * scale)) for x in (1, 2)]
     assert losses.tolist() == pytest.approx(wanted, rel=1e-5)
@@ -448,13 +448,16 @@ def test_a_teacher_tells_networks_apart_where_labels_cannot():
     images = [(x.double(), labels)]
     cpu, task = torch.device("cpu"), Classification()
     measured = [image_losses(n, images, cpu, task=task, teacher=teacher) for n in (wide, narrow)]
-    for slope, losses in zip((0.8, 0.3), measured):
+    for slope, (_, losses) in zip((0.8, 0.3), measured):
         p = 1 / (1 + np.exp(-2 * slope * x[:, 0].numpy()))
         entropy = math.log(2)  # of the teacher, whose two answers are equally likely
         divergence = 0.5 * np.log(0.5 / p) + 0.5 * np.log(0.5 / (1 - p))
         assert losses.numpy() == pytest.approx(divergence + entropy, rel=1e-6)
-    plain = [image_losses(n, images, cpu, task=task) for n in (wide, narrow)]
+    plain = [image_losses(n, images, cpu, task=task)[0] for n in (wide, narrow)]
     assert not clearly_lower(plain[1], plain[0])
+    assert torch.equal(torch.stack(plain), torch.stack(measured)[:, 0])
+    with pytest.raises(InputError, match="the teacher has 3 outputs, the model 2"):
+        image_losses(wide, images, cpu, task=task, teacher=nn.Linear(1, 3).double())
     assert not PairedTest(wide, task, None, cpu).clearly_better(narrow, images)
     assert PairedTest(wide, task, teacher, cpu).clearly_better(narrow, images)
     assert not PairedTest(narrow, task, teacher, cpu).clearly_better(wide, images)

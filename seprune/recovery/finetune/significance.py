@@ -12,6 +12,7 @@ from seprune.measure.metrics import logits_of
 from seprune.runtime.distributed import join, sum_over_processes
 from seprune.runtime.inference import evaluating
 from seprune.tasks import Classification, Task
+from seprune.tasks.protocol import require_same_shape
 
 SIGMAS = 2.0  # standard errors by which the mean difference has to exceed 0
 
@@ -27,22 +28,18 @@ class PairedTest:
         self, given: nn.Module, task: Task, teacher: nn.Module | None, device: torch.device
     ) -> None:
         self.given, self.task, self.device = given, task, device
-        self.teachers: list[nn.Module | None] = [None]
-        if teacher is not None and isinstance(task, Classification):
-            self.teachers.append(teacher)
-        self._known: list[Tensor] = []
+        self.teacher = teacher if isinstance(task, Classification) else None
+        self._known: Tensor | None = None
 
     def clearly_better(self, candidate: nn.Module, images: Batches) -> bool:
         """Whether one of the two fell by more than two standard errors; all processes call it."""
-        self._known = self._known or self._measured(self.given, images)
-        pairs = zip(self._measured(candidate, images), self._known, strict=True)
+        if self._known is None:
+            self._known = self._losses(self.given, images)
+        pairs = zip(self._losses(candidate, images), self._known, strict=True)
         return any(clearly_lower(after, before) for after, before in pairs)
 
-    def _measured(self, model: nn.Module, images: Batches) -> list[Tensor]:
-        return [
-            image_losses(model, images, self.device, task=self.task, teacher=teacher)
-            for teacher in self.teachers
-        ]
+    def _losses(self, model: nn.Module, images: Batches) -> Tensor:
+        return image_losses(model, images, self.device, task=self.task, teacher=self.teacher)
 
 
 def image_losses(
@@ -53,23 +50,28 @@ def image_losses(
     task: Task | None = None,
     teacher: nn.Module | None = None,
 ) -> Tensor:
-    """The loss of every image of this process, (N,), float64.
+    """The loss of every image of this process, (1, N), float64; with a teacher (2, N).
 
     Args:
-        teacher: a classifier whose probabilities stand for the labels: then two networks differ
-            image by image by the difference of their KL divergences from the teacher.
+        teacher: a classifier. The second row has its probabilities in the place of the labels, so
+            that two networks differ by the difference of their KL divergences from the teacher.
+
+    Raises:
+        InputError: a teacher for other classes.
     """
     rank, world = join(device)
-    losses = []
+    losses = [torch.zeros(1 if teacher is None else 2, 0, dtype=torch.float64, device=device)]
     with evaluating(model, device), torch.no_grad():
         for batch in share(loader, device, rank, world, task=task):
             task = resolve_task(task, loader, batch)
             outputs = task.forward(model, batch, training=task.name == "detection")
-            target = task.split(batch).target
+            targets = [task.split(batch).target]
             if teacher is not None:
-                target = logits_of(task.forward(teacher, batch)).float().softmax(1)
-            losses.append(task.losses(outputs, target).double())
-    return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=device)
+                taught = logits_of(task.forward(teacher, batch)).float()
+                require_same_shape(logits_of(outputs), taught)
+                targets.append(taught.softmax(1))
+            losses.append(torch.stack([task.losses(outputs, t).double() for t in targets]))
+    return torch.cat(losses, 1)
 
 
 def clearly_lower(after: Tensor, before: Tensor) -> bool:

@@ -70,6 +70,5 @@ class Reconstructed(Tabular):
     def _short_table(self) -> ShortTable:
         title = f"chosen: epoch {self.best} of {len(self.errors) - 1}" if self.best else (
             "chosen: the network given")  # fmt: skip
-        rows = [("outputs", f"{self.errors[0]:.4f}", f"{self.errors[self.best]:.4f}")]
-        rows += [(name, f"{a:.4f}", f"{b:.4f}") for name, (a, b) in self.layers.items()]
-        return ShortTable.of(title, ("relative squared error", "before", "after"), rows)
+        outputs = (self.errors[0], self.errors[self.best])
+        return ShortTable.of_errors(title, {"outputs": outputs, **self.layers})

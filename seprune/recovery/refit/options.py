@@ -111,8 +111,7 @@ class Refitted(Tabular):
 
     def _short_table(self) -> ShortTable:
         title = f"refitted layers: {len(self.layers)}, skipped: {len(self.skipped)}"
-        rows = [(name, f"{a:.4f}", f"{b:.4f}") for name, (a, b) in self.errors.items()]
-        return ShortTable.of(title, ("relative squared error", "before", "after"), rows)
+        return ShortTable.of_errors(title, self.errors)
 
 
 def _named(layers: Sequence[str], most: int = 3) -> str:
