@@ -6,6 +6,7 @@ forward uses, worked out another way. `NEGATIVES` are nets that multiply, but ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -238,6 +239,17 @@ def _write_view(m: Excite, x: Tensor) -> Tensor:
     return y
 
 
+def _divide_assign(m: Excite, x: Tensor) -> Tensor:
+    y = x + 0
+    y /= 1 + wide(m.mlp(mean(x))).neg().exp()
+    return y
+
+
+spelled("divided by 1 + exp", lambda m, x: x / (1 + torch.exp(-wide(m.mlp(mean(x))))))
+spelled("divided, flat", lambda m, x: x.div(wide(m.mlp(mean(x)).mul(-1).exp() + 1).expand_as(x)))
+spelled("/=", _divide_assign)
+spelled("lerp", lambda m, x: torch.zeros_like(x).lerp(x, wide(m.mlp(mean(x)).sigmoid())))
+spelled("lerp of two", lambda m, x: torch.lerp(x, 2 * x, wide(m.mlp(mean(x)).sigmoid())))
 spelled("*=", _times_assign)
 spelled("mul_ on a view", _write_view)
 
@@ -257,6 +269,7 @@ act("sigmoid module", nn.Sigmoid(), "sigmoid")
 act("sigmoid method in place", lambda z: z.sigmoid_(), "sigmoid", torch.sigmoid)
 act("sigmoid by hand", lambda z: 1 / (1 + torch.exp(-z)), "sigmoid", torch.sigmoid)
 act("sigmoid by pow", lambda z: (1 + (-z).exp()).pow(-1), "sigmoid", torch.sigmoid)
+act("sigmoid by a power", lambda z: 1 / (1 + math.e**-z), "sigmoid", torch.sigmoid)
 act("sigmoid by tanh", lambda z: 0.5 * torch.tanh(0.5 * z) + 0.5, "tanh", torch.sigmoid)
 act(
     "sigmoid of two logits",
@@ -953,6 +966,11 @@ _WRITTEN: dict[str, Callable[[Negative, Tensor], Tensor]] = {
     "spatial attention": lambda m, x: x * m.one(x).sigmoid(),
     "CBAM's spatial gate": lambda m, x: SpatialGate()(x),
     "swish by hand": lambda m, x: x * torch.sigmoid(x),
+    "swish by division": lambda m, x: x / (1 + torch.exp(-x)),
+    "divided by its size": lambda m, x: x / x.flatten(2).norm(dim=2)[..., None, None].clamp_min(1),
+    "softmax by hand": lambda m, x: x.exp() / (1 + x.exp().sum((2, 3), keepdim=True)),
+    "lerp to zeros": lambda m, x: x.lerp(torch.zeros_like(x), wide(m.fc(mean(x)).sigmoid())),
+    "lerp by a number": lambda m, x: torch.lerp(x, wide(m.fc(mean(x)).sigmoid()), 0.5),
     "hard swish by hand": lambda m, x: x * F.relu6(x + 3) / 6,
     "gelu by hand": lambda m, x: x * (0.5 * (1 + torch.erf(x / 2**0.5))),
     "GLU": lambda m, x: F.glu(m.wide(x), 1),

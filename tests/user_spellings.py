@@ -163,6 +163,24 @@ def _(m: User, x: Tensor) -> Tensor:
     return x
 
 
+@user("divided")
+def _(m: User, x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-m.z(mean(x))))[..., None, None]
+
+
+@user("divided in tokens")
+def _(m: User, x: Tensor) -> Tensor:
+    t = x.flatten(2).transpose(1, 2)
+    t = torch.div(t, torch.exp(-m.z(t.mean(1, keepdim=True))) + 1)
+    return t.transpose(1, 2).view_as(x)
+
+
+@user("lerp from zeros", spread=True)
+def _(m: User, x: Tensor) -> Tensor:
+    gate = m.z(mean(x)).sigmoid()[..., None, None]
+    return torch.lerp(torch.zeros_like(x), x, gate)
+
+
 @user("twice sigmoid", lambda m, x: 2 * standard(m, x))
 def _(m: User, x: Tensor) -> Tensor:
     return x * (2 * m.z(mean(x)).sigmoid())[..., None, None]
@@ -297,7 +315,12 @@ def _(m: User, x: Tensor) -> Tensor:
     return torch.addcmul(x, x, m.z(mean(x)).sigmoid()[..., None, None])
 
 
-@user("lerp", spread=True)
+@user("mix", spread=True)
 def _(m: User, x: Tensor) -> Tensor:
     gate = m.z(mean(x)).sigmoid()[..., None, None]
     return x * gate + 0.5 * x * (1 - gate)
+
+
+@user("lerp", spread=True)
+def _(m: User, x: Tensor) -> Tensor:
+    return torch.lerp(0.5 * x, x, m.z(mean(x)).sigmoid()[..., None, None])

@@ -210,13 +210,15 @@ class Flow:
         live = self.live(node)
         divides = base(node) == "div" and node.inputs()[0] not in live
         turned = base(node) == "reciprocal" or (base(node) == "pow" and node.args[1] == -1)
-        if not (divides or turned) or len(live) != 1:
-            return False
-        total = self.producer(live[0])
+        return (divides or turned) and len(live) == 1 and self.logistic(live[0])
+
+    def logistic(self, value: int) -> bool:
+        """Whether a value is 1 + exp(-x), by which a sigmoid divides."""
+        total = self.producer(self.strip(value)[0])
         if total is None or base(total) != "add":
             return False
-        terms = [self.producer(v) for v in self.live(total)]
-        return any(t is not None and base(t) == "exp" for t in terms)
+        terms = [self.producer(self.strip(v)[0]) for v in self.live(total)]
+        return len(terms) == 1 and terms[0] is not None and _exponential(terms[0])
 
     def strip(self, value: int) -> list[int]:
         """The values that are `value` up to its shape, oldest first."""
@@ -295,6 +297,11 @@ def _clamp(op: str, low: float | None, high: float | None, scaled: bool) -> str:
     if low == 0 and high is None:
         return "relu"
     return ACTIVATIONS[op]
+
+
+def _exponential(node: Node) -> bool:
+    """Whether a node is exp(x), 2 ** x or math.e ** x."""
+    return base(node) in ("exp", "exp2") or node.op == "aten.pow.Scalar"
 
 
 def _over_positions(node: Node) -> bool:

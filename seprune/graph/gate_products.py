@@ -1,4 +1,7 @@
-"""Multiplications of a feature map by a squeezed tensor, and which number meets which channel."""
+"""Multiplications of a feature map by a squeezed tensor, and which number meets which channel.
+
+`x / (1 + exp(-z))` multiplies by a sigmoid that no tensor holds: the gate is read at the divisor.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ class Product:
         elements: element of one sample of `root` at every position of one sample of `features`.
         dims: dimensions of `features` along which the gate varies.
         batch_dim: of `root`.
+        divides: the gate is 1 over the squeezed operand.
     """
 
     node: Node
@@ -42,6 +46,7 @@ class Product:
     ids: Tensor
     dims: tuple[int, ...]
     batch_dim: int
+    divides: bool = False
 
 
 _Start = tuple[int, Tensor | None]  # a map, and where its elements went if they moved
@@ -53,15 +58,33 @@ def find_products(flow: Flow, channel_ids: ChannelIds) -> list[Product]:
 
 
 def _products(flow: Flow, channel_ids: ChannelIds, node: Node) -> list[Product]:
-    if base(node) not in PRODUCTS:
-        return []
-    pair = [a.value for a in node.args if isinstance(a, Ref)][-2:]
-    for gate, features in (pair, pair[::-1]) if len(pair) == 2 else ():
+    for gate, features in _operands(flow, node):
         live = gate in flow.depends and features in flow.depends
         if live and gate in flow.squeezed and features not in flow.squeezed:
             found = next(_placed(flow, channel_ids, (node, gate, features)), None)
             return [found] if found else []
     return []
+
+
+def _operands(flow: Flow, node: Node) -> Iterator[tuple[int, int]]:
+    """What may be the gate and what the features in a node."""
+    reads = [a.value for a in node.args if isinstance(a, Ref)]
+    if len(reads) < 2:
+        return
+    features, gate = reads[-2:]
+    if base(node) in PRODUCTS:
+        yield from ((gate, features), (features, gate))
+    elif base(node) == "lerp":  # x + gate * (features - x), by a tensor or by a number
+        if len(reads) == 3 and not _constant(flow, features):
+            yield gate, features
+    elif base(node) == "div" and flow.logistic(gate):
+        yield gate, features
+
+
+def _constant(flow: Flow, value: int) -> bool:
+    """Whether a value takes nothing but its shape from what it is made of."""
+    maker = flow.producer(value)
+    return maker is not None and ("_like" in maker.op or ".new_" in maker.op)
 
 
 def _placed(
@@ -103,7 +126,8 @@ def _placed_at(
         dims = tuple(varying(one))
         if _channelwise(dims, own, batch_dim):
             root, batch = chain[0], numbers.batch_dim
-            yield Product(node, gate, root, origin, one, own, dims, batch)
+            divides = base(node) == "div"
+            yield Product(node, gate, root, origin, one, own, dims, batch, divides)
 
 
 def sampled(flow: Flow, value: int) -> Iterator[Sampled]:

@@ -55,6 +55,7 @@ class Gate:
     ids: Tensor | None = None  # of the scaled channels, for `groups`
     node: int = -1  # the product in the recorded pass, for `score_sites`
     tapped: int = -1  # the value that the tap shows
+    divides: bool = False  # the tap shows 1 over the gate
     excitation_nodes: frozenset[int] = frozenset()  # from the squeeze to the gate
 
 
@@ -111,10 +112,8 @@ def _idle(trace: Trace, model: nn.Module) -> list[Gate]:
     done: list[str] = []
     gates: list[Gate] = []
     for name, module in model.named_modules():
-        own = (
-            type(module) in (nn.Sequential, nn.ModuleList)
-            or "torch.nn" not in type(module).__module__
-        )
+        holds = type(module) in (nn.Sequential, nn.ModuleList)
+        own = holds or "torch.nn" not in type(module).__module__
         if not name or name in called or not own or any(inside(name, d) for d in done):
             continue
         alone = _alone(module)
@@ -210,6 +209,7 @@ class _Finder:
     def gates(self, product: Product, residual: set[int]) -> list[_Found]:
         excitation = self.flow.excitation(product.root)
         activation, at = self.flow.activation(product.root)
+        activation = "sigmoid" if product.divides else activation
         if not excitation.squeezes or not (excitation.learned or at >= 0):
             return []
         name = gate_name(self.flow, product, excitation, (activation, at))
@@ -226,6 +226,7 @@ class _Finder:
                 excitation=self.layers(excitation),
                 ids=branch.ids,
                 node=product.node.id,
+                divides=product.divides,
                 excitation_nodes=excitation.nodes | set(excitation.squeezes),
                 **self.tapped(product, branch),
             )

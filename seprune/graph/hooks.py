@@ -192,10 +192,12 @@ def _receive(
 def flat(gate: Gate, tensor: Tensor) -> Tensor:
     """A tapped gate tensor as (B, C), in the order of the channels that it scales."""
     rows = _rows(gate, tensor)
-    if not gate.order:
-        return rows
-    start = _start(gate)
-    return rows[:, list(gate.order)] if start < 0 else rows[:, start : start + gate.channels]
+    start = _start(gate) if gate.order else -1
+    if start >= 0:
+        rows = rows[:, start : start + gate.channels]
+    elif gate.order:
+        rows = rows[:, list(gate.order)]
+    return rows.reciprocal() if gate.divides else rows
 
 
 def _through(gate: Gate, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -203,14 +205,12 @@ def _through(gate: Gate, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
     gate_BC = flat(gate, tensor)
     if not gate_BC.requires_grad or gate_BC is tensor:
         return gate_BC, None
-    rows = _rows(gate, tensor)
-    if not gate.order:
-        new = gate_BC
-    elif (start := _start(gate)) >= 0:
+    rows, new = _rows(gate, tensor), gate_BC.reciprocal() if gate.divides else gate_BC
+    if gate.order and (start := _start(gate)) >= 0:
         end = start + gate.channels
-        new = torch.cat([rows[:, :start], gate_BC, rows[:, end:]], 1)
-    else:
-        new = rows.index_copy(1, torch.tensor(gate.order, device=rows.device), gate_BC)
+        new = torch.cat([rows[:, :start], new, rows[:, end:]], 1)
+    elif gate.order:
+        new = rows.index_copy(1, torch.tensor(gate.order, device=rows.device), new)
     dim = gate.tap.batch_dim if gate.tap else 0
     shape = tensor.movedim(dim, 0).shape
     return gate_BC, new.reshape(shape).movedim(0, dim)

@@ -230,7 +230,7 @@ class _Region:
 
     def gates_at(self, node: Node) -> list[Site]:
         """The gates that scale the group's channels in a product and nothing else."""
-        if node.id in self.apart or base(node) == "addcmul":  # x + x * g
+        if node.id in self.apart or base(node) in ("addcmul", "lerp"):  # x + x * g
             return []
         return [
             Site("gate", g.name, g.ids, g.tap)
