@@ -18,9 +18,9 @@ BLUE, AMBER, GREEN, PURPLE, RED, GREY = (
 )  # fmt: skip
 # label, colour on light and on dark, method, how it was recovered
 BY_MACS = (
-    ("seprune, refitted", BLUE, "gate_logit joint trade, least 2", "refit"),
+    ("seprune, refitted", BLUE, "gate_logit joint cost_aware, least 2", "refit"),
     ("l2, refitted by seprune", AMBER, "l2", "refit"),
-    ("seprune, BN recalibrated", GREEN, "gate_logit joint trade, least 2", "bn"),
+    ("seprune, BN recalibrated", GREEN, "gate_logit joint cost_aware, least 2", "bn"),
     ("Taylor, BN recalibrated", PURPLE, "taylor", "bn"),
     ("Hessian, BN recalibrated", RED, "hessian", "bn"),
     ("l2, BN recalibrated", GREY, "l2", "bn"),
@@ -176,7 +176,7 @@ NAMES = {
     "regnety": "RegNetY-200MF",
 }  # fmt: skip
 RIVALS = ("l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform")
-_OURS = "gate_logit joint trade, least 2"
+_OURS = "gate_logit joint cost_aware, least 2"
 
 
 def six(kept: Mapping[str, Any]) -> str:

@@ -46,21 +46,23 @@ METHODS: dict[str, tuple[str, ...]] = {
     **{name: way(name) for name in _PLAIN},
     **{f"{n} coupled": way(n, "coupled") for n in ("gate_logit", "gate_fisher", "gate_taylor")},
     "gate_logit joint": way("gate_logit", "joint"),
-    "gate_logit trade": way("gate_logit", "mean", "cost_aware"),
+    "gate_logit cost_aware": way("gate_logit", "mean", "cost_aware"),
     **{
-        f"gate_logit {combine} trade{suffix}": way("gate_logit", combine, "cost_aware", least=least)
+        f"gate_logit {combine} cost_aware{suffix}": way(
+            "gate_logit", combine, "cost_aware", least=least
+        )
         for combine in ("coupled", "joint")
         for least, suffix in ((8, ""), (4, ", least 4"), (2, ", least 2"))
     },
     "gate_mean_measured": way("gate_mean_measured", "coupled", "cost_aware", least=2),
     "l2, least 2": way("l2", least=2),
-    "l2 trade": way("l2", "mean", "cost_aware"),
-    "hessian trade, least 2": way("hessian", "mean", "cost_aware", least=2, normalize="none"),
+    "l2 cost_aware": way("l2", "mean", "cost_aware"),
+    "hessian cost_aware, least 2": way("hessian", "mean", "cost_aware", least=2, normalize="none"),
     "l2 uniform": way("l2", "mean", "uniform"),
     "gate_logit uniform": way("gate_logit", "mean", "uniform"),
     "gate_logit isomorphic": way("gate_logit", "mean", "isomorphic"),
     "gate_logit 4 cuts": way("gate_logit", steps=4),
-    "gate_logit joint trade, least 2, 4 cuts": way(
+    "gate_logit joint cost_aware, least 2, 4 cuts": way(
         "gate_logit", "joint", "cost_aware", least=2, steps=4
     ),
     "l2 4 cuts": way("l2", steps=4),
@@ -91,7 +93,7 @@ class Grid:
 
 
 # `uniform` is the width-scaled dense sibling; the first three are trained from scratch, too
-_FIRST = ("gate_logit joint trade, least 2", "l2", "uniform", "gate_logit", "hessian")
+_FIRST = ("gate_logit joint cost_aware, least 2", "l2", "uniform", "gate_logit", "hessian")
 _SCRATCH = ("finetune.lr=0.1", "finetune.warmup_epochs=5")
 QUIET = (
     "report.latency=false",
@@ -107,7 +109,8 @@ _CPU = Grid(
     name="cpu",
     networks=("se_resnet20",),
     methods=(
-        "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2", "gate_logit", "l2",
+        "gate_logit joint cost_aware, least 2", "gate_logit coupled cost_aware, least 2",
+        "gate_logit", "l2",
         "hessian", "lamp", "taylor", "gate_fisher", "gate_mean", "l1", "bn_scale", "fpgm",
         "gate_logit coupled", "random", "gate_energy", "uniform",
     ),
@@ -127,7 +130,8 @@ GRIDS = {
         name="inner",
         networks=("mobilenet_v3_small", "regnety"),
         methods=(
-            "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2", "gate_logit",
+            "gate_logit joint cost_aware, least 2", "gate_logit coupled cost_aware, least 2",
+            "gate_logit",
             "l2", "hessian", "lamp", "taylor", "gate_mean", "l1", "bn_scale", "fpgm", "random",
             "uniform",
         ),
@@ -138,7 +142,8 @@ GRIDS = {
         _CPU,
         name="budgets",
         methods=(
-            "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2", "gate_logit",
+            "gate_logit joint cost_aware, least 2", "gate_logit coupled cost_aware, least 2",
+            "gate_logit",
             "l2", "hessian", "lamp", "taylor", "l1", "bn_scale", "fpgm",
         ),
         budgets=(0.7, 0.15),
@@ -147,7 +152,7 @@ GRIDS = {
         _CPU,
         name="iterative",
         methods=(
-            "gate_logit joint trade, least 2", "gate_logit joint trade, least 2, 4 cuts",
+            "gate_logit joint cost_aware, least 2", "gate_logit joint cost_aware, least 2, 4 cuts",
             "l2", "l2 4 cuts",
         ),
         paths=(("bn", "short", 0, None), ("refit", "none", 0, None)),
@@ -157,8 +162,9 @@ GRIDS = {
         name="choice",
         networks=("se_resnet20", "mobilenet_v3_small"),
         methods=(
-            "gate_logit joint trade, least 2", "gate_logit coupled trade, least 2",
-            "gate_logit joint trade, least 4", "gate_logit joint trade", "gate_logit joint",
+            "gate_logit joint cost_aware, least 2", "gate_logit coupled cost_aware, least 2",
+            "gate_logit joint cost_aware, least 4", "gate_logit joint cost_aware",
+            "gate_logit joint",
             "gate_logit coupled", "gate_logit", "l2", "hessian",
         ),
         paths=(("bn", "short", 0, None),),

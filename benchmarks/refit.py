@@ -45,19 +45,19 @@ from seprune.statistics import GateStatistics
 
 RESULTS = Path(__file__).parent / "results"
 _LOGIT = {"importance.criterion": "gate_logit", "importance.combine": "coupled"}
-_TRADE = {**_LOGIT, "plan.allocation": "cost_aware"}
+_COST_AWARE = {**_LOGIT, "plan.allocation": "cost_aware"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "gate_logit coupled, trade": _TRADE,
+    "gate_logit coupled, cost_aware": _COST_AWARE,
     "gate_logit mean, global": {
         **_LOGIT, "importance.combine": "mean", "plan.allocation": "global"
     },
-    "gate_logit coupled, trade, ReLU not in the target": {**_TRADE, "refit": "linear"},
-    "gate_logit coupled, trade, plain target": {**_TRADE, "refit": "plain"},
+    "gate_logit coupled, cost_aware, ReLU not in the target": {**_COST_AWARE, "refit": "linear"},
+    "gate_logit coupled, cost_aware, plain target": {**_COST_AWARE, "refit": "plain"},
     "l2, global": {"importance.criterion": "l2"},
     "gate_logit coupled, global": {**_LOGIT, "plan.allocation": "global"},
-    "gate_logit joint, trade": {**_TRADE, "importance.combine": "joint"},
-    "gate_logit coupled, trade, at least 8": {**_TRADE, "plan.min_channels": 8},
-    "gate_logit coupled, trade, 3 steps": {**_TRADE, "plan.steps": 3},
+    "gate_logit joint, cost_aware": {**_COST_AWARE, "importance.combine": "joint"},
+    "gate_logit coupled, cost_aware, at least 8": {**_COST_AWARE, "plan.min_channels": 8},
+    "gate_logit coupled, cost_aware, 3 steps": {**_COST_AWARE, "plan.steps": 3},
     "gate_mean, propagated": {"importance.criterion": "gate_mean",
                               "importance.ungated": "propagate"},
     "gate_mean, probes": {"importance.criterion": "gate_mean", "importance.probe.images": 4096},
@@ -65,19 +65,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **_LOGIT, "plan.allocation": "sensitivity", "sensitivity.shares": [0.1, 0.3, 0.5, 0.7, 0.9],
         "sensitivity.images": 256,
     },
-    "gate_logit mean, trade": {**_TRADE, "importance.combine": "mean"},
-    "l2, trade": {"importance.criterion": "l2", "plan.allocation": "cost_aware"},
+    "gate_logit mean, cost_aware": {**_COST_AWARE, "importance.combine": "mean"},
+    "l2, cost_aware": {"importance.criterion": "l2", "plan.allocation": "cost_aware"},
     "uniform": {"importance.criterion": "uniform"},
-    "gate_logit coupled, trade, 6,144 images": {**_TRADE, "collect.images": 6144},
+    "gate_logit coupled, cost_aware, 6,144 images": {**_COST_AWARE, "collect.images": 6144},
 }  # fmt: skip
 SOME = {  # budgets, where not all of them are worth the time
     "l2, global": (0.5, 0.3), "gate_logit coupled, global": (0.3,),
-    "gate_logit coupled, trade, ReLU not in the target": (0.5,),
-    "gate_logit coupled, trade, plain target": (0.5,),
+    "gate_logit coupled, cost_aware, ReLU not in the target": (0.5,),
+    "gate_logit coupled, cost_aware, plain target": (0.5,),
     "gate_logit coupled, sensitivity": (0.3,), "gate_mean, propagated": (0.5,),
     "gate_mean, probes": (0.5,), "gate_logit mean, global": (0.5, 0.3),
-    "gate_logit coupled, trade, at least 8": (0.3,), "gate_logit coupled, trade, 3 steps": (0.3,),
-    "l2, trade": (0.3,), "uniform": (0.3,), "gate_logit coupled, trade, 6,144 images": (0.7,),
+    "gate_logit coupled, cost_aware, at least 8": (0.3,),
+    "gate_logit coupled, cost_aware, 3 steps": (0.3,),
+    "l2, cost_aware": (0.3,), "uniform": (0.3,),
+    "gate_logit coupled, cost_aware, 6,144 images": (0.7,),
 }  # fmt: skip
 
 

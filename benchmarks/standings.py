@@ -206,7 +206,7 @@ def sizes(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-CHAMPION = "gate_logit joint trade, least 2"  # the default of these runs
+CHAMPION = "gate_logit joint cost_aware, least 2"  # the default of these runs
 RIVALS = (  # torch-pruning's, and width scaling
     "l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "hessian", "random", "uniform",
 )  # fmt: skip
@@ -253,7 +253,7 @@ def provenance(kept: Mapping[str, Any]) -> str:
     )
 
 
-_INK, _PALE, _ROW, _LEFT, _WIDE = "#1f2937", "#9ca3af", 22, 190, 420
+_INK, _PALE, _ROW, _LEFT, _WIDE = "#1f2937", "#9ca3af", 22, 225, 420
 _DOTS = {"bn": "#d97706", "refit": "#2563eb", "bn short": "#059669", "refit full": "#7c3aed"}
 
 

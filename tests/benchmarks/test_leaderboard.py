@@ -155,10 +155,10 @@ def test_tables_say_who_wins_and_who_is_first():
 
 
 def test_the_criterion_of_a_method_is_set_apart():
-    mine = rows(**{"l2, least 2": [0.5, 0.5], "gate_logit coupled trade": [0.6, 0.6]})
+    mine = rows(**{"l2, least 2": [0.5, 0.5], "gate_logit coupled cost_aware": [0.6, 0.6]})
     text = standings.table(mine, network="net", budget=0.5)
     assert "| `l2`, least 2 | 50.0 ± 0.0 |" in text
-    assert "| `gate_logit` coupled trade | 60.0 ± 0.0 |" in text
+    assert "| `gate_logit` coupled cost_aware | 60.0 ± 0.0 |" in text
 
 
 def test_duels_are_with_the_best_rival():
