@@ -6,9 +6,12 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start,
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of which would compile seprune again
@@ -16,10 +19,27 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+TOGETHER = ("reliability", "export")
+"""Folders whose files share what is costly to start: processes to fork, the exporter to ONNX."""
+
+
+class _Scheduling(LoadFileScheduling):
+    """A file stays on one worker, and so do the files of a folder of `TOGETHER`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        folder = Path(file).parent.name
+        return folder if folder in TOGETHER else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    return _Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start processes take longest, and come first: workers end at the same time."""
-    long = {item.path for item in items if "warm" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in long)
+    """What one worker does alone takes longest, and comes first: workers end at the same time."""
+    order = {name: place for place, name in enumerate(TOGETHER)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(TOGETHER)))
 
 
 def pytest_collection_finish():

@@ -258,6 +258,7 @@ def test_the_shipped_recipes_of_the_networks_hold():
         assert load_recipe(name).train is not None
 
 
+@pytest.mark.slow
 def test_a_grid_is_carried_out_and_read_again(tmp_path, monkeypatch):
     """Two tiny cells on digits: runs, rows, and the second time nothing is done."""
     monkeypatch.setitem(grids.NETWORKS, "tiny", "quickstart")

@@ -282,7 +282,7 @@ def test_inspect_says_which_preprocessing_the_weights_fit(seprune, trained):
 
 
 def test_the_preprocessing_of_a_folder_is_used_by_what_follows(seprune, trained, tmp_path):
-    """Prune, evaluate, fine-tune and export agree, though only `prune` was told."""
+    """Prune, evaluate and fine-tune agree, though only `prune` was given it."""
     small, tuned = tmp_path / "small", tmp_path / "tuned"
     given = (NET, "--checkpoint", trained, "--data", "digits")
     cut = ("--macs", "0.9", "--recover", "bn", "--importance", "l2")
@@ -303,8 +303,16 @@ def test_the_preprocessing_of_a_folder_is_used_by_what_follows(seprune, trained,
     assert f"mean [0.9] was asked for, {small} says [0.5]" in " ".join(err.split())
     assert seprune("finetune", small, "--data", "digits", "--epochs", 0, "--out", tuned)[0] == 0
     assert json.loads((tuned / "config.json").read_text())["preprocessing"]["mean"] == [0.5]
+
+
+@pytest.mark.slow
+def test_the_preprocessing_of_a_folder_is_written_into_its_onnx_file(seprune, trained, tmp_path):
     onnx = pytest.importorskip("onnx")
-    assert seprune("export", tuned, "--onnx", tmp_path / "m.onnx", "--data", "digits")[0] == 0
+    small = tmp_path / "small"
+    given = (NET, "--checkpoint", trained, "--data", "digits", *RIGHT)
+    cut = ("--macs", "0.9", "--recover", "none", "--importance", "l2")
+    assert seprune("prune", *given, *cut, "--out", small)[0] == 0
+    assert seprune("export", small, "--onnx", tmp_path / "m.onnx", "--data", "digits")[0] == 0
     about = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert Preprocessing.of(json.loads(about["preprocessing"])).mean == (0.5,)
     assert json.loads(about["labels"]) == list("0123456789")

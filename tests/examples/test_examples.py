@@ -27,6 +27,7 @@ def test_every_example_is_tested_here():
     assert [name for name in sorted(names) if f'main("{name}")' not in text] == []
 
 
+@pytest.mark.slow
 def test_a_plain_loop_goes_on_with_the_pruned_network(main):
     top1 = main("plain_pytorch")()
     assert top1["dense"] > 0.85

@@ -214,7 +214,8 @@ SEGMENTERS = [
     "torchvision/deeplabv3_mobilenet_v3_large",
 ]
 DETECTORS = [
-    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
+    "seprune/se_resnet8_ssd",
+    pytest.param("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", marks=pytest.mark.slow),
     pytest.param("torchvision/ssdlite320_mobilenet_v3_large", marks=pytest.mark.slow),
 ]
 

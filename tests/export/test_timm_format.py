@@ -52,10 +52,15 @@ def test_timm_alone_gives_the_same_answers(name, shape, arguments, tmp_path, mon
     assert torch.allclose(answer, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_the_format_cannot_say_is_refused_and_leaves_nothing(tmp_path):
     small = cut("timm/seresnext26t_32x4d", (3, 32, 32))  # groups of several channels
     with pytest.raises(InputError, match="timm's format cannot say this network"):
         export_timm(small, architecture_of(small), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_another_library_is_refused_and_leaves_nothing(tmp_path):
     other = seprune.build("seprune/se_resnet8", classes=7)
     with pytest.raises(UsageError, match=r"no network of timm's"):
         export_timm(other, architecture_of(other), tmp_path)

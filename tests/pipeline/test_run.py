@@ -196,6 +196,7 @@ def opened(made) -> tuple[Context, CutSettings]:
     return context, CutSettings.of(made)
 
 
+@pytest.mark.slow
 def test_several_small_cuts_reach_the_same_budget(tmp_path):
     report = run(
         recipe("plan.steps=2", "plan.round_to=1", "prune.recover=bn", "finetune.epochs=0"), tmp_path
@@ -240,6 +241,7 @@ def test_several_small_cuts_share_a_latency_budget(monkeypatch, more):
     assert 0.4 <= count(cut.pruned, context.network.example(1)).macs / whole <= 0.5
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_measured_beside_the_chosen_one_if_asked(tmp_path):
     asked = ("report.last_epoch=true", "finetune.epochs=2", "finetune.lr=0.5", "report.html=false")
     report = run(recipe(*asked), tmp_path)
@@ -342,6 +344,7 @@ def test_sigterm_saves_the_state_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_run_reconstructs_and_leaves_nothing_unfinished(tmp_path: Path):
     words = (
         "prune.recover=reconstruct",

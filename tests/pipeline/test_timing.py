@@ -55,6 +55,7 @@ def test_a_compiler_that_fails_is_a_note_and_the_rest_is_measured(monkeypatch):
         }
 
 
+@pytest.mark.slow
 def test_onnx_runtime_is_measured_where_it_is_installed():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

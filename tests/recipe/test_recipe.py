@@ -154,7 +154,7 @@ SCALARS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     args=st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), SCALARS, max_size=4),
     macs=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),

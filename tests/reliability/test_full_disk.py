@@ -72,7 +72,8 @@ def test_a_run_on_a_disk_that_fills_up(tiny_run, tmp_path, size):
 
 
 @pytest.mark.fault(27)
-@pytest.mark.parametrize("largest", [700_000, pytest.param(20_000, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("largest", [700_000, 20_000])
 def test_a_run_whose_files_may_not_grow(tiny_run, tmp_path, largest):
     done = tiny_run.run(tmp_path / "run", largest=largest)
     reported(done, 4)

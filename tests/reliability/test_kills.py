@@ -39,7 +39,7 @@ def stop_often(subject: Subject, out: Path, rounds: int, *signums: int) -> None:
     ("signum", "number"),
     [
         (signal.SIGKILL, 70),
-        (signal.SIGTERM, 310),
+        pytest.param(signal.SIGTERM, 310, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 70, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 310, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 70, marks=pytest.mark.slow),

@@ -97,10 +97,12 @@ def test_another_user_runs_it(tiny_run, tmp_path):
         shutil.rmtree(place)
 
 
+@pytest.mark.slow
 def test_64_descriptors_are_enough(tiny_run, tmp_path):
     same_run(tiny_run, tmp_path / "run", before=FEW)
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_undoes_nothing(tiny_run, tmp_path):
     """Stopped in the middle; every file is then of next year, and the clock of last year."""
     out = tmp_path / "run"
@@ -115,6 +117,7 @@ def test_a_clock_that_goes_backwards_undoes_nothing(tiny_run, tmp_path):
     assert [r.time for r in records[: len(finished)]] == [r.time for r in finished]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_run_goes_on_on_another_device(tiny_run, tmp_path):
     """One that is not there is refused with the folder as it was; what auto takes goes on."""

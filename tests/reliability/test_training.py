@@ -216,7 +216,7 @@ generations.sha256 = sha256
         pytest.param(
             PRESS.format(signals="(signal.SIGINT, signal.SIGINT)"), 130, marks=pytest.mark.slow
         ),
-        (WHILE_SAVING, 143),
+        pytest.param(WHILE_SAVING, 143, marks=pytest.mark.slow),
     ],
     ids=["SIGINT", "SIGTERM", "SIGINT twice", "SIGTERM while saving"],
 )

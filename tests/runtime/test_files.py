@@ -240,6 +240,7 @@ def test_equal_tensors_make_equal_files(tmp_path):
         assert file.get_tensor("w").tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_tensors_that_the_kernel_refuses_are_told_like_any_file(tmp_path):
     """The library that writes them has errors of its own; a file-size limit brings them out."""
     script = (
