@@ -74,21 +74,10 @@ def export(
     if onnx is None and pt2 is None and (timm is None or int8):
         raise UsageError("nothing to export to", why="neither --onnx nor --pt2 is given",
                          fix="--onnx FILE or --pt2 FILE")  # fmt: skip
-    for option, wanted, needs, there, why in (
-        ("--int8", int8, "--data FOLDER", data, "scales come from activations on its images"),
-        ("--parent", parent, "--int8", int8, "it is measured beside int8 files"),
-        (
-            "--parent-checkpoint",
-            parent_checkpoint,
-            "--parent MODEL",
-            parent,
-            "they are its weights",
-        ),
-        ("--opset", opset, "--onnx FILE", onnx, "only ONNX has opsets"),
-    ):
-        if wanted and not there:
-            raise UsageError(f"{option} needs {needs.partition(' ')[0]}", why=why,
-                             fix=f"add {needs}")  # fmt: skip
+    _needs("--int8", int8, "--data FOLDER", data, "scales come from activations on its images")
+    _needs("--parent", parent, "--int8", int8, "it is measured beside int8 files")
+    _needs("--parent-checkpoint", parent_checkpoint, "--parent MODEL", parent, "it is its file")
+    _needs("--opset", opset, "--onnx FILE", onnx, "only ONNX has opsets")
     from seprune.cli import next_step, open_inputs
 
     folder = open_inputs.network_of_run(run, "export")
@@ -110,6 +99,12 @@ def export(
         next_step.show(next_step.look(Path(run)))
     if json:
         console.give(_document(written, found, _int8_of(paths) if int8 else {}))
+
+
+def _needs(option: str, value: object, other: str, there: object, why: str) -> None:
+    """Refuse an option that is given without the other one that it needs."""
+    if value and not there:
+        raise UsageError(f"{option} needs {other.partition(' ')[0]}", why=why, fix=f"add {other}")
 
 
 def _opened(folder: Path, data: str | None, opset: int | None, loader: ModelLoader) -> _Job:
