@@ -154,7 +154,7 @@ def test_auto_takes_what_timm_takes(path):
             assert same(load_weights(path).tensors, dict(load_state_dict(str(path))))
 
 
-def test_the_choice_is_told(path):
+def test_the_choice_is_reported(path):
     torch.save({"model": RAW, "model_ema": EMA}, path)
     assert load_weights(path).notes == (
         "weights taken from model_ema (beside it: model; --weights raw|ema chooses)",
@@ -245,7 +245,7 @@ def test_a_prefix_that_is_the_models_own_comes_back(path):
     assert same(dict(wrapped.state_dict()), scaled(5, "model."))
 
 
-def test_what_is_no_tensor_is_told(path):
+def test_what_is_no_tensor_is_reported(path):
     torch.save({**RAW, "note": "hello", "extra": {}}, path)
     loaded = load_weights(path)
     assert same(loaded.tensors, RAW)
@@ -263,7 +263,7 @@ def test_weights_are_applied_and_notes_returned(path):
     assert notes == ("weights taken from state_dict",)
 
 
-def test_half_precision_is_cast_and_told(path):
+def test_half_precision_is_cast_and_reported(path):
     half = {n: t.half() if t.is_floating_point() else t for n, t in RAW.items()}
     torch.save(half, path)
     model = net()

@@ -153,7 +153,7 @@ def test_a_memory_budget_too_small_for_one_image_is_refused(
     assert int(re.search(r"give memory=(\d+)", err)[1]) >= need
 
 
-def test_a_layer_that_was_not_refitted_is_told_with_the_image(seprune, tmp_path):
+def test_a_layer_that_was_not_refitted_is_named_with_the_image(seprune, tmp_path):
     torch.manual_seed(0)
     state = build(NET).state_dict()
     state["fc.weight"][0] = 3e38

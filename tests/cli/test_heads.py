@@ -85,7 +85,7 @@ def test_a_head_for_other_classes_is_kept_where_labels_are_not_used(
     assert seprune("evaluate", out, "--data", folder)[0] == 3
 
 
-def test_the_width_of_the_head_is_said_once(seprune, folder, tmp_path):
+def test_the_width_of_the_head_is_mentioned_once(seprune, folder, tmp_path):
     words = ("prune", NET, *BARE, "--classes", "3", "--data", folder, "--macs", "0.6")
     status, _, err = seprune(*words, "--out", tmp_path / "small")
     assert status == 2

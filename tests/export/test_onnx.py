@@ -104,7 +104,7 @@ def test_the_file_runs_without_seprune(
 
 
 @pytest.mark.parametrize("file", ["onnx_file", "pt2_file"])
-def test_what_is_said_of_a_file(file: str, request: pytest.FixtureRequest) -> None:
+def test_the_description_of_a_file(file: str, request: pytest.FixtureRequest) -> None:
     made = request.getfixturevalue(file)
     assert made.batches == (1, 2, 7)
     assert made.bytes == made.path.stat().st_size

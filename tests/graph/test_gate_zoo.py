@@ -144,7 +144,7 @@ def test_late_maps_of_one_position_change_nothing(name: str) -> None:
     ]
 
 
-def test_what_is_said_of_a_gate() -> None:
+def test_the_description_of_a_gate() -> None:
     first = named("timm/seresnet50")[0]
     assert (first.name, first.channels, first.squeeze) == ("layer1.0.se", 256, "mean")
     assert (first.activation, first.placement) == ("sigmoid", "residual")

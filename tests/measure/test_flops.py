@@ -156,7 +156,7 @@ def hungry(limit: int) -> nn.Module:
     return Hungry()
 
 
-def test_a_batch_that_does_not_fit_is_skipped_and_said() -> None:
+def test_a_batch_that_does_not_fit_is_skipped_and_reported() -> None:
     rows = latency({"net": hungry(8)}, (3,), batch_sizes=(1, 64), repeats=1)
     assert rows[0].median_ms is not None
     assert (rows[1].batch, rows[1].median_ms, rows[1].note) == (64, None, "out of memory")
@@ -170,7 +170,7 @@ def test_out_of_memory_at_the_smallest_batch_is_an_error() -> None:
     assert caught.value.fix
 
 
-def test_a_batch_that_would_take_too_long_is_left_out_and_said(monkeypatch) -> None:
+def test_a_batch_that_would_take_too_long_is_left_out_and_reported(monkeypatch) -> None:
     monkeypatch.setattr(latency_module, "LONGEST_SECONDS", 0.03)
     nap = {"net": lambda _: time.sleep(0.002)}
     rows = latency(nap, (1,), batch_sizes=(1, 64), repeats=1)

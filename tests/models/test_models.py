@@ -90,7 +90,7 @@ def test_names_list_gated_networks_first() -> None:
     assert models.names("mobilenet_v3_small") == ["torchvision/mobilenet_v3_small"]
 
 
-def test_without_timm_its_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_its_networks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(EnvironmentFault) as caught:
         models.build("timm/seresnet50")

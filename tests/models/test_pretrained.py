@@ -247,7 +247,7 @@ def test_no_connection_says_how_to_fetch_the_file_elsewhere(hub, monkeypatch, at
     assert caught.value.fix.endswith("--checkpoint net")
 
 
-def test_no_connection_is_said_within_seconds(hub, monkeypatch):
+def test_a_missing_connection_is_reported_within_seconds(hub, monkeypatch):
     """The library itself goes on trying for 23 s; here nothing is replaced but the endpoint."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", time.sleep)
@@ -437,7 +437,7 @@ def test_no_space_in_the_cache_is_named_and_the_same_command_goes_on(hub, tmp_pa
      (ConnectionRefusedError(errno.EACCES, ""), None), (OSError("no number"), None),
      (RuntimeError("other"), None)],
 )  # fmt: skip
-def test_what_a_disk_says_is_told_from_what_a_connection_says(error, fix):
+def test_an_error_of_the_disk_is_not_one_of_the_connection(error, fix):
     fault = cache_fault("a file", "X", error)
     assert (fault and fault.fix) == fix
 

@@ -64,7 +64,7 @@ def test_onnx_runtime_is_measured_where_it_is_installed():
     assert all(x.median_ms for x in found[CUT])
 
 
-def test_without_onnx_runtime_only_those_who_ask_hear_of_it(monkeypatch):
+def test_a_missing_onnx_runtime_is_named_only_where_it_was_asked_for(monkeypatch):
     monkeypatch.setattr(timing.importlib.util, "find_spec", lambda _: None)
     assert {x.runtime for x in measured(True)[BASE]} == {"eager"}
 

@@ -540,7 +540,7 @@ def test_a_budget_is_a_number(budget):
     assert caught.value.what == f"budget macs={budget} is not a number"
 
 
-def test_a_model_that_is_already_below_its_budget_is_said():
+def test_a_model_that_is_already_below_its_budget_is_named():
     structure = structure_of()
     whole = structure.macs_at(structure.full_widths())
     for budget in (whole, "1.0G"):

@@ -168,7 +168,7 @@ def test_compiled_and_exported_networks_have_the_sizes_too(how):
         torch.testing.assert_close(torch.compile(small)(x), right)
 
 
-def test_a_registry_of_classes_is_not_told_of_the_changed_one():
+def test_a_changed_class_is_not_added_to_a_registry():
     known = []
 
     class Registered(Written):

@@ -129,7 +129,7 @@ def test_gates_that_share_a_group_are_averaged():
     assert small.blocks[0].conv1.out_channels == 4  # no gate: by the magnitude of its weights
 
 
-def test_two_pruners_do_not_share_what_they_are_told():
+def test_two_pruners_do_not_share_their_settings():
     for _ in range(2):
         model = Residual().eval()
         assert pruned(model, collected(model)).stem.out_channels == 4

@@ -474,7 +474,7 @@ def test_a_memory_budget_too_small_for_one_image_says_what_one_needs():
     refit(model, small, plan, [x], options=replace(CPU, memory=2 * need))
 
 
-def test_running_out_of_memory_halves_the_batch_and_is_said_once():
+def test_running_out_of_memory_halves_the_batch_and_is_reported_once():
     class Tight(Residual):
         def forward(self, x):
             if len(x) > 3:

@@ -414,7 +414,7 @@ def test_every_code_of_the_catalogue_is_met_here_with_its_status():
 
 
 @pytest.mark.parametrize("columns", ["80", "40"])
-def test_an_error_is_whole_at_any_width_and_has_no_colour_when_told(at, columns):
+def test_an_error_is_complete_at_any_width_and_has_no_colour_when_asked(at, columns):
     words = ("inspect", NET, "--checkpoint", "nowhere/" + "very-" * 30 + "long.pth")
     plain = at(*words, env={"COLUMNS": columns})
     assert "very-" * 30 + "long.pth: no such file" in plain.err

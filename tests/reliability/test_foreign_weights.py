@@ -174,7 +174,7 @@ def test_a_flipped_bit_that_makes_torch_return_uninitialised_memory(tmp_path, re
 
 
 @pytest.mark.fault(6)
-def test_a_flipped_bit_changes_the_sha256_that_is_told(tmp_path):
+def test_a_flipped_bit_changes_the_sha256_that_is_shown(tmp_path):
     path = tmp_path / "w.safetensors"
     evil.good(path)
     before = load_weights(path).sha256

@@ -178,7 +178,7 @@ def test_evaluation_needs_no_room(tiny_run, warm, tmp_path, checkpoint):
 
 @pytest.mark.fault(27)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_that_the_disk_does_not_take_is_told():
+def test_output_that_the_disk_does_not_take_is_an_error():
     command = [sys.executable, "-m", "seprune", "recipes", "ls", "--json"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)

@@ -61,7 +61,7 @@ def test_gates_that_never_run_are_reported_and_not_counted(terminal, tmp_path):
         ("saturated", "1 of 1 gates are saturated (at least 95 % of the values"),
     ],
 )
-def test_gates_that_tell_nothing_apart_are_told_and_ties_repeat(terminal, tmp_path, name, says):
+def test_gates_that_are_all_equal_are_named_and_ties_repeat(terminal, tmp_path, name, says):
     plans = []
     for number in range(2):
         out = tmp_path / str(number)

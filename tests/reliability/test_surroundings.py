@@ -291,7 +291,7 @@ def test_a_home_of_nobody_is_no_folder(terminal, tiny_run, words):
     assert ended.refused(3, "input" if words[0] == "evaluate" else ended.error["code"])
 
 
-def test_a_user_without_a_home_is_told_where_a_cache_may_be(terminal, tiny_run):
+def test_a_user_without_a_home_learns_where_a_cache_may_be(terminal, tiny_run):
     """As in a container that is started under a number that no user has."""
     nobody = "import pwd; pwd.getpwuid = lambda number: {}[number]"
     words = ("latency-table", "build", tiny_run.home / "whole" / "pruned", "--json")

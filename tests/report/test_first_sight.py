@@ -240,7 +240,7 @@ def test_budgets_of_one_recipe_are_one_line() -> None:
     assert [(r.macs, r.value) for r in line] == [(25, 0.7), (50, 0.8)]
 
 
-def test_runs_in_folders_called_alike_are_told_by_their_paths() -> None:
+def test_runs_in_folders_called_alike_are_named_by_their_paths() -> None:
     copies = [one(0.8), one(0.8)]
     assert ways.run_names(copies, [Path("x/run"), Path("y/run")]) == ["a (x/run)", "a (y/run)"]
     assert ways.run_names(copies, [Path("x"), Path("x")]) == ["a (x) #1", "a (x) #2"]

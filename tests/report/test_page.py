@@ -84,7 +84,7 @@ def of_page(listener: Listener) -> list[str]:
     return [line for line in lines if not any(name in line for name in own)]
 
 
-def test_a_request_would_be_heard(tmp_path, listener) -> None:
+def test_a_request_would_be_noticed(tmp_path, listener) -> None:
     (tmp_path / "page.html").write_text("<img src='http://example.org/pixel.png'>")
     open_page(tmp_path / "page.html", tmp_path / "profile", listener)
     assert "GET http://example.org/pixel.png HTTP/1.1" in of_page(listener)

@@ -470,7 +470,7 @@ def test_changes_in_points_carry_their_sign() -> None:
     assert (words.points(-0.0045), words.points(0.01)) == ("−0.45", "+1.00")
 
 
-def test_what_is_not_in_the_numbers_is_said() -> None:
+def test_what_is_not_in_the_numbers_is_stated() -> None:
     assert words.missing(make_report()) == [
         "Images skipped in train: 1.",
         "Operators that ran but have no MAC formula, counted as 0: "
@@ -830,7 +830,7 @@ def test_the_report_names_chosen_and_rejected_plans(tmp_path):
     assert "within 10 % of it, so perhaps as good: a coupled." in (tmp_path / "a.html").read_text()
 
 
-def test_fine_tuning_is_told_by_its_numbers():
+def test_fine_tuning_is_described_by_its_numbers():
     numbers = {
         "epochs": 9,
         "best_epoch": 6,

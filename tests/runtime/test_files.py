@@ -108,7 +108,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_disk_that_fills_while_writing_is_told_likewise(tmp_path):
+def test_a_disk_that_fills_while_writing_is_reported_likewise(tmp_path):
     def fill(temporary: Path) -> None:
         with open("/dev/full", "wb", buffering=0) as full:
             full.write(b"x")
@@ -128,7 +128,7 @@ def test_a_folder_without_permission_is_named(tmp_path):
     tmp_path.chmod(0o700)
 
 
-def test_a_path_below_a_file_is_told_and_not_raised_raw(tmp_path):
+def test_a_path_below_a_file_is_named_and_not_raised_raw(tmp_path):
     (tmp_path / "a").write_text("x")
     with pytest.raises(EnvironmentFault, match=r"a/b: cannot be written\nwhy: "):
         files.write_text(tmp_path / "a" / "b", "x")
@@ -241,7 +241,7 @@ def test_equal_tensors_make_equal_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_tensors_that_the_kernel_refuses_are_told_like_any_file(tmp_path):
+def test_tensors_that_the_kernel_refuses_are_reported_like_any_file(tmp_path):
     """The library that writes them has errors of its own; a file-size limit brings them out."""
     script = (
         "import resource, sys, torch; from pathlib import Path; from seprune.runtime import files\n"

@@ -622,7 +622,7 @@ def test_units_that_cannot_be(model: Net) -> None:
     assert "the index 3" in caught.value.why
 
 
-def test_caveats_are_said(model: Net) -> None:
+def test_caveats_are_listed(model: Net) -> None:
     x, _ = images(3).tensors
     one = DataLoader(TensorDataset(x, torch.full((3,), 2)), batch_size=8)
     nn.init.zeros_(model.se1.fc2.weight)
