@@ -48,26 +48,21 @@ class MultiLabel(BaseTask):
 
     def meter(self) -> Meter:
         """Macro F1 at probability 0.5, and mean average precision over the classes."""
-        return _MultiLabelMeter()
+        return TorchMeter(_probabilities, _metrics)
 
 
-class _MultiLabelMeter:
-    def __init__(self) -> None:
-        self.inner: TorchMeter | None = None
+def _metrics(probabilities: Tensor) -> dict[str, Any]:
+    count = probabilities.shape[1]
+    return {
+        "f1": torch_metric("classification.MultilabelF1Score", num_labels=count),
+        "map": torch_metric("classification.MultilabelAveragePrecision", num_labels=count),
+    }
 
-    def update(self, outputs: Any, target: Any) -> None:
-        logits, wanted = _pair(outputs, target)
-        if self.inner is None:
-            count = logits.shape[1]
-            self.inner = TorchMeter({
-                "f1": torch_metric("classification.MultilabelF1Score", num_labels=count),
-                "map": torch_metric("classification.MultilabelAveragePrecision", num_labels=count),
-            })  # fmt: skip
-        self.inner.update(logits.sigmoid(), (wanted >= 0.5).long())
 
-    def compute(self) -> dict[str, float]:
-        assert self.inner is not None
-        return self.inner.compute()
+def _probabilities(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """Probabilities and labels 0 or 1, both (B, K)."""
+    logits, wanted = _pair(outputs, target)
+    return logits.sigmoid(), (wanted >= 0.5).long()
 
 
 def _pair(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:

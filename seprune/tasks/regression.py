@@ -36,25 +36,20 @@ class Regression(BaseTask):
 
     def meter(self) -> Meter:
         """R2 (mean over the outputs), and mean absolute error."""
-        return _RegressionMeter()
+        return TorchMeter(_numbers, _metrics)
 
 
-class _RegressionMeter:
-    def __init__(self) -> None:
-        self.inner: TorchMeter | None = None
+def _metrics(outputs: Tensor) -> dict[str, Any]:
+    return {
+        "r2": torch_metric("regression.R2Score"),
+        "mae": torch_metric("regression.MeanAbsoluteError"),
+    }
 
-    def update(self, outputs: Any, target: Any) -> None:
-        own, wanted = _pair(outputs, target)
-        if self.inner is None:
-            self.inner = TorchMeter({
-                "r2": torch_metric("regression.R2Score"),
-                "mae": torch_metric("regression.MeanAbsoluteError"),
-            })  # fmt: skip
-        self.inner.update(own.squeeze(1), wanted.squeeze(1))
 
-    def compute(self) -> dict[str, float]:
-        assert self.inner is not None
-        return self.inner.compute()
+def _numbers(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """Both as (B,) of one number for a sample, else as (B, K)."""
+    own, wanted = _pair(outputs, target)
+    return own.squeeze(1), wanted.squeeze(1)
 
 
 def _pair(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:

@@ -100,37 +100,25 @@ def _of_classes(logits: Tensor) -> Tensor:
     return logits
 
 
-class _SegmentationMeter:
+class _SegmentationMeter(TorchMeter):
     def __init__(self, task: Segmentation) -> None:
-        self.task = task
-        self.inner: TorchMeter | None = None
-        self.matrix: Any = None  # pixels by class of the mask, and by class of the answer
+        super().__init__(task.pair, self._metrics)
+        self.ignore_index = task.ignore_index
 
-    def update(self, outputs: Any, target: Any) -> None:
-        logits, masks = self.task.pair(outputs, target)
-        if self.inner is None:
-            facts: dict[str, Any] = {
-                "num_classes": logits.shape[1],
-                "ignore_index": self.task.ignore_index,
-            }
-            self.inner = TorchMeter({
-                "miou": torch_metric("classification.MulticlassJaccardIndex", **facts),
-                "pixel_accuracy": torch_metric(
-                    "classification.MulticlassAccuracy", average="micro", **facts
-                ),
-            })  # fmt: skip
-            matrix = torch_metric("classification.MulticlassConfusionMatrix", **facts)
-            self.matrix = matrix.to(masks.device)
-        self.matrix.update(logits.argmax(1), masks)
-        self.inner.update(logits.argmax(1), masks)
-
-    def compute(self) -> dict[str, float]:
-        assert self.inner is not None
-        return self.inner.compute()
+    def _metrics(self, logits: Tensor) -> dict[str, Any]:
+        facts = {"num_classes": logits.shape[1], "ignore_index": self.ignore_index}
+        return {
+            "miou": torch_metric("classification.MulticlassJaccardIndex", **facts),
+            "pixel_accuracy": torch_metric(
+                "classification.MulticlassAccuracy", average="micro", **facts
+            ),
+            # pixels by class of the mask, and by class of the answer
+            "pixels": torch_metric("classification.MulticlassConfusionMatrix", **facts),
+        }
 
     def by_class(self) -> list[float]:
         """Intersection over union of every class; NaN for those that are nowhere."""
-        pixels = self.matrix.compute().double()
+        pixels = self.metrics["pixels"].compute().double()
         found = pixels.diag()
         everywhere = pixels.sum(0) + pixels.sum(1) - found
         return list((found / everywhere).tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -27,16 +28,30 @@ def torch_metric(path: str, **options: Any) -> Any:
 
 
 class TorchMeter:
-    """Several torchmetrics at once; they are made on the device of the first batch."""
+    """Several torchmetrics at once; they are made for the first batch, on its device.
 
-    def __init__(self, metrics: dict[str, Any]) -> None:
-        self.metrics = metrics
+    Args:
+        pair: outputs and target as the metrics take them.
+        metrics: them by name, for outputs like these.
+    """
 
-    def update(self, outputs: Tensor, target: Tensor) -> None:
+    def __init__(
+        self,
+        pair: Callable[[Any, Any], tuple[Tensor, Tensor]],
+        metrics: Callable[[Tensor], Mapping[str, Any]],
+    ) -> None:
+        self.pair, self.make = pair, metrics
+        self.metrics: dict[str, Any] = {}
+
+    def update(self, outputs: Any, target: Any) -> None:
         """Add one batch to each."""
+        found, wanted = self.pair(outputs, target)
+        if not self.metrics:
+            self.metrics = {name: m.to(found.device) for name, m in self.make(found).items()}
         for metric in self.metrics.values():
-            metric.to(outputs.device).update(outputs, target)
+            metric.update(found, wanted)
 
     def compute(self) -> dict[str, float]:
-        """Every metric by its name."""
-        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        """Every metric that is one number, by its name; of at least one batch."""
+        found = {name: metric.compute() for name, metric in self.metrics.items()}
+        return {name: float(value) for name, value in found.items() if value.dim() == 0}
