@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
@@ -115,6 +116,7 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
     Raises:
         InputError: the forward raises or does not end; names the layer.
     """
+    _require_shapes(model)
     recorder = _Recorder(model, limit_seconds)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     with evaluating(model), recorder.hooked(), torch.no_grad():
@@ -137,6 +139,17 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
             ) from error
         recorder.trace.outputs = recorder.ids(_plain(outputs))
     return recorder.trace
+
+
+def _require_shapes(model: nn.Module) -> None:
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise InputError(
+            f"the model's parameter '{lazy}' has no shape yet",
+            why="a lazy module makes its parameters in its first forward",
+            fix="run the model once on a batch where it is made",
+            code="forward",
+        )
 
 
 @dataclass

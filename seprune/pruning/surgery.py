@@ -9,6 +9,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from seprune.errors import InputError
 from seprune.graph.sizes import is_size, set_size
@@ -44,11 +47,11 @@ def cut_layer(model: nn.Module, layer: str, keep: Mapping[str, Tensor]) -> None:
 
 
 def _cut_module(module: nn.Module, layer: str, keep: dict[str, Tensor]) -> None:
-    if parametrize.is_parametrized(module):
+    if (undo := _undoing(module)) is not None:
         raise InputError(
-            f"layer '{layer}' cannot be cut: it is parametrized",
+            f"layer '{layer}' cannot be cut before torch.nn.utils.{undo}",
             why="its weights are computed from what is stored",
-            fix="torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first",
+            fix=f"torch.nn.utils.{undo}, which leaves its outputs as they are",
             code="uncuttable",
         )
     frozen = [n for n, p in module.named_parameters(recurse=False) if not p.requires_grad]
@@ -60,6 +63,19 @@ def _cut_module(module: nn.Module, layer: str, keep: dict[str, Tensor]) -> None:
                 _by_kind(module, layer, side, keep[side], table)
     for name in frozen:
         getattr(module, name).requires_grad_(False)
+
+
+def _undoing(module: nn.Module) -> str | None:
+    """The call that makes computed weights parameters again; None where they are."""
+    if parametrize.is_parametrized(module):
+        return "parametrize.remove_parametrizations(layer, 'weight')"
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            return f"prune.remove(layer, {getattr(hook, '_tensor_name', 'weight')!r})"
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            kind = "weight" if isinstance(hook, WeightNorm) else "spectral"
+            return f"remove_{kind}_norm(layer)"
+    return None
 
 
 def _by_kind(

@@ -230,6 +230,16 @@ def test_a_forward_that_raises_names_the_layer_and_changes_nothing(error: Except
     assert torch.overrides._get_current_function_mode() is None
 
 
+def test_parameters_without_a_shape_are_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LazyConv2d(4, 1))
+    with pytest.raises(InputError) as caught:
+        record(net, torch.rand(1, 3, 4, 4))
+    assert caught.value.what == "the model's parameter '1.weight' has no shape yet"
+    assert "run the model once" in caught.value.fix
+    net(torch.rand(1, 3, 4, 4))
+    assert record(net, torch.rand(1, 3, 4, 4)).nodes
+
+
 def test_an_interrupt_changes_nothing_either() -> None:
     net = Failing(KeyboardInterrupt()).train()  # type: ignore[arg-type]
     before = state(net)

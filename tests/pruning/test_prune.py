@@ -198,14 +198,30 @@ def test_a_norm_written_by_hand_is_cut_by_its_parameters():
         torch.testing.assert_close(small(x), masked(model, plan)(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
-def test_a_parametrized_layer_is_not_pruned(norm):
-    model = Chain(nn.ReLU())
-    getattr(nn.utils.parametrizations, norm)(model.a)
-    structure = analyse(model.eval(), images())
-    found = {g.name: g.reason for g in structure.groups}
-    assert found["a"] == "layer 'a' cannot be cut: it is parametrized"
+COMPUTED = {
+    "parametrize.remove_parametrizations(layer, 'weight')": nn.utils.parametrizations.weight_norm,
+    "remove_weight_norm(layer)": nn.utils.weight_norm,
+    "remove_spectral_norm(layer)": nn.utils.spectral_norm,
+    "prune.remove(layer, 'weight')": lambda a: nn.utils.prune.l1_unstructured(a, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("undo", COMPUTED)
+def test_computed_weights_are_cut_once_they_are_parameters_again(undo):
+    model, x = Chain(nn.ReLU()), images()
+    COMPUTED[undo](model.a)
+    found = {g.name: g.reason for g in analyse(model.eval(), x).groups}
+    assert found["a"] == f"layer 'a' cannot be cut before torch.nn.utils.{undo}"
     assert found["b"] is None
+    with torch.no_grad():
+        before = model(x)
+        eval(f"nn.utils.{undo}", {"nn": nn, "layer": model.a})
+        torch.testing.assert_close(model(x), before)
+    structure = analyse(model, x)
+    assert all(g.prunable for g in structure.groups if g.name == "a")
+    plan = random_plan(structure)
+    with torch.no_grad():
+        torch.testing.assert_close(prune(model, plan)(x), masked(model, plan)(x))
 
 
 def test_an_output_that_changes_its_shape_is_found():
