@@ -6,15 +6,15 @@ options that commands share, `open_inputs` opens what they name.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
-from seprune.cli import console
+from seprune.cli import console, faults
 from seprune.cli.app import app as app
-from seprune.errors import EnvironmentFault, SepruneError, StoppedError
+from seprune.errors import SepruneError, StoppedError
 from seprune.runtime.launch import world_size
+from seprune.runtime.paths import working_here
 
 PIPE_STATUS = 141  # as of a program that SIGPIPE ended
 
@@ -28,23 +28,12 @@ def _united() -> AbstractContextManager[None]:
     return united()
 
 
-def _require_folder() -> None:
-    """Paths are relative to the working folder, and torch's libraries end without one."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise EnvironmentFault(
-            "the working folder is gone",
-            why=error.strerror or str(error),
-            fix="cd to a folder that is there, and run the same command again",
-        ) from error
-
-
 def main() -> None:
     """Run the command line; the one border where errors become exit statuses."""
     console.open_streams()
     try:
         status = _run()
+        console.open_streams()
         sys.stdout.flush()
         sys.stderr.flush()
     except BrokenPipeError:  # the reader of stdout or stderr has gone; nothing saved is lost
@@ -65,8 +54,7 @@ def _run() -> int:
     from seprune.runtime.interrupts import interrupts
 
     try:
-        _require_folder()
-        with interrupts(), _united():
+        with working_here(), interrupts(), _united():
             status = _called()
         return status if isinstance(status, int) else 0
     except (SepruneError, StoppedError) as error:
@@ -76,12 +64,12 @@ def _run() -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a disk that fails where nobody writes: reading, or stdout
-        fault = console.disk_fault(error)
+        fault = faults.disk_fault(error)
     except Exception as error:
-        known = console.fault_behind(error)
+        known = faults.fault_behind(error)
         if known is None:
             console.write_traceback()
-        fault = known or console.bug(error)
+        fault = known or faults.bug(error)
     console.fail(fault)
     return fault.exit_status
 
@@ -90,14 +78,14 @@ def _called() -> object:
     """What the command returns.
 
     Raises:
-        InputError: code of the user or of a package ends the process, whose own status would say
-            that another thing went wrong, or nothing.
+        InputError: code of the user or of a package ends the process.
+        StoppedError: it was ended by KeyboardInterrupt.
     """
     try:
         return app(standalone_mode=False)
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # the parser's way out of a broken pipe
-            raise end.__context__ from None
-        if not console.is_foreign(end):
+    except (Exception, StoppedError):
+        raise
+    except BaseException as end:
+        if (meant := faults.meant_by(end)) is end:
             raise
-        raise console.ended_by_code(end) from end
+        raise meant from end

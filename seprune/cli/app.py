@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from seprune import __version__
 from seprune.cli import (
@@ -31,6 +32,7 @@ from seprune.cli import (
     sweep,
     verify,
 )
+from seprune.cli.faults import Raised
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run.run,
@@ -54,8 +56,21 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 """Each in the file of its name."""
 
+
+class _Commands(TyperGroup):
+    """Lets no error of a command pass for one of the parser's own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """The command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as error:
+            raise Raised(error) from None
+
+
 app = typer.Typer(
     name="seprune",
+    cls=_Commands,
     help="Prune Squeeze-and-Excitation networks by what their own gates say about each channel.\n\n"
     "\b\nExample:\n  seprune run quickstart --out runs/quickstart",
     no_args_is_help=True,

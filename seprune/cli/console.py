@@ -10,9 +10,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from types import FrameType
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -26,19 +25,13 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from seprune.errors import (
-    EnvironmentFault,
-    InputError,
-    SepruneError,
-    StoppedError,
-    UsageError,
-    first_line,
-)
+from seprune.errors import SepruneError, StoppedError, UsageError
 from seprune.runtime.interrupts import safe_point
 from seprune.runtime.launch import rank
 from seprune.runtime.text import null_for_nan, printable
 
 T = TypeVar("T")
+_RESULTS: list[TextIO] = []  # stdout, while prints of other code go elsewhere
 QUIET_SECONDS = 10.0
 _ASCII = str.maketrans("█▏▎▍▌▋▊▉▁▂▃▄▅▆▇·×–—−…━╸╺─", "#:::::::_.-:=+*.x---~----")
 _ASCII |= {ord("±"): "+-", ord("→"): "->"}  # type: ignore[dict-item]
@@ -57,8 +50,9 @@ class PlainConsole(Console):
     No markup, no emoji codes, and no control character but those that rich itself makes.
     """
 
-    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
-        super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    def __init__(self, file: TextIO | None = None, *, quiet: bool = False) -> None:
+        stream = file or sys.stderr
+        super().__init__(file=stream, quiet=quiet, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **how: Any) -> Text:
         """The text of a cell or a title, as wide as it will be shown."""
@@ -82,16 +76,33 @@ class PlainConsole(Console):
 
 def stderr() -> Console:
     """Where people look: tables, progress, errors."""
-    return PlainConsole(stderr=True, quiet=process() > 0)
+    open_streams()
+    return PlainConsole(quiet=process() > 0)
 
 
 def stdout() -> Console:
     """Where results go that somebody asked for."""
-    return PlainConsole(quiet=process() > 0)
+    return PlainConsole(_results(), quiet=process() > 0)
+
+
+@contextmanager
+def results_apart() -> Iterator[None]:
+    """Let what code prints that is called in the block go to stderr: stdout is for the results."""
+    _RESULTS.append(sys.stdout)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = _RESULTS.pop()
+
+
+def _results() -> TextIO:
+    open_streams()
+    return _RESULTS[-1] if _RESULTS else sys.stdout
 
 
 def open_streams() -> None:
-    """Give the process the streams that it was started without, and let none refuse a character.
+    """Give the process the streams that it is without, and let none refuse a character.
 
     A closed stdout or stderr would otherwise be the number of the next file that is opened.
     """
@@ -102,7 +113,7 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if stream is None:
+        if stream is None or stream.closed:
             stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)
             setattr(sys, name, stream)
         if isinstance(stream, io.TextIOWrapper):
@@ -178,13 +189,14 @@ def _rate(rate: float) -> str:
 def tell(line: str) -> None:
     """One line for people."""
     if process() == 0:
+        open_streams()  # code that was called may have closed them
         print(printable(line), file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
     """Text as a result on stdout."""
     if process() == 0:
-        print(printable(text))
+        print(printable(text), file=_results())
 
 
 def write_traceback() -> None:
@@ -196,7 +208,8 @@ def give(document: Any) -> None:
     """The one JSON document on stdout; NaN and infinities become null."""
     if process() == 0:
         text = json.dumps(null_for_nan(document), indent=1, allow_nan=False, ensure_ascii=False)
-        print(_escaped(text))
+        stream = _results()
+        print(_escaped(text, stream), file=stream)
 
 
 def wants_json() -> bool:
@@ -208,7 +221,8 @@ def fail(error: SepruneError | StoppedError) -> None:
     """Say what is wrong, why, and what to type next; so does a later process that failed first."""
     if process() not in (0, error.process):
         return
-    console = PlainConsole(stderr=True)
+    open_streams()
+    console = PlainConsole()
     console.print("error: ", style="bold red", end="")
     console.print(error.what, soft_wrap=True)
     for word, text in (("why", error.why), ("next", error.fix)):
@@ -220,89 +234,6 @@ def fail(error: SepruneError | StoppedError) -> None:
         give({"error": parts})
 
 
-def disk_fault(error: OSError) -> SepruneError:
-    """An error of the operating system that has no message of its own here."""
-    if error.errno == errno.ENOMEM and (known := fault_behind(error)):
-        return known
-    if error.errno == errno.ENAMETOOLONG:
-        return InputError(
-            f"{error.filename or 'a path'}: there can be no such file",
-            why=os.strerror(errno.ENAMETOOLONG),
-            fix="check the path",
-        )
-    return EnvironmentFault(
-        f"{error.filename or 'the output'}: cannot be read or written",
-        why=os.strerror(error.errno) if error.errno else str(error),
-        fix="check the disk and the permissions, and run the same command again",
-    )
-
-
-def fault_behind(error: Exception) -> SepruneError | None:
-    """What another library's error means to the user, or None: then it is a bug."""
-    complaint = getattr(error, "format_message", None)  # the parser's of the command line
-    if complaint is not None or type(error).__name__ == "Abort":
-        what = str(complaint()) if complaint is not None else "stopped at a question"
-        return UsageError(what, why="the command line is wrong", fix=help_line())
-    try:
-        from seprune.runtime.distributed import out_of_memory
-        from seprune.runtime.environment import environment
-    except ImportError as missing:  # also where memory is too short to map its libraries
-        return EnvironmentFault(
-            "torch cannot be imported",
-            why=first_line(missing),
-            fix="ulimit -v unlimited where memory is limited; else pip install torch torchvision",
-        )
-
-    if out_of_memory(error):
-        return EnvironmentFault(
-            "there is not enough memory for this",
-            why=first_line(error),
-            fix="smaller images or batches (--input, --batch, data.batch_size), or a "
-            "machine with more memory",
-        )
-
-    pair = environment()["pair"]
-    if pair["fits"]:
-        return None
-    return EnvironmentFault(
-        f"torch {pair['torch']} and torchvision {pair['torchvision']} do not fit each other",
-        why=pair["reason"],
-        fix=f"{pair['install']}; seprune env shows more",
-    )
-
-
-def bug(error: Exception) -> SepruneError:
-    """What to say after the traceback of an error that nobody foresaw."""
-    return SepruneError(
-        f"a bug in seprune: {type(error).__name__}",
-        why=first_line(error),
-        fix="please report it with the traceback above; finished stages are kept",
-    )
-
-
-def is_foreign(end: SystemExit) -> bool:
-    """Whether something else than the parser of the command line ends the process."""
-    root = str(_last_frame(end).f_globals.get("__name__")).partition(".")[0]
-    return root not in ("typer", "click")
-
-
-def ended_by_code(end: SystemExit) -> InputError:
-    """What to say of a file, or a package, that ends the process while it works."""
-    frame = _last_frame(end)
-    code = "" if end.code is None else first_line(end)
-    return InputError(
-        "code that was called ended the process",
-        why=f"{frame.f_code.co_filename}:{frame.f_lineno}: sys.exit({code})",
-        fix='put what a program does, and what ends it, under if __name__ == "__main__":',
-    )
-
-
-def _last_frame(error: BaseException) -> FrameType:
-    assert error.__traceback__ is not None
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame
-
-
 def help_line() -> str:
     """The help of the command that was typed."""
     from seprune.cli import app
@@ -312,11 +243,11 @@ def help_line() -> str:
     return " ".join(["seprune", *words, "--help"])
 
 
-def _escaped(text: str) -> str:
+def _escaped(text: str, stream: TextIO) -> str:
     """JSON in which every character that is not to be printed, or cannot be, is an escape."""
     if text.isascii() and "\x7f" not in text:
         return text
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
 
     def safe(letter: str) -> bool:
         return (letter.isprintable() or letter == "\n") and (utf8 or letter.isascii())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from seprune.cli import console
 from seprune.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     def flat(**given: Any) -> None:
         for name, kind in sets.items():
             given[name] = kind(**{f.name: given.pop(f.name) for f in fields(kind)})
-        command(**given)
+        with console.results_apart():
+            command(**given)
 
     del flat.__wrapped__  # typer would look through it, at the sets
     flat.__signature__ = inspect.Signature(spelt)  # type: ignore[attr-defined]

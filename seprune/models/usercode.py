@@ -7,6 +7,8 @@ import importlib.util
 import inspect
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import nn
 
 from seprune.errors import InputError
 from seprune.models.origin import Origin
+from seprune.runtime.surroundings import surroundings_kept
 from seprune.runtime.text import shell_word
 
 CODE = re.compile(r"(.+\.py):(\w+)")
@@ -31,6 +34,7 @@ def file_of(name: str) -> Path:
     return Path(matched[1] if matched else name).resolve()
 
 
+@surroundings_kept()
 def build(origin: Origin) -> nn.Module:
     """What FUNCTION returns; `classes` (or `num_classes`) and `input` reach one that has them.
 
@@ -82,6 +86,19 @@ def _load(name: str) -> Callable[..., Any]:
             fix=f"{path}:{has[0] if has else 'FUNCTION'}",
         )
     return found  # type: ignore[no-any-return]
+
+
+def failed_in(error: Exception) -> str | None:
+    """FILE:LINE of the user's code that the error came out of; None: of none, or of seprune's."""
+    library = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    ours = Path(__file__).parents[1]
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(ours):
+            return None
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in library):
+            return f"{file}:{line}"
+    return None
 
 
 def _failed(name: str, error: Exception) -> InputError:

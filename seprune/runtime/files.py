@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from seprune.errors import EnvironmentFault
 from seprune.runtime.checksums import SUMS, is_content, sha256, sums_of
 from seprune.runtime.interrupts import unbroken
-from seprune.runtime.paths import inside, refuse_special
+from seprune.runtime.paths import inside, refuse_elsewhere, refuse_special
 from seprune.runtime.text import shell_word
 from seprune.runtime.transaction import Staging, clear, put_in_place, sync
 
@@ -50,6 +50,7 @@ def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) ->
     first signal waits until the files are in place.
     """
     path, staging = folder / next(iter(parts)), None
+    refuse_elsewhere(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in parts:
@@ -169,6 +170,7 @@ def taken(path: Path) -> bool:
 def append_line(path: Path, line: str) -> None:
     """Add one line to `path` and wait until the disk has it; a line that fails leaves nothing."""
     content = line.encode() + b"\n"
+    refuse_elsewhere(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0, opener=_open_no_link) as stream:
@@ -219,6 +221,7 @@ def copy(source: Path, target: Path) -> None:
 @contextmanager
 def log(path: Path) -> Iterator[IO[bytes]]:
     """`path` opened at its end, for what a child process says."""
+    refuse_elsewhere(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = open(path, "ab", opener=_open_no_link)  # noqa: SIM115

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.runtime.text import shell_word
 
+_START: list[Path] = []  # the working folder of the command line; nobody's in a library
 LONGEST = 4096  # characters of a name; what Linux allows for a path
 
 
@@ -96,4 +99,45 @@ def refuse_special(path: Path) -> None:
             f"{path}: not a place for a file",
             why="a device, a pipe or a socket would be replaced by it",
             fix="name a file, or a new one",
+        )
+
+
+@contextmanager
+def working_here() -> Iterator[None]:
+    """Take relative paths of the block from the working folder that it starts in.
+
+    Raises:
+        EnvironmentFault: that folder is gone; torch's libraries end without one.
+    """
+    try:
+        _START[:] = [Path.cwd()]
+    except OSError as error:
+        raise EnvironmentFault(
+            "the working folder is gone",
+            why=error.strerror or str(error),
+            fix="cd to a folder that is there, and run the same command again",
+        ) from error
+    try:
+        yield
+    finally:
+        _START.clear()
+
+
+def refuse_elsewhere(path: Path) -> None:
+    """A relative path names another place once the working folder is another one.
+
+    Raises:
+        InputError: code that was called has changed it, so that `path` would be written there.
+    """
+    if not _START or path.is_absolute():
+        return
+    try:
+        now = str(Path.cwd())
+    except OSError:
+        now = "one that is gone"
+    if now != str(_START[0]):
+        raise InputError(
+            f"{path}: not written",
+            why=f"code that was called changed the working folder from {_START[0]} to {now}",
+            fix=f"take os.chdir out of that code, or give the path as {_START[0] / path}",
         )

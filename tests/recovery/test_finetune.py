@@ -833,3 +833,12 @@ def test_on_a_gpu():
     tuned = finetune(tiny(), data, settings)
     assert next(tuned.model.parameters()).device.type == "cpu"
     assert evaluate(tuned.model, data.reporting()).top1 > 0.8
+
+
+@pytest.mark.parametrize("how", ["frozen", "detached"])
+def test_a_network_without_derivatives_is_named(how):
+    model = tiny().requires_grad_(how != "frozen")
+    if how == "detached":
+        model.register_forward_hook(lambda module, inputs, output: output.detach())
+    with pytest.raises(InputError, match="its answers have no derivatives"):
+        finetune(model, noise(), FineTuneSettings(epochs=1))

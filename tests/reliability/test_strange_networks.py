@@ -187,3 +187,27 @@ def test_code_that_ends_the_process_ends_it_with_a_message(terminal, name, says)
     """Its own status would say that another thing went wrong, or that nothing did."""
     ended = terminal("inspect", f"{NETS}:{name}", "--allow-code", "--input", "1x8x8", "--json")
     ended.refused(3, "input", says=says)
+
+
+@pytest.mark.fault(36)
+@pytest.mark.parametrize(
+    ("name", "status", "code", "says"),
+    [
+        ("interrupting", 130, "stopped", "stopped by KeyboardInterrupt; every finished stage"),
+        ("ending", 3, "input", "raise Ending(enough)"),
+    ],
+)
+def test_code_that_ends_early_is_named_with_its_line(terminal, name, status, code, says):
+    """Neither silence nor a traceback, whatever it raises, and whenever."""
+    ended = terminal("inspect", f"{NETS}:{name}", "--allow-code", "--input", "1x8x8", "--json")
+    error = ended.refused(status, code, says=says)
+    assert f"{NETS}:" in f"{error['what']} {error['why']}"
+
+
+@pytest.mark.fault(36)
+def test_code_that_prints_and_closes_stdout_leaves_the_results_alone(terminal):
+    words = ("--allow-code", "--input", "1x8x8", "--json")
+    ended = terminal("inspect", f"{NETS}:closing", *words)
+    assert ended.status == 0, ended.err
+    assert json.loads(ended.out)["gates"]
+    assert "not for the results" in ended.err

@@ -106,6 +106,12 @@ class TrainState:
             some = batch if stop - start == size else self.task.part(batch, slice(start, stop))
             with nullcontext() if stop == size else self.accelerator.no_sync(self.model):
                 loss = self._loss(some) * (weight * (stop - start) / size)
+                if not loss.requires_grad:
+                    raise InputError(
+                        "the network cannot be trained: its answers have no derivatives",
+                        why="its forward runs without them, or none of its weights is to change",
+                        fix="take torch.no_grad(), detach() and requires_grad=False out of it",
+                    )
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
