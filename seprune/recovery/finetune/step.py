@@ -110,7 +110,7 @@ class TrainState:
                     raise InputError(
                         "the network cannot be trained: its answers have no derivatives",
                         why="its forward runs without them, or none of its weights is to change",
-                        fix="take torch.no_grad(), detach() and requires_grad=False out of it",
+                        fix="take torch.no_grad(), detach() and requires_grad_(False) out of it",
                     )
                 self.accelerator.backward(loss)
             total += loss.detach()
