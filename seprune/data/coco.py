@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from seprune.data import fingerprint
-from seprune.data.decode import read_image, size_of
+from seprune.data.decode import range_of_files, read_image, size_of
+from seprune.data.deep_pixels import Range, scale_notes
 from seprune.data.loaders import in_threads
 from seprune.data.source import REPORTED, SPLIT_SEED, Source, set_aside, stratified
 from seprune.errors import InputError
@@ -37,13 +38,13 @@ class Boxed:
 class Boxes:
     """Image files and the boxes in them."""
 
-    def __init__(self, rows: Sequence[Boxed], mode: str) -> None:
-        self.rows, self.mode = list(rows), mode
+    def __init__(self, rows: Sequence[Boxed], mode: str, scale: Range | None) -> None:
+        self.rows, self.mode, self.scale = list(rows), mode, scale
         first = [int(row.labels[0]) if len(row.labels) else 0 for row in self.rows]
         self.labels = torch.tensor(first, dtype=torch.int64)
 
     def __call__(self, row: int) -> Image.Image:
-        return read_image(self.rows[row].image, self.mode)
+        return read_image(self.rows[row].image, self.mode, self.scale)
 
     def target(self, row: int) -> Mapping[str, np.ndarray[Any, Any]]:
         """`boxes` (N, 4) float32 and `labels` (N,) int64."""
@@ -71,18 +72,19 @@ def find_boxes(root: Path, mode: str) -> Source | None:
         notes.append(set_aside(len(parts[1]), len(labels)))
     images = [row.image for part in parts for row in part]
     sizes = {size_of(row.image) for row in parts[0][:: max(len(parts[0]) // 16, 1)]}
+    scale = range_of_files([row.image for row in parts[0]])
     if empty := sum(not len(row.labels) for part in parts for row in part):
         notes.append(f"{empty} images have no box: nothing is to be found in them")
     return Source(
         name=str(root),
         classes=("background", *names.values()),
-        train=Boxes(parts[0], mode),
-        val=Boxes(parts[1], mode),
+        train=Boxes(parts[0], mode, scale),
+        val=Boxes(parts[1], mode, scale),
         fingerprint=fingerprint.of_files(root, [*files, *images]),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
         task="detection",
-        notes=tuple(notes),
+        notes=(*notes, *scale_notes(scale)),
     )
 
 

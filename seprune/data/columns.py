@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from seprune.data import fingerprint
-from seprune.data.decode import size_of
+from seprune.data.decode import range_of_files, size_of
+from seprune.data.deep_pixels import Range, scale_notes
 from seprune.data.folders import Files
 from seprune.data.source import (
     REPORTED,
@@ -34,8 +35,8 @@ PARTS = ("train", "val")
 class TableImages(Files):
     """Image files with numbers (N, K), float32."""
 
-    def __init__(self, rows: Sequence[TableRow], mode: str) -> None:
-        super().__init__([row.image for row in rows], [0] * len(rows), mode)
+    def __init__(self, rows: Sequence[TableRow], mode: str, *, scale: Range | None = None) -> None:
+        super().__init__([row.image for row in rows], [0] * len(rows), mode, scale=scale)
         self.targets = torch.tensor([row.numbers for row in rows], dtype=torch.float32)
 
     def without(self, rows: set[int]) -> TableImages:
@@ -45,7 +46,7 @@ class TableImages(Files):
             for i, (path, numbers) in enumerate(zip(self.paths, self.targets.tolist(), strict=True))
             if i not in rows
         ]
-        return TableImages(kept, self.mode)
+        return TableImages(kept, self.mode, scale=self.scale)
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,16 @@ def find_columns(root: Path, mode: str, task: str | None) -> Source | None:
     values = [number for row in (*train, *val) for number in row.numbers]
     binary = set(values) <= {0.0, 1.0} and len(tables[0].columns) > 1
     sizes = {size_of(row.image) for row in train[:: max(len(train) // 16, 1)]}
+    scale = range_of_files([row.image for row in train])
     return Source(
         name=str(root),
         classes=tables[0].columns,
-        train=TableImages(train, mode),
-        val=TableImages(val, mode),
+        train=TableImages(train, mode, scale=scale),
+        val=TableImages(val, mode, scale=scale),
         fingerprint=fingerprint.of_files(root, [*paths, *(r.image for r in (*train, *val))]),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
-        notes=(set_aside(len(val), len(tables[0].rows)),) if drawn else (),
+        notes=(*([set_aside(len(val), len(tables[0].rows))] if drawn else ()), *scale_notes(scale)),
         task="multi_label" if binary and task != "regression" else "regression",
     )
 

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from seprune.data.deep_pixels import (
+    DEEP,
+    Range,
+    deep_values,
+    eight_bits,
+    extremes_of,
+    full_range,
+)
 from seprune.errors import InputError
 from seprune.runtime.reading import open_regular
 from seprune.runtime.timeout import at_most
@@ -32,8 +40,6 @@ _DISGUISES = {
 _DAMAGED = "restore the file, delete it, or set data.on_bad_image=skip"
 
 
-Range = tuple[float, float]  # the values that become black and white
-_DEPTHS = (1, 255, 1023, 4095, 16383, 65535)  # full scale of floats, and of 8 to 16 bits
 _SAMPLED = 256  # deep images that are looked at to find the range of a data set
 
 
@@ -47,7 +53,7 @@ def read_image(path: Path, mode: str = "RGB", scale: Range | None = None) -> Ima
         InputError: unreadable, no image, damaged, or more than `MAX_PIXELS` pixels; names the path.
     """
 
-    return _decode(path, lambda image: as_mode(ImageOps.exif_transpose(image), mode, scale))
+    return _decode(path, lambda image: _upright(image, mode, scale))
 
 
 def read_encoded(
@@ -59,12 +65,10 @@ def read_encoded(
         InputError: as of `read_image`; names the image.
     """
 
-    def use(image: Image.Image) -> Image.Image:
-        return as_mode(ImageOps.exif_transpose(image), mode, scale)
-
     if disguise := _disguise(name, content[:32]):
         raise disguise
-    return _opened(name, nullcontext(io.BytesIO(content)), use)
+    stream = nullcontext(io.BytesIO(content))
+    return _opened(name, stream, lambda image: _upright(image, mode, scale))
 
 
 def read_indices(path: Path) -> np.ndarray[Any, Any]:
@@ -136,15 +140,15 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         InputError: as of `read_image`.
     """
-    return _decode(path, _upright)
+    return _decode(path, _upright_size)
 
 
 def encoded_size(content: bytes, name: str) -> tuple[int, int]:
     """The same of an image that lies in memory."""
-    return _opened(name, nullcontext(io.BytesIO(content)), _upright)
+    return _opened(name, nullcontext(io.BytesIO(content)), _upright_size)
 
 
-def _upright(image: Image.Image) -> tuple[int, int]:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     turned = image.getexif().get(0x0112, 1) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -176,40 +180,21 @@ def _formats() -> list[str]:
     return [f for f in FORMATS if f in Image.OPEN]
 
 
-def as_mode(image: Image.Image, mode: str, scale: Range | None = None) -> Image.Image:
-    """`image` converted to 8-bit `mode`; one with more bits is scaled from `scale`, not clipped."""
-    if _deep(image):
-        values = np.asarray(image).astype(np.float64)
-        low, high = scale or full_range([_extremes(image)])
-        share = np.nan_to_num((values - low) / (high - low)).clip(0, 1)
-        image = Image.fromarray(np.floor(share * 255 + 0.5).astype(np.uint8))
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` converted to 8-bit `mode`; one with more bits is scaled, not clipped."""
+    if image.mode.startswith(DEEP):
+        image = eight_bits(np.asarray(image).astype(np.float64), None)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)
 
 
-def _deep(image: Image.Image) -> bool:
-    return image.mode.startswith(("I", "F"))
-
-
-def _extremes(image: Image.Image) -> Range:
-    """The smallest and the largest finite value of an image."""
-    values = np.asarray(image).astype(np.float64)
-    values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-
-
-def full_range(extremes: Sequence[Range]) -> Range:
-    """The scale that values seem to be on: 0 to the next full scale; as found if below 0 or above.
-
-    Args:
-        extremes: the smallest and the largest value of each image.
-    """
-    low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
-    top = next((float(d) for d in _DEPTHS if high <= d), high)
-    if low >= 0:
-        return 0.0, top
-    return (-1.0, 1.0) if low >= -1 and high <= 1 else (low, max(high, low + 1))
+def _upright(image: Image.Image, mode: str, scale: Range | None) -> Image.Image:
+    """An image of a file in 8-bit `mode`."""
+    values = deep_values(image)
+    if values is None:
+        return as_mode(ImageOps.exif_transpose(image), mode)
+    return eight_bits(values, scale).convert(mode)
 
 
 def range_of_files(paths: Sequence[Path]) -> Range | None:
@@ -228,9 +213,14 @@ def range_of(
     found = []
     for name, content in images:
         with suppress(InputError):  # whoever uses the image says so
-            found.append(_opened(name, content, lambda i: _extremes(i) if _deep(i) else None))
+            found.append(_opened(name, content, _deep_extremes))
     deep = [extremes for extremes in found if extremes is not None]
     return full_range(deep) if deep else None
+
+
+def _deep_extremes(image: Image.Image) -> Range | None:
+    values = deep_values(image)
+    return None if values is None else extremes_of(values)
 
 
 def mode_of(content: bytes) -> str | None:
@@ -262,11 +252,11 @@ def _unreadable(path: Path | str, error: Exception) -> InputError:
             fix="check that the file exists and that you may read it",
         )
     disguised = sniff(path) if isinstance(path, Path) else None
-    return disguised or InputError(
-        f"{path}: the image cannot be decoded",
-        why=str(error).replace(str(path), "file") or type(error).__name__,
-        fix=_DAMAGED,
-    )
+    why, fix = str(error).replace(str(path), "file") or type(error).__name__, _DAMAGED
+    if isinstance(error, UnidentifiedImageError):
+        why = "its header is damaged, or its pixels are of a kind that Pillow lacks (float64, ...)"
+        fix = f"save it again as a PNG or TIFF of 8 or 16 bits, {_DAMAGED}"
+    return disguised or InputError(f"{path}: the image cannot be decoded", why=why, fix=fix)
 
 
 def _disguise(path: Path | str, start: bytes) -> InputError | None:

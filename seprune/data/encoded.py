@@ -16,13 +16,13 @@ from torch import Tensor
 
 from seprune.data import fingerprint
 from seprune.data.decode import (
-    Range,
     encoded_size,
     mode_of,
     range_of,
     read_encoded,
     read_encoded_indices,
 )
+from seprune.data.deep_pixels import Range, scale_notes
 from seprune.data.source import REPORTED, SPLIT_SEED, Source, set_aside, stratified
 
 LOOKED_AT = 16  # images, to know their mode and their size
@@ -168,7 +168,7 @@ def as_source(
         fingerprint=digests[0] if len(digests) == 1 else _joined(digests),
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
-        notes=tuple(collected),
+        notes=(*collected, *scale_notes(scale)),
         task="segmentation" if masks else "classification",
     )
 

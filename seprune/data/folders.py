@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from seprune.data import fingerprint
-from seprune.data.decode import FORMATS, Range, range_of_files, read_image
+from seprune.data.decode import FORMATS, range_of_files, read_image
+from seprune.data.deep_pixels import Range, scale_notes
 from seprune.data.source import (
     REPORTED,
     REPORTING,
@@ -82,7 +83,7 @@ def find_images(root: Path, mode: str) -> Folder:
     scale = range_of_files(splits[0][0])
     files = [Files(*split, mode, scale=scale) for split in splits]
     digest = fingerprint.of_files(root, [*splits[0][0], *splits[1][0]])
-    notes = (*_left_out(left_out), *_scaled(scale))
+    notes = (*_left_out(left_out), *scale_notes(scale))
     if parts[1].name != "val":
         notes = (f"{parts[1]} reports, since there is no val/", *notes)
     return Folder(classes, files[0], files[1], digest, notes)
@@ -99,7 +100,7 @@ def _split(root: Path, found: dict[str, list[Path]], mode: str, left_out: Counte
         for part in rows
     )
     note = set_aside(len(val.paths), len(paths), of="every class")
-    notes = (note, *_left_out(left_out), *_scaled(scale))
+    notes = (note, *_left_out(left_out), *scale_notes(scale))
     return Folder(tuple(sorted(found)), train, val, fingerprint.of_files(root, paths), notes)
 
 
@@ -112,16 +113,6 @@ def _left_out(endings: Counter[str]) -> tuple[str, ...]:
     more = f", and {len(endings) - 5} other endings" if len(endings) > 5 else ""
     total = sum(endings.values())
     return (f"{total} files in the class folders are left out by their endings: {named}{more}",)
-
-
-def _scaled(scale: Range | None) -> tuple[str, ...]:
-    if scale is None:
-        return ()
-    low, high = scale
-    return (
-        f"images with more than 8 bits are scaled from {low:g} (black) to {high:g} (white), by the "
-        "values in the training images",
-    )
 
 
 def _parts(root: Path) -> list[Path]:

@@ -12,7 +12,14 @@ import torch
 from PIL import Image
 
 from seprune.data import fingerprint
-from seprune.data.decode import FORMATS, read_image, read_indices, size_of
+from seprune.data.decode import (
+    FORMATS,
+    range_of_files,
+    read_image,
+    read_indices,
+    size_of,
+)
+from seprune.data.deep_pixels import Range, scale_notes
 from seprune.data.masks import classes_in
 from seprune.data.source import (
     REPORTED,
@@ -42,12 +49,12 @@ class Pair:
 class Masked:
     """Image files and their masks."""
 
-    def __init__(self, pairs: Sequence[Pair], mode: str) -> None:
-        self.pairs, self.mode = list(pairs), mode
+    def __init__(self, pairs: Sequence[Pair], mode: str, scale: Range | None) -> None:
+        self.pairs, self.mode, self.scale = list(pairs), mode, scale
         self.labels = torch.zeros(len(self.pairs), dtype=torch.int64)
 
     def __call__(self, row: int) -> Image.Image:
-        return read_image(self.pairs[row].image, self.mode)
+        return read_image(self.pairs[row].image, self.mode, self.scale)
 
     def target(self, row: int) -> np.ndarray[Any, Any]:
         """Class numbers (H, W)."""
@@ -77,7 +84,8 @@ def find_masks(root: Path, mode: str) -> Source | None:
     names = _names(root)
     if not names:
         notes.append(f"classes are as far as the masks go; names stand in {root}/classes.txt")
-    splits = [Masked(pairs, mode) for pairs in (train, val)]
+    scale = range_of_files([pair.image for pair in train])
+    splits = [Masked(pairs, mode, scale) for pairs in (train, val)]
     files = [path for pair in (*train, *val) for path in (pair.image, pair.mask)]
     sizes = {size_of(pair.image) for pair in train[:: max(len(train) // 16, 1)]}
     return Source(
@@ -89,7 +97,7 @@ def find_masks(root: Path, mode: str) -> Source | None:
         mode=mode,
         native=sizes.pop() if len(sizes) == 1 else None,
         task="segmentation",
-        notes=tuple(notes),
+        notes=(*notes, *scale_notes(scale)),
     )
 
 

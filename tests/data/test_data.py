@@ -324,6 +324,54 @@ def test_deep_images_are_scaled_by_what_the_data_set_holds(tmp_path, dtype, top)
     )
 
 
+def png16(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit values (H, W, C): 3 colours, or 4 with an alpha channel."""
+    height, width, channels = values.shape
+    kind = {3: 2, 4: 6}[channels]
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)  # no filter
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return png(header, rows)
+
+
+def tiff_of_rgb(values: np.ndarray) -> bytes:
+    """A TIFF of 16-bit colours (H, W, 3) in one strip of little-endian values."""
+    height, width, _ = values.shape
+    data = values.astype("<u2").tobytes()
+    end = 8 + len(data)
+    tags = {256: width, 257: height, 258: 0, 259: 1, 262: 2, 273: 8, 277: 3, 278: height,
+            279: len(data)}  # fmt: skip
+    tags[258] = end + 2 + 12 * len(tags) + 4  # three values: they follow the tags
+    body = b"".join(struct.pack("<HHII", t, 3 if t == 258 else 4, 1 + 2 * (t == 258), v)
+                    for t, v in tags.items())  # fmt: skip
+    head = b"II*\x00" + struct.pack("<I", end) + data + struct.pack("<H", len(tags))
+    return head + body + struct.pack("<I3H", 0, 16, 16, 16)
+
+
+@pytest.mark.parametrize("top", [1023, 4095, 65535])
+@pytest.mark.parametrize("form", ["png", "png with alpha", "tif"])
+def test_colours_of_16_bits_keep_their_lower_bytes(tmp_path, form, top):
+    """Pillow alone decodes the upper ones: 12 bits would have 16 levels, nearly black."""
+    values = (np.linspace(0, 1, 5 * 7 * 3).reshape(5, 7, 3) ** 2 * top).astype(np.uint16)
+    stored = np.dstack([values, np.full((5, 7), 65535)]) if "alpha" in form else values
+    content = tiff_of_rgb(stored) if form == "tif" else png16(stored)
+    found = find_images(folder_of(tmp_path, {f"a.{form[:3]}": content}), "RGB")
+    expected = np.floor(values / np.float64(top) * 255 + 0.5)
+    assert np.array_equal(np.asarray(found.train(0)), expected.astype(np.uint8))
+    assert found.notes[0].startswith(
+        f"images with more than 8 bits are scaled from 0 (black) to {top}"
+    )
+
+
+def test_numbers_beyond_31_bits_are_not_negative(tmp_path):
+    words = np.array([0, 2**31, 2**32 - 1], "<u4").tobytes()
+    tags = {256: 3, 257: 1, 258: 32, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 12, 339: 1}
+    body = b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags.items())
+    end = struct.pack("<IH", 0, 0)
+    content = b"II*\x00" + struct.pack("<I", 20) + words + struct.pack("<H", len(tags)) + body + end
+    (tmp_path / "a.tif").write_bytes(content)
+    assert np.asarray(read_image(tmp_path / "a.tif", "L")).tolist() == [[0, 128, 255]]
+
+
 def test_floats_below_zero_are_scaled_from_what_is_there(tmp_path):
     values = np.array([[-1.0, 0.0], [0.5, 1.0]], np.float32)
     found = find_images(folder_of(tmp_path, {"a.tif": values}), "L")
@@ -364,14 +412,17 @@ def test_exif_rotation_is_applied(tmp_path):
     assert read_image(tmp_path / "x.jpg").size == (4, 8)
 
 
-def bomb(width: int, height: int) -> bytes:
+def png(header: bytes, rows: bytes) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + body))
         return struct.pack(">I", len(body)) + kind + body + crc
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b""))
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bomb(width: int, height: int) -> bytes:
+    return png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import seprune
 from seprune.data import Augment, DataSettings, open_data
 from seprune.data.joint import transform, wrapped
 from seprune.data.shapes import SHAPES, Drawn
+from seprune.data.sources import open_source
 from seprune.errors import InputError
 from seprune.tasks import Detection, MultiLabel, Regression, Segmentation
 
@@ -398,3 +399,31 @@ def test_the_loader_of_a_folder_says_its_task(tmp_path):
         assert torch.equal(x, y)
     parts = [list(data.calibration(6).on(torch.device("cpu"), rank, 2)) for rank in range(2)]
     assert [len(y) for part in parts for _, y in part] == [3, 3]
+
+
+@pytest.mark.parametrize("form", ["masks", "boxes", "table"])
+def test_deep_images_of_all_tasks_are_on_the_scale_of_their_data_set(tmp_path, form):
+    """On a scale of its own a dark image would be as bright as the others."""
+    if form == "masks":
+        paired(tmp_path / "train", 4)
+        paired(tmp_path / "val", 4)
+    elif form == "boxes":
+        coco(tmp_path)
+    else:
+        table(
+            tmp_path,
+            ["file,age,split", *(f"{n}.png,{n},{'val' if n > 3 else 'train'}" for n in range(6))],
+        )
+    found = [
+        p for p in tmp_path.rglob("*") if p.suffix in (".png", ".jpg") and "masks" not in p.parts
+    ]
+    for path in found:
+        top = 900 if path.stem.endswith("1") else 4000
+        size = Image.open(path).size[::-1]
+        Image.fromarray(np.full(size, top, np.uint16)).save(path, "PNG")
+    source = open_source(str(tmp_path))
+    assert sum("scaled from 0 (black) to 4095 (white)" in note for note in source.notes) == 1
+    for part in (source.train, source.val):
+        levels = {int(np.asarray(part(row)).max()) for row in range(len(part.labels))}
+        assert levels <= {round(900 / 4095 * 255), round(4000 / 4095 * 255)}
+    assert round(900 / 4095 * 255) in {int(np.asarray(source.train(row)).max()) for row in range(4)}
