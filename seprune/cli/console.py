@@ -33,6 +33,7 @@ from seprune.runtime.text import null_for_nan, printable
 T = TypeVar("T")
 _RESULTS: list[TextIO] = []  # stdout, while prints of other code go elsewhere
 QUIET_SECONDS = 10.0
+LONGEST = 8000  # characters of a part of a message
 _ASCII = str.maketrans("█▏▎▍▌▋▊▉▁▂▃▄▅▆▇·×–—−…━╸╺─", "#:::::::_.-:=+*.x---~----")
 _ASCII |= {ord("±"): "+-", ord("→"): "->"}  # type: ignore[dict-item]
 
@@ -223,15 +224,23 @@ def fail(error: SepruneError | StoppedError) -> None:
         return
     open_streams()
     console = PlainConsole()
+    parts = {"what": error.what, "why": error.why, "next": error.fix}
+    parts = {name: _shortened(text) for name, text in parts.items()}
     console.print("error: ", style="bold red", end="")
-    console.print(error.what, soft_wrap=True)
-    for word, text in (("why", error.why), ("next", error.fix)):
-        if text:
+    console.print(parts["what"], soft_wrap=True)
+    for word in ("why", "next"):
+        if parts[word]:
             console.print(f" {word}: ", style="bold", end="")
-            console.print(text, soft_wrap=True)
+            console.print(parts[word], soft_wrap=True)
     if wants_json():
-        parts = {"code": error.code, "what": error.what, "why": error.why, "next": error.fix}
-        give({"error": parts})
+        give({"error": {"code": error.code, **parts}})
+
+
+def _shortened(text: str) -> str:
+    """A part of a message, which may hold names of any length out of a file."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]} ... ({len(text):,} characters) ... {text[-LONGEST // 4 :]}"
 
 
 def help_line() -> str:

@@ -46,7 +46,7 @@ def latency_model(
 
     Raises:
         EnvironmentFault: the runtime is not installed.
-        InputError: the file is not a table.
+        InputError: the file is not a table, or says that the network takes no time.
     """
     key = key or TableKey.here("eager", batch=1)
     path = table_path(key)
@@ -54,7 +54,14 @@ def latency_model(
     table = open_table(path, key, note)
     with torch.random.fork_rng([]):  # random operands must not move the caller's random state
         build_table(table, grid(items), timer_of(key), path=path, track=track)
-    return LatencyModel(items, table)
+    made = LatencyModel(items, table)
+    if not made.at(structure.full_widths()):  # somebody else's table; budgets are shares of it
+        raise InputError(
+            f"{path}: the whole network takes 0 ms",
+            why="every operator of it has the time 0 in that table",
+            fix=f"rm {shell_word(path)}, and it is measured anew",
+        )
+    return made
 
 
 def table_path(key: TableKey) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from seprune.errors import InputError, first_line
 from seprune.runtime.extras import require
 
 
@@ -52,6 +53,19 @@ class TorchMeter:
             metric.update(found, wanted)
 
     def compute(self) -> dict[str, float]:
-        """Every metric that is one number, by its name; of at least one batch."""
-        found = {name: metric.compute() for name, metric in self.metrics.items()}
+        """Every metric that is one number, by its name; of at least one batch.
+
+        Raises:
+            InputError: the images do not determine a metric, as one does not determine R2.
+        """
+        found = {}
+        for name, metric in self.metrics.items():
+            try:
+                found[name] = metric.compute()
+            except ValueError as error:
+                raise InputError(
+                    f"the metric {name} cannot be computed from these images",
+                    why=first_line(error),
+                    fix="evaluate on more images",
+                ) from error
         return {name: float(value) for name, value in found.items() if value.dim() == 0}

@@ -11,6 +11,7 @@ from rich.text import Text
 
 import seprune
 from seprune.cli import console
+from seprune.errors import SepruneError
 
 PACKAGE = Path(seprune.__file__).parent
 PRINTING = {"print", "sys.stdout.write", "sys.stderr.write", "traceback.print_exc"}
@@ -89,3 +90,11 @@ def test_lines_and_json_are_escaped_and_json_says_the_same(capsys):
     assert not set(output) & set("\x1b\x07\x9b\u202e\udcff\x7f")
     assert "größe" in output
     assert json.loads(output) == {**document, "x": None}
+
+
+def test_a_message_is_no_longer_than_people_read(capsys):
+    console.fail(SepruneError("x" * 10**6 + ": no such file", why="why", fix="fix"))
+    shown = capsys.readouterr().err
+    assert len(shown) < 9000
+    assert "(1,000,014 characters)" in shown
+    assert shown.endswith("xxx: no such file\n why: why\n next: fix\n")

@@ -103,6 +103,9 @@ def test_a_model_shares_its_table_in_the_cache_folder(network, tmp_path: Path, m
     monkeypatch.setattr("seprune.measure.latency_model.timer_of", lambda key: pytest.fail)
     again = seprune.latency_model(model, structure, images, key=KEY)
     assert again.at(structure.full_widths()) == made.at(structure.full_widths()) > 0
+    LatencyTable(KEY, dict.fromkeys(made.table.times, 0.0)).save(path)  # as somebody may send it
+    with pytest.raises(InputError, match="takes 0 ms"):
+        seprune.latency_model(model, structure, images, key=KEY)
 
 
 def test_onnx_runtime_is_measured_on_the_cpu():

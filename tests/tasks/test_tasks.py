@@ -67,6 +67,12 @@ def test_regression_of_one_number_has_the_squared_error_and_r2():
     assert math.isnan(score.top1)
 
 
+def test_one_image_that_determines_no_metric_is_named():
+    with pytest.raises(InputError, match="the metric r2 cannot be computed") as refused:
+        evaluate(Echo(), [(torch.ones(1, 1), torch.ones(1, 1))], task=Regression(), device="cpu")
+    assert "two samples" in refused.value.why
+
+
 def test_regression_takes_targets_of_shape_b_for_outputs_b1():
     x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 2.0])
     assert Regression().losses(x, y).tolist() == [4.0, 0.0]  # not broadcast to (2, 2)
