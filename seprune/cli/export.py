@@ -79,9 +79,10 @@ def export(
     _needs("--parent-checkpoint", parent_checkpoint, "--parent MODEL", parent, "it is its file")
     _needs("--opset", opset, "--onnx FILE", onnx, "only ONNX has opsets")
     from seprune.cli import next_step, open_inputs
+    from seprune.recipe.sections import ModelSection
 
     folder = open_inputs.network_of_run(run, "export")
-    loader = open_inputs.loader(allow_code, str(folder))
+    loader = open_inputs.loader(allow_code, ModelSection(name=str(folder)))
     job = _opened(folder, data, opset, loader)
     given: list[tuple[Form, Path | None]] = [("onnx", onnx), ("pt2", pt2)]
     paths = {form: path for form, path in given if path is not None}

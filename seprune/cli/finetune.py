@@ -59,9 +59,10 @@ def finetune(
     if teacher is not None:
         zoo = teacher.startswith(("timm/", "torchvision/")) and teacher_checkpoint is None
         other = options.NetworkOptions(teacher, checkpoint=teacher_checkpoint, pretrained=zoo)
+        asked = options.recipe(other)
         dense = open_inputs.network(
-            options.recipe(other),
-            loader=open_inputs.loader(allow_teacher_code, teacher),
+            asked,
+            loader=open_inputs.loader(allow_teacher_code, asked.model),
             like=context.network,
         )
         plans = context.network.architecture.plans[len(dense.architecture.plans) :]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seprune.checkpoint import is_pruned_folder
 from seprune.cli import console
 from seprune.errors import UsageError
-from seprune.export.hub import pushed_folder
 from seprune.export.pruned_model import read_architecture
 from seprune.models import ModelLoader
-from seprune.models.hub import HubRepo, is_hub
+from seprune.models.hub import HubAccess, HubRepo, is_hub
 from seprune.models.usercode import is_code
 from seprune.pipeline import inputs
 from seprune.pipeline.context import Context, Runtime
-from seprune.pipeline.network import LoadedNetwork, open_network
+from seprune.pipeline.network import LoadedNetwork, open_network, saved_folder
 from seprune.recipe import CommandRecipe, Recipe
+from seprune.recipe.sections import ModelSection
 from seprune.runtime.text import shell_word
 from seprune.statistics import GateStatistics, fingerprint
 
@@ -29,17 +30,23 @@ if TYPE_CHECKING:
 
 def permission(network: NetworkOptions) -> ModelLoader:
     """What `--allow-code` and `--allow-pickle` permit."""
-    return loader(network.allow_code, network.model, pickles=network.allow_pickle)
+    section = ModelSection(name=network.model, checkpoint=network.checkpoint)
+    return loader(network.allow_code, section, pickles=network.allow_pickle)
 
 
-def loader(allow_code: bool, model: str, *, pickles: bool = False) -> ModelLoader:
+def loader(allow_code: bool, model: ModelSection, *, pickles: bool = False) -> ModelLoader:
     """What `--allow-code` permits: the file that MODEL names, or its folder, here or on a Hub."""
     if not allow_code:
         return ModelLoader(pickles=pickles)
-    folder = pushed_folder(HubRepo.of(model)) if is_hub(model) else Path(model)
+    name, asking = model.name, HubAccess()
+    folder: Path | None = Path(name)
+    if is_hub(name):
+        folder = saved_folder(model)
+        asking = HubAccess(fetched=frozenset({str(HubRepo.of(name))}) if folder else frozenset())
     if folder is not None and is_pruned_folder(folder):
-        model = read_architecture(folder).name
-    return ModelLoader.allowing(*filter(is_code, [model]), pickles=pickles)
+        name = read_architecture(folder).name
+    allowed = ModelLoader.allowing(*filter(is_code, [name]), pickles=pickles)
+    return replace(allowed, hub=asking)
 
 
 def network_of_run(run: str, command: str) -> Path:

@@ -38,7 +38,7 @@ def run(
         loaded,
         out,
         runtime=runtime,
-        loader=open_inputs.loader(allow_code, loaded.model.name),
+        loader=open_inputs.loader(allow_code, loaded.model),
         command=command,
     )
     console.stderr().print(terminal.results(report))

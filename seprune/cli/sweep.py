@@ -140,7 +140,7 @@ def _one(
         cell.recipe,
         folder,
         runtime=open_inputs.runtime(cell.recipe, folder, shared_machine=workers > 1),
-        loader=open_inputs.loader(allow_code, cell.recipe.model.name),
+        loader=open_inputs.loader(allow_code, cell.recipe.model),
         command=command,
         cache=StageCache(out / sweeps.SHARED),
     )

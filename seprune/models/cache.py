@@ -8,7 +8,8 @@ import os
 from seprune.errors import EnvironmentFault
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
+_NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG,
+             errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # fmt: skip
 
 
 def cache_fault(what: str, variable: str, error: BaseException) -> EnvironmentFault | None:

@@ -15,17 +15,14 @@ from seprune.errors import EnvironmentFault, InputError, SepruneError, UsageErro
 from seprune.models.cache import cache_fault
 from seprune.runtime.checksums import sha256
 from seprune.runtime.extras import require
-from seprune.runtime.reading import read_json, read_text
+from seprune.runtime.reading import read_json
 from seprune.runtime.text import shell_word
-from seprune.runtime.timeout import at_most
 
 PREFIX = "hf-hub:"
 SAFE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".h5", ".msgpack", ".onnx")
 
-
-CARD_LIMIT, CARD_SECONDS = 1 << 20, 5.0  # bytes of a card, and for the YAML in it
 ANSWER_SECONDS = 4.0  # that a Hub has for its first word, twice
 SILENCE_SECONDS = 30.0  # that one without a word is not asked again: a network has several files
 _SILENT_UNTIL: dict[str | None, float] = {}
@@ -42,11 +39,13 @@ class HubAccess:
         token: in the place of the one that `hf auth login` keeps.
         cache: folder of the files.
         cached_only: nothing is asked for that is not in the cache.
+        fetched: repositories that are in the cache as they are now, so that none asks again.
     """
 
     token: str | None = field(default=None, repr=False)
     cache: Path | None = None
     cached_only: bool = False
+    fetched: frozenset[str] = frozenset()
 
 
 USUAL = HubAccess()
@@ -107,7 +106,8 @@ def fetch(repo: HubRepo, name: str) -> Path:
     if repo.folder is not None:
         return _in_folder(repo, repo.folder / name)
     asked, wanted = repo.access, {"revision": repo.revision, "cache_dir": repo.access.cache}
-    alone = asked.cached_only or not answers(repo.name, name, revision=repo.revision)
+    alone = asked.cached_only or str(repo) in asked.fetched
+    alone = alone or not answers(repo.name, name, revision=repo.revision)
     try:
         api = hub_api(asked.token)
         path = Path(api.hf_hub_download(repo.name, name, local_files_only=alone, **wanted))
@@ -149,7 +149,7 @@ def answers(repo: str, name: str, *, revision: str | None = None, kind: str = "m
     api, endpoint = hub_api(), os.environ.get("HF_ENDPOINT")
     if time.monotonic() < _SILENT_UNTIL.get(endpoint, 0.0):
         return False
-    url = _library().hf_hub_url(repo, name, repo_type=kind, revision=revision, endpoint=endpoint)
+    url = hub_library().hf_hub_url(repo, name, repo_type=kind, revision=revision, endpoint=endpoint)
     for pause in (1.0, None):
         try:
             api.get_hf_file_metadata(url=url, timeout=ANSWER_SECONDS)
@@ -242,12 +242,7 @@ def fetch_config(repo: HubRepo) -> dict[str, Any]:
     try:
         config = read_json(path)
     except InputError as error:
-        raise InputError(
-            f"{repo}: its config.json is not JSON",
-            why=error.why,
-            fix=f"name another repository; if it is right on the Hub: rm {shell_word(path)}",
-            code="hub",
-        ) from error
+        raise unusable(repo, path.parent, error) from error
     if not isinstance(config, dict):
         raise InputError(
             f"{repo}: its config.json holds no object",
@@ -256,6 +251,18 @@ def fetch_config(repo: HubRepo) -> dict[str, Any]:
             code="hub",
         )
     return config
+
+
+def unusable(repo: HubRepo | str, folder: Path, error: InputError) -> InputError:
+    """What is wrong with a file that a Hub has like this, so that no other download mends it."""
+    what = error.what.removeprefix(f"{folder}/")
+    path = folder / what.partition(": ")[0]
+    return InputError(
+        f"{repo}: {what}",
+        why=error.why,
+        fix=f"name another repository; if it is right on the Hub: rm {shell_word(path)}",
+        code="hub",
+    )
 
 
 def _check_content(repo: HubRepo, name: str, path: Path) -> None:
@@ -322,15 +329,6 @@ def _errors() -> Any:
     return importlib.import_module("huggingface_hub.errors")
 
 
-def card_of(repo: HubRepo) -> tuple[str, list[Any]]:
-    """The text of a repository's card, and the results that its front matter states."""
-    path = if_there(repo, "README.md")
-    text = read_text(path, limit=CARD_LIMIT) if path else ""
-    with at_most(CARD_SECONDS, TimeoutError):
-        stated = text.startswith("---") and _library().ModelCard(text).data.eval_results
-    return text, list(stated or [])
-
-
 def hub_api(token: str | None = None) -> Any:
     """The library's client, of the Hub that `HF_ENDPOINT` names.
 
@@ -340,9 +338,10 @@ def hub_api(token: str | None = None) -> Any:
     Raises:
         EnvironmentFault: it is not installed.
     """
-    return _library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    return hub_library().HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
 
 
-def _library() -> Any:
+def hub_library() -> Any:
+    """The package `huggingface_hub`."""
     what = "the Hub needs a package that is not installed"
     return require("huggingface_hub", extra="hub", what=what)

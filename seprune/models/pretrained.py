@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from seprune.models.cache import cache_fault
 from seprune.models.loader import NO_CODE, ModelLoader
 from seprune.models.preprocessing import Preprocessing, TrainedFor, of_timm, preprocessing_in
 from seprune.models.published import card_metrics, of_torchvision
+from seprune.models.registry import require_name
+from seprune.models.usercode import is_code
 from seprune.runtime.checksums import sha256
 from seprune.runtime.text import shell_word
 
@@ -84,10 +87,13 @@ def fetch_published(
         return _of_timm(name, zoos.timm_config(rest), loader)
     if zoo == "torchvision" and zoos.has(zoo, rest):
         return _of_torchvision(rest)
+    if not is_code(name):
+        require_name(name)
     raise UsageError(
         f"{name}: nobody publishes weights for it",
         why="torchvision, timm and a Hub do",
-        fix="--checkpoint FILE with weights of your own",
+        fix="hf-hub:ORG/NAME for a repository of a Hub, or --checkpoint FILE with weights of "
+        "your own",
     )
 
 
@@ -98,7 +104,9 @@ def _of_timm(name: str, config: Mapping[str, Any], loader: ModelLoader) -> Publi
         raise UsageError(
             f"{name}: timm publishes no weights of this name",
             why=f"there are {', '.join(tags[:5])}" if tags else "there are none for this network",
-            fix=f"write timm/{tags[0]}" if tags else "--checkpoint FILE with weights of your own",
+            fix=f"write timm/{_nearest(name.partition('/')[2], tags)}"
+            if tags
+            else "--checkpoint FILE with weights of your own",
         )
     repo = hub.HubRepo.of(hub.PREFIX + config["hf_hub_id"], access=loader.hub)
     given = config.get("hf_hub_filename")
@@ -156,7 +164,12 @@ def _prepared(repo: hub.HubRepo) -> Preprocessing | None:
     """What a repository says of images."""
     hub.if_there(repo, "preprocessor_config.json")
     folder = hub.fetch(repo, "config.json").parent
-    how = preprocessing_in(folder)
+    try:
+        how = preprocessing_in(folder)
+    except InputError as error:
+        if repo.folder is not None:
+            raise
+        raise hub.unusable(repo, folder, error) from error
     return how and replace(how, source=how.source.replace(str(folder), str(repo)))
 
 
@@ -194,7 +207,8 @@ def _of_torchvision(rest: str) -> PublishedWeights:
         raise UsageError(
             f"torchvision/{rest}: torchvision publishes no such weights",
             why=f"there are {', '.join(entries)}" if entries else "there are none for this network",
-            fix=f"write torchvision/{name}.{entries[-1]}, or torchvision/{name} for the default"
+            fix=f"write torchvision/{name}.{_nearest(entry.upper(), entries)}, or "
+            f"torchvision/{name} for the default"
             if entries
             else "--checkpoint FILE with weights of your own",
         )
@@ -213,6 +227,10 @@ def _of_torchvision(rest: str) -> PublishedWeights:
         args,
         _torchvision_metrics(weights.meta),
     )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    return get_close_matches(name, names, 1, cutoff=0)[0]
 
 
 def _torchvision_metrics(meta: Mapping[str, Any]) -> dict[str, float]:

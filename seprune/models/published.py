@@ -7,6 +7,10 @@ from typing import Any
 
 from seprune.models import hub, zoos
 from seprune.models.preprocessing import Preprocessing, of_timm
+from seprune.runtime.reading import read_text
+from seprune.runtime.timeout import at_most
+
+CARD_LIMIT, CARD_SECONDS = 1 << 20, 5.0  # bytes of a card, and for the YAML in it
 
 
 def published_preprocessing(name: str) -> Preprocessing | None:
@@ -30,7 +34,7 @@ def card_metrics(repo: hub.HubRepo, side: int | None = None) -> dict[str, float]
         side: of the images, one of several that such a table has rows for.
     """
     try:
-        text, results = hub.card_of(repo)
+        text, results = _card_of(repo)
     except Exception:  # a card is prose of other people's: without it nothing is missing
         return {}
     stated = [r.metric_value for r in results if r.metric_type in ("accuracy", "top1", "acc@1")]
@@ -38,6 +42,15 @@ def card_metrics(repo: hub.HubRepo, side: int | None = None) -> dict[str, float]
         if isinstance(value, int | float) and 0 <= value <= 100:
             return {"top1": value / (100 if value > 1 else 1)}
     return {}
+
+
+def _card_of(repo: hub.HubRepo) -> tuple[str, list[Any]]:
+    """The text of a repository's card, and the results that its front matter states."""
+    path = hub.if_there(repo, "README.md")
+    text = read_text(path, limit=CARD_LIMIT) if path else ""
+    with at_most(CARD_SECONDS, TimeoutError):
+        stated = text.startswith("---") and hub.hub_library().ModelCard(text).data.eval_results
+    return text, list(stated or [])
 
 
 LONGEST = 300  # characters of a cell that may name a network

@@ -33,7 +33,7 @@ def build(origin: Origin) -> nn.Module:
     _check_numbers(classes, input)
     zoo, _, rest = name.partition("/")
     _refuse_weights(name, args)
-    _check_name(name, zoo, rest)
+    require_name(name)
     try:
         if zoo == "seprune":
             network = _OWN[rest]
@@ -133,14 +133,22 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, key)
 
 
-def _check_name(name: str, zoo: str, rest: str) -> None:
+def require_name(name: str) -> None:
+    """Refuse a name that no zoo has, with those that are close to it.
+
+    Raises:
+        UsageError: there is no such network.
+    """
+    zoo, _, rest = name.partition("/")
     known = rest in _OWN if zoo == "seprune" else zoos.has(zoo, rest)
     if known:
         return
     tails: dict[str, list[str]] = {}
     for full in names():
         tails.setdefault(full.partition("/")[2], []).append(full)
-    close = [full for tail in get_close_matches(rest or zoo, tails, 5) for full in tails[tail]]
+    sought = (rest or zoo).lower().partition("_weights")[0]  # as enums of torchvision are called
+    close = [full for tail in get_close_matches(sought, tails, 5) for full in tails[tail]]
+    close.sort(key=lambda full: not full.startswith(f"{zoo}/"))
     known_zoo = any(full.startswith(f"{zoo}/") for full in names())
     if rest and not known_zoo and zoo != "transformers":
         repo = "/".join(name.rpartition(":")[2].split("/")[-2:])

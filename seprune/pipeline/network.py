@@ -16,7 +16,7 @@ from seprune.export import pruned_model
 from seprune.export.architecture import Architecture, rebuilt
 from seprune.export.hub import pushed_folder
 from seprune.models import NO_CODE, ModelLoader
-from seprune.models.hub import HubRepo, is_hub
+from seprune.models.hub import HubRepo, is_hub, unusable
 from seprune.models.preprocessing import (
     TrainedFor,
     remember_training,
@@ -29,6 +29,8 @@ from seprune.runtime.checksums import SUMS, sha256
 from seprune.runtime.random_state import cpu_random
 from seprune.runtime.transaction import undisturbed
 
+# files of weights that another download would mend, were they not as a Hub promised
+BROKEN = {f"checkpoint-{kind}" for kind in ("empty", "incomplete", "damaged", "not-weights")}
 MOST_NUMBERS = 4  # of a network, for each byte of the file of its weights
 
 
@@ -135,7 +137,12 @@ def _published(
     shape = shape or models.input_size(found.name, model)
     remember_training(model, found.trained_for)
     network = LoadedNetwork(model.eval(), replace(architecture, input=shape), shape)
-    made = _filled(network, file, section)
+    try:
+        made = _filled(network, file, section)
+    except InputError as error:
+        if copied is None and found.file and error.code in BROKEN and is_hub(section.name):
+            raise unusable(section.name, file.parent, error) from error
+        raise
     if found.file is None:  # weights of one's own
         return made
     return replace(made, checkpoint=found.origin, published=found.metrics)

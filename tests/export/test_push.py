@@ -21,7 +21,8 @@ import seprune
 import seprune.export.hub
 from seprune import cli
 from seprune.errors import EnvironmentFault, InputError, UsageError
-from seprune.models.hub import HubAccess
+from seprune.export.hub import pushed_folder
+from seprune.models.hub import HubAccess, HubRepo
 from seprune.models.preprocessing import Preprocessing, TrainedFor, remember_training
 from seprune.pipeline.network import open_network
 from seprune.pipeline.reporting import card_files
@@ -328,9 +329,17 @@ def test_a_network_of_ones_own_code_comes_back_where_its_file_is_and_may_run(
     command = request.getfixturevalue("seprune")
     status, _, err = command("inspect", "hf-hub:us/own")
     assert (status, "add --allow-code" in err) == (2, True)
+    del hub.requests[:]
     status, out, err = command("inspect", "hf-hub:us/own", "--allow-code", "--json")
     assert status == 0, err
     assert [gate["channels"] for gate in json.loads(out)["gates"]] == [8]
+    asked = [line for line in hub.requests if line.endswith("/config.json")]
+    assert len(asked) == 2  # whether there is a Hub, and for its etag
+    copy = shutil.copytree(pushed_folder(HubRepo.of("hf-hub:us/own")), "copy")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    status, _, err = command("inspect", "hf-hub:us/own", "--allow-code", "--checkpoint", copy)
+    assert status == 0, err
 
 
 def test_a_network_that_python_made_is_pushed_as_the_error_says(hub, tmp_path, monkeypatch):

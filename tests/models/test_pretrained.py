@@ -185,7 +185,7 @@ REFUSED = {
     "us/bare": "no weights",
     "us/named": "its weights have another name: best.pth",
     "us/shards": "its weights are in 2 files",
-    "us/page": "its config.json is not JSON",
+    "us/page": "config.json: not valid JSON",
 }
 
 
@@ -434,6 +434,9 @@ def test_no_space_in_the_cache_is_named_and_the_same_command_goes_on(hub, tmp_pa
     ("error", "fix"),
     [(OSError(errno.ENOSPC, ""), "free some space, or let X name a folder on another disk"),
      (OSError(errno.EROFS, ""), "let X name a folder that you may write to"),
+     (FileNotFoundError(errno.ENOENT, ""), "let X name a folder that you may write to"),
+     (FileExistsError(errno.EEXIST, ""), "let X name a folder that you may write to"),
+     (FileNotFoundError("not in the cache"), None),
      (ConnectionRefusedError(errno.EACCES, ""), None), (OSError("no number"), None),
      (RuntimeError("other"), None)],
 )  # fmt: skip
@@ -519,10 +522,34 @@ def test_names_without_weights_are_refused():
     for name, said in (
         ("seprune/se_resnet20", "nobody publishes weights for it"),
         ("torchvision/resnet50.V9", "there are IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("torchvision/resnet50.imagenet1k_v1", "write torchvision/resnet50.IMAGENET1K_V1"),
+        ("timm/seresnet50.a2_in2k", "write timm/seresnet50.a2_in1k"),
         (f"timm/{ARCH}.no_tag", f"there are {ARCH}.r160_in1k"),
+        ("timm/SEResNet50", "next: timm/seresnet50, or"),
+        ("torchvision/resnet5", "next: torchvision/resnet50, or"),
+        ("torchvision/EfficientNet_B3_Weights.DEFAULT", "next: torchvision/efficientnet_b3, or"),
+        ("us/net", "hf-hub:us/net for a repository of a Hub"),
+        ("file.py:network", "nobody publishes weights for it"),
     ):
         with pytest.raises(UsageError, match=said):
             fetch_published(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [("model.safetensors", b"x" * 500, "it is a text file"),
+     ("model.safetensors", b"", "the file is empty"),
+     ("model.safetensors", FILES["model.safetensors"][:-9], "incomplete file"),
+     ("preprocessor_config.json", b"{", "not valid JSON"),
+     ("config.json", b"{", "not valid JSON")],
+)  # fmt: skip
+def test_what_is_wrong_on_a_hub_is_not_mended_by_another_download(hub, file, content, said):
+    hub.repos["us/net"][file] = content
+    with pytest.raises(InputError, match=said) as caught:
+        open_network(ModelSection(name="hf-hub:us/net"))
+    assert caught.value.what.startswith(f"hf-hub:us/net: {file}: ")
+    assert caught.value.fix.startswith("name another repository; if it is right on the Hub: rm /")
+    assert Path(caught.value.fix.rpartition(" rm ")[2]).name == file
 
 
 # -- torchvision --------------------------------------------------------------------------------
