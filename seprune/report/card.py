@@ -50,7 +50,7 @@ def model_card(report: Report, measurement: Measurement, *, picture: str | None 
         f"```sh\n{_code(report.command)}\n```",
         f"Seed {report.seed}, {_line(report.created)}.",
     ]
-    if remarks := words.missing(report):
+    if remarks := words.missing(report) + words.not_timed(report):
         sections += ["## Not in the numbers", "\n".join(f"- {_line(x)}" for x in remarks)]
     return "\n\n".join(sections) + "\n"
 

@@ -75,6 +75,7 @@ def write_html(report: Report, path: Path, others: Sequence[Report] = ()) -> Non
         "by_class": by_class,
         "epochs": training.table(report),
         "latency": _latency_tables(report),
+        "not_timed": words.not_timed(report),
         "artefacts": artefact_table(report.artefacts, words.DASH) if report.artefacts else [],
         "artefact_images": artefact_images(report.artefacts),
         "where": words.timed_on(report),
@@ -232,10 +233,10 @@ def _by_class(report: Report) -> list[list[str]]:
 
 
 def _latency_tables(report: Report) -> list[dict[str, Any]]:
-    """A table for each runtime: a row for each network, a column for each batch size."""
+    """A table for each runtime that was timed: a row for a network, a column for a batch size."""
     everything = [x for m in report.measurements for x in m.latency]
     tables = []
-    for runtime in dict.fromkeys(x.runtime for x in everything):
+    for runtime in dict.fromkeys(x.runtime for x in everything if x.median_ms is not None):
         batches = sorted({x.batch for x in everything if x.runtime == runtime})
         rows = []
         for m in report.measurements:
@@ -252,7 +253,7 @@ def _latency_tables(report: Report) -> list[dict[str, Any]]:
 def _latency_cell(report: Report | None, latency: Latency | None) -> str:
     faster = words.speed_up(report, latency) if report and latency else None
     if latency is not None and latency.median_ms is None:
-        return words.DASH  # the reason stands with what is not in the numbers
+        return words.DASH  # the reason stands below the tables
     return words.milliseconds(latency) + (f" ({faster:.2f}x)" if faster else "")
 
 

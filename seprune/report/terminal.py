@@ -59,7 +59,7 @@ def overview(report: Report) -> RenderableType:
         ),
         ("Warnings", report.warnings),
         ("Not pruned", [f"{why}: {', '.join(names)}" for why, names in words.not_pruned(report)]),
-        ("Not in the numbers", words.missing(report)),
+        ("Not in the numbers", words.missing(report) + words.not_timed(report)),
     ):
         if lines:
             parts += ["", Text(title, style="bold"), *_list(lines)]

@@ -301,7 +301,7 @@ def _how_trained(numbers: Mapping[str, float | str | None]) -> str:
 
 
 def missing(report: Report) -> list[str]:
-    """What is not in the numbers: skipped images, uncounted operators, batches, idle stages."""
+    """What is not in the numbers: skipped images, uncounted operators, idle stages."""
     notes = [f"Images skipped in {name}." for name in _skipped(report.data.get("skipped"))]
     if report.not_counted:
         notes.append(
@@ -309,7 +309,6 @@ def missing(report: Report) -> list[str]:
             + ", ".join(report.not_counted)
             + "."
         )
-    notes += _not_timed(report)
     for m in report.measurements:
         if m.nonfinite:
             notes.append(f"{stage_name(m)}: {m.nonfinite} of {m.count} outputs were not finite.")
@@ -318,7 +317,7 @@ def missing(report: Report) -> list[str]:
     return notes
 
 
-def _not_timed(report: Report) -> list[str]:
+def not_timed(report: Report) -> list[str]:
     """A sentence for each runtime and reason, with the batch sizes."""
     notes: dict[tuple[str, str], set[int]] = {}
     for m in report.measurements:
@@ -326,8 +325,8 @@ def _not_timed(report: Report) -> list[str]:
             if x.note:
                 notes.setdefault((x.runtime, x.note), set()).add(x.batch)
     return [
-        f"Latency at batch {', '.join(map(str, sorted(batches)))} ({runtime}) was not measured: "
-        f"{note.rstrip('.')}."
+        f"Latency at batch {', '.join(map(str, sorted(batches)))} "
+        f"({RUNTIMES.get(runtime, runtime)}) was not measured: {note.rstrip('.')}."
         for (runtime, note), batches in sorted(notes.items())
     ]
 

@@ -475,11 +475,25 @@ def test_what_is_not_in_the_numbers_is_stated() -> None:
         "Images skipped in train: 1.",
         "Operators that ran but have no MAC formula, counted as 0: "
         "aten.mul, aten.relu_, aten.sigmoid.",
+    ]
+    assert words.not_timed(make_report()) == [
         "Latency at batch 512 (eager) was not measured: out of memory.",
     ]
     assert words.missing(unfinished_report()) == [
         "This run is not finished: what it has not measured yet is left out."
     ]
+
+
+def test_a_runtime_that_was_not_timed_has_its_reason_in_place_of_a_table(tmp_path) -> None:
+    report = make_report()
+    why = "a detector decides by the values of tensors"
+    for m in report.measurements:
+        m.latency.append(Latency(m.stage, 1, None, None, "cpu", 1, "onnx", why))
+    write_html(report, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "Latency, ONNX Runtime" not in text
+    assert text.count(f"(ONNX Runtime) was not measured: {why}.") == 1
+    assert text.count("Latency, eager") == 1
 
 
 # Comparison
