@@ -87,6 +87,14 @@ def _check_fit(
             fix=f"--classes {classes[0]}",
             code="checkpoint-classes",
         )
+    if not unexpected and not differing and _is_head(expected, missing):
+        raise InputError(
+            f"{path}: weights without a head, the model has one: {', '.join(missing)}",
+            why="all other layers fit: the features were saved alone",
+            fix="a model without a head takes them (of timm: num_classes 0 in model.args), "
+            "or give weights that have one",
+            code="checkpoint-mismatch",
+        )
     channels = _channels(expected, tensors, differing=differing)
     if channels and not missing and not unexpected:
         raise InputError(
@@ -106,6 +114,13 @@ def _check_fit(
         fix=_find_model(path, weights),
         code="checkpoint-mismatch",
     )
+
+
+def _is_head(expected: dict[str, Tensor], names: list[str]) -> bool:
+    """Whether some tensors are those of the model's last layer."""
+    last = [name for name, tensor in expected.items() if tensor.ndim > 1][-1:]
+    layers = {name.rpartition(".")[0] for name in names}
+    return layers == {name.rpartition(".")[0] for name in last} and last[0] in names
 
 
 def _classes(

@@ -28,6 +28,7 @@ from seprune.pruning.value_check import checked_by_values
 from seprune.runtime.inference import evaluating
 from seprune.runtime.module_copy import copy_module
 from seprune.runtime.timeout import Deadline
+from seprune.statistics.states import require_eager
 
 
 def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> NetworkStructure:
@@ -45,8 +46,10 @@ def analyse(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Ne
         limit_seconds: of processor time for the forward pass, and again for the trial cuts.
 
     Raises:
-        InputError: the forward fails or does not end (names the layer), or nothing can be cut.
+        InputError: the forward fails or does not end (names the layer), nothing can be cut, or a
+            model that was compiled.
     """
+    require_eager(model)
     start, deadline = time.thread_time(), Deadline(limit_seconds)
     structure, sizes = find_sized_structure(model, inputs, limit_seconds=limit_seconds)
     trial = _Trial(model, inputs, sizes)

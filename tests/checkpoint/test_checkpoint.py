@@ -282,6 +282,23 @@ def test_other_classes_name_the_head(path):
     assert error.fix == "--classes 7"
 
 
+def test_features_that_were_saved_alone_miss_a_head_and_nothing_else(path):
+    state = {n: t for n, t in net().state_dict().items() if not n.startswith("fc.")}
+    torch.save(state, path)
+    model = net()
+    with pytest.raises(InputError) as caught:
+        apply_weights(model, load_weights(path), path=path)
+    what = f"{path}: weights without a head, the model has one: fc.weight, fc.bias"
+    assert caught.value.what == what
+    assert "num_classes 0 in model.args" in caught.value.fix
+    model.fc = nn.Identity()
+    apply_weights(model, load_weights(path), path=path)
+    del state["bn1.weight"]  # a head and more is another network
+    torch.save(state, path)
+    with pytest.raises(InputError, match="another architecture"):
+        apply_weights(net(), load_weights(path), path=path)
+
+
 def test_another_architecture_is_one_summary_and_no_partial_load(path):
     state = {f"block{i}.conv.weight": torch.ones(2, 2) for i in range(40)}
     torch.save({"arch": "resnet99", "state_dict": {**state, "fc.weight": torch.ones(9, 2)}}, path)

@@ -25,6 +25,8 @@ def test_a_scripted_and_a_compiled_model_are_refused_with_the_way_back():
     compiled = refused(torch.compile(Chain(SE(8))))
     assert compiled.what == "a model that torch.compile has wrapped cannot be pruned"
     assert compiled.fix == "pass model._orig_mod, and compile the result"
+    with pytest.raises(InputError, match="a scripted model cannot be pruned"):
+        analyse(torch.jit.script(plain), images())
 
 
 def test_inference_mode_and_what_was_made_in_it_are_refused_only_for_derivatives():
