@@ -26,16 +26,24 @@ _CHILD = "from seprune.checkpoint.convert import main; main(*sys.argv[1:3], weig
 
 
 def convert(
-    path: Path, out: Path, *, weights: Choice = "auto", limit_seconds: float = 600
+    path: Path,
+    out: Path,
+    *,
+    weights: Choice = "auto",
+    limit_seconds: float = 600,
+    fresh: bool = False,
 ) -> Weights:
     """Write the weights in `path` to the .safetensors file `out`, and read that back safely.
 
     Files that hold only weights are read here. Others are unpickled in a child process on the CPU,
     which runs the code that they name: call this only for a file whose author the user trusts.
 
+    Args:
+        fresh: refuse to replace `out`.
+
     Raises:
         InputError: no weights, a pickle that runs commands, or classes that cannot be imported.
-        UsageError: `out` is `path`.
+        UsageError: `out` is `path`, or is to be fresh and is there.
     """
     file = locate(path)
     if out.exists() and out.samefile(file):
@@ -58,7 +66,7 @@ def convert(
             _write(safe, temporary)
         read_safetensors(temporary)
 
-    files.write_with(out, fill, need=file.stat().st_size)
+    files.write_with(out, fill, need=file.stat().st_size, fresh=fresh)
     return load_weights(out)
 
 

@@ -34,7 +34,8 @@ def convert(
     choice = options.weights_of(weights)
     if allow_pickle:
         target = out or _beside(file)
-        found, where = carry_out(file, target, weights=choice), f"tensors: {target}"
+        found = carry_out(file, target, weights=choice, fresh=out is None)
+        where = f"tensors: {target}"
     else:
         target = file
         found, where = load_weights(file, weights=choice), "tensors can be read as they are"

@@ -72,7 +72,7 @@ def recipes_cp(name: Name, target: Target) -> None:
     if taken(target):
         raise UsageError(f"{target}: exists already", why="nothing is overwritten",
                          fix="choose another name")  # fmt: skip
-    write_text(target, _shipped(name).read_text(encoding="utf-8"))
+    write_text(target, _shipped(name).read_text(encoding="utf-8"), fresh=True)
 
 
 @app.command("validate")

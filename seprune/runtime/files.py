@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from seprune.errors import EnvironmentFault
+from seprune.errors import EnvironmentFault, UsageError
 from seprune.runtime.checksums import SUMS, is_content, sha256, sums_of
 from seprune.runtime.interrupts import unbroken
 from seprune.runtime.paths import inside, refuse_elsewhere, refuse_special
@@ -28,22 +28,26 @@ Fill = Callable[[Path], None]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def write_with(path: Path, fill: Fill, *, need: int = 0) -> None:
+def write_with(path: Path, fill: Fill, *, need: int = 0, fresh: bool = False) -> None:
     """Let `fill` write a temporary file beside `path`, then put it in place in one step.
 
     Args:
         path: final name; its folder is created. A link there is replaced, never followed.
         fill: writes the whole content to the path that it is given.
         need: bytes that must be free before anything is written.
+        fresh: replace nothing, also not what another process writes in the meantime.
 
     Raises:
         EnvironmentFault: no space left or no permission; the previous file is untouched.
+        UsageError: there is something where a fresh file was to be.
     """
-    write_together(path.parent, {path.name: fill}, need=need)
+    write_together(path.parent, {path.name: fill}, need=need, fresh=fresh)
 
 
 @unbroken()
-def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) -> None:
+def write_together(
+    folder: Path, parts: Mapping[str, Fill], *, need: int = 0, fresh: bool = False
+) -> None:
     """`write_with` for files of one folder: all of them are replaced, or none, also by a kill.
 
     What an earlier writer that was killed left in the folder is completed or removed first. A
@@ -63,8 +67,14 @@ def write_together(folder: Path, parts: Mapping[str, Fill], *, need: int = 0) ->
             fill(temporary)
             temporary.chmod(0o666 & ~_umask())
             sync(temporary)
-        put_in_place(staging, parts)
+        put_in_place(staging, parts, fresh=fresh)
     except OSError as error:
+        if fresh and isinstance(error, FileExistsError) and os.path.lexists(path):
+            raise UsageError(
+                f"{path}: exists already",
+                why="nothing is overwritten unasked",
+                fix="choose another name",
+            ) from error
         raise _environment_fault(path, error) from error
     finally:
         if staging is not None:
@@ -97,9 +107,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_with(path, bytes_of(content), need=len(content))
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write `content` to `path` atomically, as UTF-8."""
-    write_bytes(path, content.encode(errors="backslashreplace"))
+def write_text(path: Path, content: str, *, fresh: bool = False) -> None:
+    """Write `content` to `path` atomically, as UTF-8; to a fresh file only as `write_with` does."""
+    encoded = content.encode(errors="backslashreplace")
+    write_with(path, bytes_of(encoded), need=len(encoded), fresh=fresh)
 
 
 def write_json(path: Path, content: Any) -> None:

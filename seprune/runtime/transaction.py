@@ -68,16 +68,20 @@ class Staging:
             os.close(self._handle)
 
 
-def put_in_place(staging: Staging, names: Collection[str]) -> None:
+def put_in_place(staging: Staging, names: Collection[str], *, fresh: bool = False) -> None:
     """Move files from the temporary folder to the folder around it: all of them, or none.
 
+    Args:
+        fresh: a single file, which replaces none.
+
     Raises:
+        FileExistsError: there is one where a fresh one was to be.
         OSError: the disk failed; what was committed and not moved will be by `settle`.
     """
     folder = staging.path.parent
     if len(names) == 1:
         for name in names:
-            (staging.path / name).replace(folder / name)
+            (_link if fresh else os.replace)(staging.path / name, folder / name)
         sync(folder)
         return
     sync(staging.path)
@@ -94,6 +98,18 @@ def put_in_place(staging: Staging, names: Collection[str]) -> None:
         except (OSError, InputError):  # committed: worth a second attempt before `settle` has to
             sync(folder)
             _settle(folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name that nothing has; its first one goes with the temporary folder."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: then others may come in between
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.replace(source, target)
 
 
 def settle(folder: Path) -> None:

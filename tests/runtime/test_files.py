@@ -31,6 +31,27 @@ def test_bytes_text_and_json_are_written_as_they_are(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_fresh_file_replaces_none_that_comes_in_between(tmp_path, monkeypatch, links):
+    def refuse(*names):
+        raise PermissionError(1, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a"
+
+    def fill(temporary):
+        temporary.write_text("mine")
+        path.write_text("theirs")  # another process, once nothing was found there
+
+    with pytest.raises(UsageError, match="a: exists already"):
+        files.write_with(path, fill, fresh=True)
+    assert (path.read_text(), leftovers(tmp_path)) == ("theirs", [])
+    path.unlink()
+    files.write_text(path, "mine", fresh=True)
+    assert (path.read_text(), path.stat().st_nlink, leftovers(tmp_path)) == ("mine", 1, [])
+
+
 def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a", {"loss": float("nan")})
