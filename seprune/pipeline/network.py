@@ -192,7 +192,9 @@ def saved_folder(section: ModelSection, loader: ModelLoader = NO_CODE) -> Path |
     ):
         raise InputError(
             f"{section.name}: not a folder that seprune wrote",
-            why="it lacks config.json with a 'seprune' entry, or model.safetensors",
+            why="it lacks config.json with a 'seprune' entry, or model.safetensors"
+            if Path(section.name).exists()
+            else "there is no such folder",
             fix="give a folder that `seprune prune --out` wrote, or a name like timm/seresnet18",
             code="not-ours",
         )
