@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ def _onnx(
             )
         assert made is not None  # None is for a file name only
         proto = made.model_proto
+        _name_batch(proto.graph)
         onnx.helper.set_model_props(proto, dict(about))
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the exporter and the checker have no common error
@@ -169,6 +171,15 @@ def _onnx(
             code="export",
         )
     return proto.SerializeToString(), named
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the free size `batch`, in the place of the number that torch gives a symbol."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", size.dim_param)
 
 
 @contextmanager

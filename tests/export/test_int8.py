@@ -119,6 +119,9 @@ def test_files_are_measured_as_numpy_measures_them(files, data):
     found = measure_artefacts({"float": files[0], "int8": files[1]}, SHAPE, data.reporting())
     for artefact, path in zip(found, files):
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert [session.get_inputs()[0].shape[0], session.get_outputs()[0].shape[0]] == [
+            "batch"
+        ] * 2
         right = 0
         for images, labels in data.reporting():
             out = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
