@@ -129,6 +129,7 @@ class Walker:
         self.function_of = {n: f for f in trace.functions for n in range(f.first_node, f.end_node)}
         self.called = {(c.module, c.call): c.functions for c in trace.calls}
         self.stretchable: dict[int, frozenset[int]] = {}  # constant along dimensions of free length
+        self.states: set[int] = set()  # rows for each sample that do not depend on the input
         self.by_layer: dict[tuple[str, str], Tensor] = {}
         owners: dict[int, str] = {}
         self.first = {  # of the modules that hold the same weight
@@ -232,7 +233,23 @@ class Walker:
         live = any(v in self.result.depends for v in inputs)
         if live:
             self.result.depends.update(node.outputs)
+        elif self._of_samples(node):
+            self.states.update(node.outputs)
         return live
+
+    def _of_samples(self, node: Node) -> bool:
+        """Whether what does not depend on the input has a row for each sample all the same.
+
+        So have the first state of a recurrent layer, and queries that are learned.
+        """
+        reads, name = node.inputs(), node.op.split(".")[1]
+        made = self.trace.shape(node.outputs[0]) if node.outputs else ()
+        if name in ("expand", "repeat"):
+            read = self.trace.shape(reads[0])
+            wide = zip((1,) * (len(made) - len(read)) + read, made, strict=True)
+            return (1, self.trace.batch) in wide or reads[0] in self.states
+        fresh = name in ("zeros", "ones", "full", "empty") and self.trace.batch in made
+        return fresh or any(v in self.states for v in reads)
 
     def opaque(self, node: Node, why: str) -> None:
         """The last resort: exclude whatever goes in; what comes out has a fixed size."""
@@ -259,8 +276,9 @@ class Walker:
     def cost(self, node: Node, factors: Iterable[Tensor]) -> None:
         """Note the node's MACs: they fall with the length of every factor."""
         if node.macs:
-            live = any(v in self.result.depends for v in node.outputs)  # else of weights alone
-            per_sample = node.macs // (self.trace.batch if live else 1)
+            known = (self.result.depends, self.states)  # what is in none is made of weights alone
+            rows = any(v in values for v in node.outputs for values in known)
+            per_sample = node.macs // (self.trace.batch if rows else 1)
             self.result.costs.append(OpCost(per_sample, tuple(factors), node.module))
 
     def arg(self, node: Node, index: int, name: str = "", default: Any = None) -> Any:

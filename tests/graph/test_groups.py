@@ -358,3 +358,39 @@ def test_a_forward_whose_selection_is_empty_is_analysed():
     structure = find_structure(Selected().eval(), torch.randn(2, 3, 8, 8))
     prunable = {g.name: g.units for g in structure.groups if g.prunable}
     assert prunable == {"stem": 8, "mid": 12}
+
+
+class Stateful(nn.Module):
+    """Positions of a map as steps of a recurrent layer, or as what queries look at."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.fc = kind, nn.Conv2d(3, 8, 3), nn.Linear(6, 4)
+        self.lstm, self.gru = nn.LSTM(8, 6, batch_first=True, bidirectional=True), nn.GRUCell(8, 6)
+        self.first = nn.Parameter(torch.rand(1, 6))
+        self.queries, self.ahead = nn.Parameter(torch.rand(3, 6)), nn.Linear(6, 6)
+        self.to_keys = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.conv(x).relu().flatten(2).transpose(1, 2)[:, :5]
+        if self.kind == "LSTM":
+            return self.fc(self.lstm(steps)[0][..., :6].mean(1))
+        if self.kind == "GRU from a learned state":
+            state = self.first.expand(len(x), -1)
+            for step in steps.unbind(1):
+                state = self.gru(step, state)
+            return self.fc(state)
+        if self.kind == "weights alone":  # once for the batch: no part of a sample's cost but whole
+            return self.fc(self.to_keys(steps).mean(1) + self.ahead(self.queries).mean(0))
+        queries = self.ahead(self.queries.unsqueeze(1).repeat(1, len(x), 1))  # layers first
+        found = queries.transpose(0, 1) @ self.to_keys(steps).transpose(1, 2)
+        return self.fc(found.softmax(-1) @ self.to_keys(steps)).mean(1)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU from a learned state", "queries", "weights alone"])
+def test_states_that_do_not_come_from_the_input_cost_what_a_sample_costs(kind):
+    model = Stateful(kind).eval()
+    macs = counted(model, images())[0]
+    for batch in (1, 2, 4):
+        structure = find_structure(model, images(batch))
+        assert structure.macs_at(structure.full_widths()) == macs
