@@ -30,10 +30,22 @@ def count(model: nn.Module, inputs: torch.Tensor | tuple[Any, ...]) -> Cost:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with quietly(model), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoTracker()  # type: ignore[assignment]
+    with quietly(model), counter:
         _forward(model, inputs)
     params = sum(p.numel() for p in model.parameters())
     return Cost(macs=counter.get_total_flops() // 2, params=params)
+
+
+class _NoTracker:
+    """In the place of torch's tracker of modules, whose hooks fail at a parameter's views."""
+
+    parents = frozenset(("Global",))
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self) -> None: ...
 
 
 def not_counted(model: nn.Module, inputs: torch.Tensor | tuple[Any, ...]) -> list[str]:
