@@ -93,10 +93,16 @@ def _matched(network: LoadedNetwork, data: Data, *, labelled: bool) -> LoadedNet
             )
             network = replace(network, notes=(*network.notes, note))
     elif labelled:
+        count = len(info.classes)
         raise InputError(
-            f"the network has {outputs} outputs, the data have {len(info.classes)} classes",
+            f"the network has {outputs} outputs, the data have {count} classes",
             why=f"{network.architecture.name} against {info.source}",
-            fix=f"use the data it was trained for, or --classes {len(info.classes)}",
+            fix="use the data it was trained for, or "
+            + (
+                f"--classes {count}"
+                if network.checkpoint is None
+                else f"weights that were trained for {count} classes"
+            ),
             code="classes",
         )
     else:

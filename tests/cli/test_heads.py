@@ -82,6 +82,7 @@ def test_a_head_for_other_classes_is_kept_where_labels_are_not_used(
     status, _, err = seprune(*words[:-1], tmp_path / "b", "--importance", "gate_taylor")
     assert status == 3, "this criterion looks at labels"
     assert "the network has 7 outputs, the data have 3 classes" in err
+    assert "next: use the data it was trained for, or weights that were trained for 3" in err
     assert seprune("evaluate", out, "--data", folder)[0] == 3
 
 

@@ -35,6 +35,7 @@ def test_a_detector_for_fewer_classes_than_the_boxes_have_is_refused_before_any_
     with pytest.raises(InputError, match="has 3 outputs, the data have 5 classes") as caught:
         open_both(recipe)
     assert caught.value.code == "classes"
+    assert caught.value.fix.endswith("or --classes 5")
     network, _ = open_both(load_recipe("shapes-detection", ("model.classes=7",)))
     assert network.architecture.classes == 7
 
