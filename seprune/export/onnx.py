@@ -262,7 +262,11 @@ def _compare(model: nn.Module, run: Run, images: Tensor) -> Iterator[tuple[int, 
     """(batch size, largest relative difference); an output that is not there counts as infinite."""
     with torch.no_grad():
         for batch in sorted({1, min(2, len(images)), len(images)}):
-            yield batch, difference(run(images[:batch]), tree_leaves(model(images[:batch])))
+            try:
+                expected = tree_leaves(model(images[:batch]))
+            except Exception as error:  # a graph may cast what its layers refuse
+                raise _impossible(model, error) from error
+            yield batch, difference(run(images[:batch]), expected)
 
 
 def difference(answers: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

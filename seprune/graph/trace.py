@@ -134,7 +134,7 @@ def record(model: nn.Module, inputs: Any, *, limit_seconds: float = 60.0) -> Tra
             raise InputError(
                 f"the model's forward fails in layer '{where or type(model).__name__}'",
                 why=f"{type(error).__name__}: {first_line(error)}",
-                fix="check the input shape (--input 3x224x224) and that the model takes one image",
+                fix=_remedy(model),
                 code="forward",
             ) from error
         recorder.trace.outputs = recorder.ids(_plain(outputs))
@@ -150,6 +150,15 @@ def _require_shapes(model: nn.Module) -> None:
             fix="run the model once on a batch where it is made",
             code="forward",
         )
+
+
+def _remedy(model: nn.Module) -> str:
+    """What to do about a forward that fails."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if kinds:
+        found = ", ".join(sorted(map(str, kinds)))
+        return f"make its weights float32 (some are {found}), as model.float() does"
+    return "check the input shape (--input 3x224x224) and that the model takes one image"
 
 
 @dataclass

@@ -200,6 +200,15 @@ def test_a_forward_that_decides_by_values(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_network_that_runs_only_as_a_graph_is_not_exported(tmp_path: Path) -> None:
+    """A norm in half precision between layers in single, as a folder from somebody may hold it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    model[1].running_mean = torch.zeros(4, dtype=torch.float16)
+    with pytest.raises(InputError, match="Sequential cannot be exported"):
+        export_model(model, (3, 4, 4), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_forward_that_does_not_take_any_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         export_model(Odd(), (3, 8, 8), tmp_path / "m.pt2", format="pt2")

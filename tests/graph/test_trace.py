@@ -216,6 +216,12 @@ def test_the_model_is_left_as_found() -> None:
     assert_unchanged(before, net)
 
 
+def test_weights_of_another_precision_are_named_where_the_forward_fails():
+    with pytest.raises(InputError) as caught:
+        record(nn.Conv2d(3, 4, 1).double(), torch.zeros(1, 3, 4, 4))
+    assert "weights float32 (some are torch.float64)" in caught.value.fix
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no luck"), KeyError("k"), AssertionError()])
 def test_a_forward_that_raises_names_the_layer_and_changes_nothing(error: Exception) -> None:
     net = Failing(error).train()
