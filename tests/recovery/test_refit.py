@@ -420,6 +420,27 @@ def test_a_shared_layer_is_skipped():
     assert result.layers == ("head",)
 
 
+def test_a_shift_of_the_channels_is_no_layer_and_a_bare_matrix_is_named_as_one():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.shift = nn.Conv2d(3, 8, 1), nn.Parameter(torch.rand(1, 8, 1, 1))
+            self.matrix, self.last = nn.Parameter(torch.rand(5, 8)), nn.Linear(5, 2)
+
+        def forward(self, x):
+            y = (self.first(x) - self.shift).relu().mean((2, 3))
+            return self.last(nn.functional.linear(y, self.matrix))
+
+    torch.manual_seed(0)
+    model = Bare().eval()
+    structure = find_structure(model, images())
+    plan = plan_of(structure.groups, {"first": range(5)}, {})
+    assert {"shift", "matrix"} <= set(plan.layers())
+    small = prune(model, plan)
+    result = refit(model, small, plan, [images()], options=RefitOptions(device="cpu"))
+    assert result.skipped == {"matrix": "it is no layer, but a bare weight"}
+
+
 def test_no_images_are_an_error():
     model, x = seeded(Residual).eval(), images(4, 12)
     plan, small = halved(model, x)

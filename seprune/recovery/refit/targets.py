@@ -110,6 +110,7 @@ class TargetFinder:
     def __init__(self, model: nn.Module, images: Any) -> None:
         self.trace, self.modules = record(model, images), dict(model.named_modules())
         self.taps, self.readers = Taps(self.trace), self.trace.consumers()
+        self.bare = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.calls: dict[str, list[Call]] = {}
         for call in sorted(self.trace.calls, key=lambda c: c.first_node):
             self.calls.setdefault(call.module, []).append(call)
@@ -122,7 +123,8 @@ class TargetFinder:
         """
         cut = plan.layers()
         consumers = {layer for layer, sides in cut.items() if self.consumes(layer, sides)}
-        targets, skipped = [], {n: "it never runs" for n in consumers if n not in self.calls}
+        targets: list[Target] = []
+        skipped = {n: self.absent(n) for n in consumers if n not in self.calls}
         for call in self.layers(consumers):
             if plan.removed.covers(call.module):
                 continue
@@ -137,9 +139,15 @@ class TargetFinder:
 
     def consumes(self, layer: str, sides: Mapping[str, Any]) -> bool:
         """Fewer inputs, or a depthwise convolution with fewer channels."""
-        module: Any = self.modules.get(layer)
+        if layer not in self.modules:  # a matrix by itself; a shift (1, C, 1, 1) mixes nothing
+            return "dim1" in sides and sum(n > 1 for n in self.bare[layer].shape) > 1
+        module: Any = self.modules[layer]
         depthwise = _is_layer(module) and getattr(module, "groups", 1) > 1 and "out" in sides
         return "in" in sides or "dim1" in sides or depthwise
+
+    def absent(self, name: str) -> str:
+        """Why nothing of this name was seen to run."""
+        return "it never runs" if name in self.modules else "it is no layer, but a bare weight"
 
     def layers(self, consumers: set[str]) -> Iterator[Call]:
         """Convolutions and linear layers, and what else is a consumer, from the first one on."""
