@@ -46,6 +46,7 @@ import seprune
 from seprune.checkpoint import load_weights
 from seprune.errors import SepruneError
 from seprune.export.hub import _contents as hub_contents
+from seprune.graph.trace import record
 from seprune.importance.ablation import Sensitivity, weighed
 from seprune.measure.latency_table import LatencyTable, TableKey
 from seprune.models.hub import HubRepo
@@ -194,11 +195,11 @@ def _statistics(world: World, path: Path) -> None:
 
 def _saved(world: World, path: Path) -> None:
     write_sums(path.parent)
-    seprune.load(path.parent)(world.example)
+    _sums(world, path)
 
 
 def _sums(world: World, path: Path) -> None:
-    seprune.load(path.parent)(world.example)
+    record(seprune.load(path.parent), world.example)  # as every command does first
 
 
 def _collecting(world: World, path: Path) -> None:
