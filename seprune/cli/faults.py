@@ -70,21 +70,20 @@ def fault_behind(error: Exception) -> SepruneError | None:
             fix="smaller images or batches (--input, --batch, data.batch_size), or a "
             "machine with more memory",
         )
+    pair = environment()["pair"]
+    if not pair["fits"]:
+        return EnvironmentFault(
+            f"torch {pair['torch']} and torchvision {pair['torchvision']} do not fit each other",
+            why=pair["reason"],
+            fix=f"{pair['install']}; seprune env shows more",
+        )
     if place := failed_in(error):
         return InputError(
             f"{place}: the code failed",
             why=f"{type(error).__name__}: {first_line(error)}",
             fix=f"mend {place}",
         )
-
-    pair = environment()["pair"]
-    if pair["fits"]:
-        return None
-    return EnvironmentFault(
-        f"torch {pair['torch']} and torchvision {pair['torchvision']} do not fit each other",
-        why=pair["reason"],
-        fix=f"{pair['install']}; seprune env shows more",
-    )
+    return None
 
 
 def bug(error: Exception) -> SepruneError:

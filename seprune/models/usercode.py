@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from seprune.errors import InputError
@@ -91,6 +92,7 @@ def _load(name: str) -> Callable[..., Any]:
 def failed_in(error: Exception) -> str | None:
     """FILE:LINE of the user's code that the error came out of; None: of none, or of seprune's."""
     library = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    library.append(Path(torch.__file__).parents[1])  # a system's packages, or a folder of their own
     ours = Path(__file__).parents[1]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = Path(frame.f_code.co_filename)

@@ -15,6 +15,7 @@ from torch import nn
 from seprune import models
 from seprune.errors import EnvironmentFault, InputError, UsageError
 from seprune.models import NETWORKS
+from seprune.models.usercode import failed_in
 
 
 def on_meta(name: str, **args: Any) -> nn.Module:
@@ -311,3 +312,17 @@ def test_a_function_may_call_its_classes_num_classes(tmp_path):
     loader = models.ModelLoader(any_file=True)
     built = [loader.build(f"{tmp_path}/net.py:net", classes=n).out_features for n in (None, 4)]
     assert built == [9, 4]
+
+
+def test_an_error_of_an_installed_package_is_not_one_of_the_users_code(tmp_path, monkeypatch):
+    """Packages lie beside torch, wherever that is; a system keeps them outside of Python's own."""
+    packages = tmp_path / "dist-packages"
+    monkeypatch.setattr(torch, "__file__", str(packages / "torch" / "__init__.py"))
+    for path, place in ((packages / "other.py", None), (tmp_path / "net.py", "net.py:2")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x = 1\n1 / 0\n")
+        with pytest.raises(ZeroDivisionError) as caught:
+            exec(compile(path.read_text(), path, "exec"), {})
+        caught.value.__traceback__ = caught.value.__traceback__.tb_next  # without this test's line
+        found = failed_in(caught.value)
+        assert found == (place and f"{tmp_path / place}")
