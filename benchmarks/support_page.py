@@ -13,7 +13,7 @@ HEAD = """# Networks that seprune cuts
 
 Made by `python benchmarks/support.py` from `benchmarks/results/support.csv`, a line a network; not
 written by hand. {passed} of {run} networks pass on the default path ({own} that seprune knows by
-name, {foreign} of other libraries); {left} of the {all} listed have not been run by it yet.
+name, {foreign} of other libraries).{left}
 {setting}
 
 Every network has random weights in which no tensor is constant, norms with the statistics of
@@ -21,7 +21,7 @@ random images, and outputs that depend on the image. Its row is: `analyse`; stat
 sensitivities of the logits; the default importance; plans at 0.75, 0.5 and 0.25 of the MACs. Each
 of the three cut networks has exactly the MACs (`FlopCounterMode`) and parameters of its plan,
 runs at another batch size and, where its parent does, at another image size, and equals in
-float64 the parent whose layers do not hear the removed channels, which the benchmark masks by
+float64 the parent whose layers do not see the removed channels, which the benchmark masks by
 hooks of its own. The one at 0.5 is refitted on {images} images, and the error falls, or stays, in
 every layer; takes one step of training; is saved, and a fresh process that loads it gives the
 same outputs, bit for bit.
@@ -61,12 +61,13 @@ def render(rows: Rows, names: Sequence[str], drawn: Sequence[Row] = (), images: 
     known = sum(family(name) in own for name in run if not run[name]["failed"])
     passed = sum(not row["failed"] for row in run.values())
     head = HEAD.format(
-        passed=passed, run=len(run), own=known, foreign=passed - known, left=len(left),
-        all=len(names), setting=_setting(run), images=images,
+        passed=passed, run=len(run), own=known, foreign=passed - known, setting=_setting(run),
+        left=f" {len(left)} of the {len(names)} listed have not been run yet." if left else "",
+        images=images,
     )  # fmt: skip
     sections = (
         _section("Not passed", _failed(run)),
-        _section("Not run by this path yet", _by_family(left)),
+        _section("Not run yet", _by_family(left)) if left else "",
         _section("No proof by a mask", _across(run)),
         _section("Budgets out of reach", _least(run)),
         _section("Left whole, by reason", _reasons(run)),
