@@ -104,10 +104,8 @@ def failed_in(error: Exception) -> str | None:
 
 
 def _failed(name: str, error: Exception) -> InputError:
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else name
+    places = [f"{f.f_code.co_filename}:{n}" for f, n in traceback.walk_tb(error.__traceback__)]
+    where = places[-1] if places else name
     beside = _beside(file_of(name), error)
     return InputError(
         f"{name}: the file's code failed",
